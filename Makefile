@@ -1,0 +1,37 @@
+# The front door; CMakePresets.json holds the real build. Every goal runs tools/bootstrap first.
+#   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make asan, make format, make format-check
+PRESET ?= release
+JOBS ?= $(shell nproc)
+SOURCES = $(wildcard src apps tests bench)
+
+.PHONY: all bootstrap build test demo oracle asan format format-check clean
+all: build
+
+bootstrap:
+	@tools/bootstrap
+
+build: bootstrap
+	@test -e build/$(PRESET)/build.ninja || cmake --preset $(PRESET)
+	cmake --build --preset $(PRESET) -j $(JOBS)
+
+test: build
+	ctest --preset $(PRESET) -j $(JOBS)
+
+# Variables given on the command line (METHOD=..., LR=...) reach tools/demo through the environment.
+demo: build
+	tools/demo
+
+oracle: build
+	tools/oracle
+
+asan:
+	$(MAKE) test PRESET=asan
+
+format: bootstrap
+	find $(SOURCES) -name '*.h' -o -name '*.cpp' | xargs clang-format -i
+
+format-check: bootstrap
+	find $(SOURCES) -name '*.h' -o -name '*.cpp' | xargs clang-format --dry-run -Werror
+
+clean:
+	rm -rf build
