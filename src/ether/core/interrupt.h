@@ -1,0 +1,13 @@
+// SIGINT, SIGTERM and SIGHUP as a flag that long work polls between steps, so that it can finish the step and
+// save. A second signal ends the process at once, as by default. Process-wide; SIGPIPE is ignored, so writes
+// report EPIPE.
+#pragma once
+
+namespace ether {
+
+void install_interrupt_handlers();
+
+// The signal's number, or 0.
+int interrupt_signal();
+
+}  // namespace ether

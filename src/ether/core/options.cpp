@@ -1,0 +1,122 @@
+#include "ether/core/options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+
+namespace ether {
+namespace {
+
+template <typename... Cases>
+struct Overloaded : Cases... {
+    using Cases::operator()...;
+};
+template <typename... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;
+
+template <typename Number>
+Number parse_number(const Field& field, const std::string& text, const char* kind) {
+    Number value{};
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size())
+        fail(ErrorKind::usage, "--{}: expected {}, got \"{}\"", field.name, kind, text);
+    return value;
+}
+
+std::vector<std::string> split(const std::string& text) {
+    std::vector<std::string> parts;
+    for (size_t begin = 0; begin <= text.size();) {
+        const size_t end = std::min(text.find(',', begin), text.size());
+        if (end > begin) parts.push_back(text.substr(begin, end - begin));
+        begin = end + 1;
+    }
+    return parts;
+}
+
+}  // namespace
+
+std::string Field::config_key() const {
+    if (!key.empty()) return key;
+    std::string result = name;
+    std::replace(result.begin(), result.end(), '-', '_');
+    return result;
+}
+
+std::string Field::text() const {
+    return std::visit(
+        Overloaded{
+            [](const bool* v) { return std::string(*v ? "true" : "false"); },
+            [](const int64_t* v) { return std::to_string(*v); },
+            [](const double* v) { return fmt::format("{}", *v); },
+            [](const std::string* v) { return *v; },
+            [](const std::vector<std::string>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
+        },
+        value);
+}
+
+void Field::set(const std::string& text) const {
+    std::visit(Overloaded{
+                   [&](bool* v) {
+                       if (text != "true" && text != "false")
+                           fail(ErrorKind::usage, "--{}: expected true or false, got \"{}\"", name, text);
+                       *v = text == "true";
+                   },
+                   [&](int64_t* v) { *v = parse_number<int64_t>(*this, text, "an integer"); },
+                   [&](double* v) { *v = parse_number<double>(*this, text, "a number"); },
+                   [&](std::string* v) { *v = text; },
+                   [&](std::vector<std::string>* v) { *v = split(text); },
+               },
+               value);
+    check();
+}
+
+void Field::check() const {
+    auto in_range = [&](double number) {
+        if (std::isfinite(number) && (!low || number >= *low) && (!high || number <= *high)) return;
+        if (low && high)
+            fail(ErrorKind::usage, "--{}: {} is out of range, expected {} to {}", name, number, *low, *high);
+        if (low) fail(ErrorKind::usage, "--{}: {} is out of range, expected at least {}", name, number, *low);
+        fail(ErrorKind::usage, "--{}: {} is out of range, expected a finite number", name, number);
+    };
+    if (const auto* integer = std::get_if<int64_t*>(&value)) in_range(static_cast<double>(**integer));
+    if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
+    if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
+        if (std::find(choices.begin(), choices.end(), **word) == choices.end())
+            fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}", name, **word,
+                 fmt::join(choices, ", "));
+}
+
+nlohmann::json Field::to_json() const {
+    return std::visit([](const auto* v) { return nlohmann::json(*v); }, value);
+}
+
+void Field::from_json(const nlohmann::json& json, const std::string& where) const {
+    std::visit(
+        [&](auto* v) {
+            try {
+                using Type = std::remove_pointer_t<decltype(v)>;
+                const bool fits = std::is_same_v<Type, bool>      ? json.is_boolean()
+                                  : std::is_same_v<Type, int64_t> ? json.is_number_integer()
+                                  : std::is_same_v<Type, double>  ? json.is_number()
+                                                                  : true;
+                if (!fits) throw std::invalid_argument("");
+                *v = json.get<Type>();
+                check();
+            } catch (const std::exception&) {
+                fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}", where,
+                     config_key(), json.dump(), help);
+            }
+        },
+        value);
+}
+
+const Field* find_field(const Fields& fields, const std::string& name) {
+    const auto found =
+        std::find_if(fields.begin(), fields.end(), [&](const Field& field) { return field.name == name; });
+    return found == fields.end() ? nullptr : &*found;
+}
+
+}  // namespace ether

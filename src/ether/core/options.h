@@ -1,0 +1,43 @@
+// Options as plain structs: each lists its fields once, and the command line, TOML files, --help, adapter
+// configs and validation all come from that list. A Field points into the struct that made it and must not
+// outlive it.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace ether {
+
+struct Field {
+    using Value = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*>;
+
+    std::string name;  // as on the command line, without dashes: "max-length"
+    Value value;
+    std::string help;                           // meaning and unit, one line
+    std::optional<double> low = {}, high = {};  // inclusive bounds of a number
+    std::vector<std::string> choices = {};      // of a string; empty: any
+    std::string key = {};                       // in adapter_config.json; empty: the name with '_' for '-'
+
+    std::string config_key() const;
+    // The value as text, as it would be typed; lists are comma-separated.
+    std::string text() const;
+    // Parses and checks; an error names field, value and what was expected.
+    void set(const std::string& text) const;
+    // Range and choices; NaN is never in range.
+    void check() const;
+
+    nlohmann::json to_json() const;
+    // `where` names the file in errors.
+    void from_json(const nlohmann::json& json, const std::string& where) const;
+};
+
+using Fields = std::vector<Field>;
+
+// The field of that name, or null.
+const Field* find_field(const Fields& fields, const std::string& name);
+
+}  // namespace ether

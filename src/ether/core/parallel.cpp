@@ -1,0 +1,30 @@
+#include "ether/core/parallel.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace ether {
+
+int num_threads() { return omp_get_max_threads(); }
+
+void set_num_threads(int count) { omp_set_num_threads(count); }
+
+int num_chunks(int64_t n, int64_t grain) {
+    if (n <= 0) return 0;
+    if (omp_in_parallel()) return 1;
+    return static_cast<int>(std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, num_threads()));
+}
+
+void parallel_for(int64_t n, int64_t grain, const std::function<void(int, int64_t, int64_t)>& body) {
+    const int chunks = num_chunks(n, grain);
+    auto run = [&](int chunk) { body(chunk, n * chunk / chunks, n * (chunk + 1) / chunks); };
+    if (chunks == 1) {
+        run(0);
+    } else if (chunks > 1) {
+#pragma omp parallel for num_threads(chunks) schedule(static, 1)
+        for (int chunk = 0; chunk < chunks; ++chunk) run(chunk);
+    }
+}
+
+}  // namespace ether
