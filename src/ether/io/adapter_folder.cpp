@@ -1,0 +1,80 @@
+#include "ether/io/adapter_folder.h"
+
+#include <system_error>
+
+#include "ether/core/error.h"
+#include "ether/io/file.h"
+#include "ether/io/json_reader.h"
+
+namespace ether::io {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kWeightsFile = "adapter_model.safetensors";
+constexpr const char* kPickledFile = "adapter_model.bin";
+constexpr const char* kEtherFile = "ether.json";
+
+std::string to_text(const nlohmann::json& value) {
+    ETHER_ASSERT(value.is_object());
+    return value.dump(2) + "\n";
+}
+
+void remove_file(const fs::path& path) {
+    std::error_code code;
+    fs::remove(path, code);
+    if (code) fail(ErrorKind::file, "{}: cannot remove: {}", path.string(), code.message());
+}
+
+}  // namespace
+
+AdapterFiles read_adapter(const fs::path& folder) {
+    std::error_code code;
+    const fs::file_status status = fs::status(folder, code);
+    if (!fs::exists(status))
+        fail(ErrorKind::file, "{}: cannot open the adapter folder: {}", folder.string(),
+             code ? code.message() : "it does not exist");
+    if (!fs::is_directory(status))
+        fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
+    if (!has_entry(folder / kConfigFile))
+        fail(ErrorKind::adapter,
+             "{}: holds no {}, so it is not an adapter's folder or was not written to its end",
+             folder.string(), kConfigFile);
+    if (!has_entry(folder / kWeightsFile)) {
+        if (has_entry(folder / kPickledFile))
+            fail(ErrorKind::adapter,
+                 "{}: holds {} but no {}; pickled weights are not read, load the adapter with peft and save "
+                 "it again "
+                 "with safe_serialization=True",
+                 folder.string(), kPickledFile, kWeightsFile);
+        fail(ErrorKind::adapter, "{}: holds {} but no {}", folder.string(), kConfigFile, kWeightsFile);
+    }
+    AdapterFiles files;
+    files.config = JsonObject::load(folder / kConfigFile).document();
+    const SafetensorsFile weights(folder / kWeightsFile);
+    for (const std::string& name : weights.names()) files.tensors.emplace_back(name, weights.tensor(name));
+    if (has_entry(folder / kEtherFile)) files.ether = JsonObject::load(folder / kEtherFile).document();
+    return files;
+}
+
+void write_adapter(const fs::path& folder, const AdapterFiles& files) {
+    std::error_code code;
+    fs::create_directories(folder, code);
+    if (code) fail(ErrorKind::file, "{}: cannot create the folder: {}", folder.string(), code.message());
+    const std::string config = to_text(files.config);
+    const std::string ether = files.ether ? to_text(*files.ether) : "";
+    const auto holds = [&](const char* name, const std::string& text) {
+        return has_entry(folder / name) ? read_text_file(folder / name) == text : text.empty();
+    };
+    // The same run saving again swaps its tensors in one step and stays whole; any other adapter must not be
+    // mixed.
+    if (!holds(kConfigFile, config) || !holds(kEtherFile, ether)) remove_file(folder / kConfigFile);
+    write_safetensors(folder / kWeightsFile, files.tensors, {{"format", "pt"}});
+    if (files.ether)
+        write_file_atomic(folder / kEtherFile, ether);
+    else
+        remove_file(folder / kEtherFile);
+    write_file_atomic(folder / kConfigFile, config);
+}
+
+}  // namespace ether::io

@@ -1,0 +1,29 @@
+// An adapter's folder in PEFT's layout: adapter_config.json, adapter_model.safetensors and, ours, ether.json.
+// A folder that holds adapter_config.json is whole, since that file is written last.
+// Stateless; failures are Errors (kind `adapter` where the folder is not an adapter's) that name the file.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "ether/io/safetensors.h"
+
+namespace ether::io {
+
+struct AdapterFiles {
+    nlohmann::json config;  // adapter_config.json, an object
+    NamedTensors tensors;   // names as in the file; sorted when read
+    std::optional<nlohmann::json>
+        ether;  // ether.json, an object: base fingerprint, labels, task; absent if PEFT's own
+};
+
+// The tensors lie on the file's map, read-only, and outlive a later rewrite of the folder.
+AdapterFiles read_adapter(const std::filesystem::path& folder);
+
+// Makes the folder if needed; other files in it are left alone. Where it held another adapter, that one stops
+// being whole before the first of its files is replaced. Callers who need all or nothing write into an
+// AtomicFolder.
+void write_adapter(const std::filesystem::path& folder, const AdapterFiles& files);
+
+}  // namespace ether::io

@@ -1,0 +1,16 @@
+// Finds a model's folder by path, or by its hub name in the cache that Hugging Face's tools fill.
+// Nothing is ever downloaded. Reads the environment, so not while another thread changes it.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace ether::io {
+
+// `model` is an existing folder, or `name`, `org/name` or `org/name@revision` (default revision: main) in the
+// cache at $HF_HUB_CACHE, else $HF_HOME/hub, else $XDG_CACHE_HOME/huggingface/hub, else
+// ~/.cache/huggingface/hub. A revision is a branch, a tag or a full commit hash. A folder of that path wins
+// over the cache. Not found, or a file: an Error that says where it looked.
+std::filesystem::path resolve_model(const std::string& model);
+
+}  // namespace ether::io
