@@ -1,0 +1,132 @@
+#include "ether/text/tokenizer.h"
+
+#include <ether_text.h>
+
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/parallel.h"
+#include "ether/io/file.h"
+#include "ether/io/json_reader.h"
+#include "ether/text/boundary.h"
+
+namespace ether::text {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::optional<io::JsonObject> load_if_there(const fs::path& path) {
+    if (!fs::exists(path)) return std::nullopt;
+    return io::JsonObject::load(path);
+}
+
+// A special token stands there as a string, or as an object with its properties.
+std::string special_token(const std::optional<io::JsonObject>& config, const std::string& key) {
+    if (!config || !config->has(key)) return "";
+    if (config->document().at(key).is_object()) return config->object(key).get<std::string>("content");
+    return config->get<std::string>(key);
+}
+
+// The default template: a string, or one of a list of {name, template}.
+std::optional<std::string> find_chat_template(const fs::path& folder,
+                                              const std::optional<io::JsonObject>& config) {
+    const fs::path file = folder / "chat_template.jinja";
+    if (fs::exists(file)) return io::read_text_file(file);
+    if (!config || !config->has("chat_template")) return std::nullopt;
+    const auto& value = config->document().at("chat_template");
+    if (!value.is_array()) return config->get<std::string>("chat_template");
+    for (const auto& entry : value) {
+        const io::JsonObject named(entry, config->name() + ": chat_template");
+        if (named.get<std::string>("name") == "default") return named.get<std::string>("template");
+    }
+    return std::nullopt;
+}
+
+std::vector<EtherText> borrow_all(std::span<const std::string> texts) {
+    std::vector<EtherText> out;
+    out.reserve(texts.size());
+    for (const std::string& text : texts) out.push_back(borrow(text));
+    return out;
+}
+
+}  // namespace
+
+void Tokenizer::Free::operator()(EtherTokenizer* handle) const { ether_tokenizer_free(handle); }
+
+Tokenizer Tokenizer::load(const fs::path& model_dir) {
+    const fs::path path = model_dir / "tokenizer.json";
+    const auto config = load_if_there(model_dir / "tokenizer_config.json");
+    const bool truncate_left = config && config->get_or<std::string>("truncation_side", "right") == "left";
+    const std::string json = io::read_text_file(path);
+
+    Tokenizer tokenizer(path.string());
+    EtherString error{};
+    tokenizer.handle_.reset(
+        ether_tokenizer_load(borrow(json), static_cast<size_t>(num_threads()), truncate_left, &error));
+    if (!tokenizer.handle_)
+        fail(ErrorKind::format, "{}: not a tokenizer that can be read: {}", tokenizer.name_, take(error));
+
+    const auto map = load_if_there(model_dir / "special_tokens_map.json");
+    const auto special = [&](const std::string& key) {
+        const std::string token = special_token(config, key);
+        return token.empty() ? special_token(map, key) : token;
+    };
+    tokenizer.eos_token_ = special("eos_token");
+    tokenizer.pad_token_ = special("pad_token");
+    tokenizer.bos_token_ = special("bos_token");
+    tokenizer.chat_template_ = find_chat_template(model_dir, config);
+    return tokenizer;
+}
+
+std::vector<Encoding> Tokenizer::encode_batch(std::span<const std::string> texts,
+                                              std::span<const std::string> pairs, int64_t max_length,
+                                              bool add_special_tokens) const {
+    ETHER_ASSERT(pairs.empty() || pairs.size() == texts.size());
+    if (max_length < 0)
+        fail(ErrorKind::usage, "max_length: expected 0 (no limit) or more, got {}", max_length);
+
+    const auto borrowed_texts = borrow_all(texts), borrowed_pairs = borrow_all(pairs);
+    EtherEncodings encoded{};
+    EtherString error{};
+    if (!ether_tokenizer_encode(handle_.get(), borrowed_texts.data(),
+                                pairs.empty() ? nullptr : borrowed_pairs.data(), texts.size(),
+                                static_cast<size_t>(max_length), add_special_tokens, &encoded, &error))
+        fail(ErrorKind::data, "tokenizer {}: {}", name_, take(error));
+
+    const std::unique_ptr<EtherEncodings, void (*)(EtherEncodings*)> owner(
+        &encoded, [](EtherEncodings* held) { ether_encodings_free(*held); });
+    std::vector<Encoding> out(encoded.count);
+    for (size_t i = 0; i < encoded.count; ++i) {
+        const size_t begin = encoded.offsets[i], end = encoded.offsets[i + 1];
+        out[i].ids.assign(encoded.ids + begin, encoded.ids + end);
+        out[i].type_ids.assign(encoded.type_ids + begin, encoded.type_ids + end);
+        out[i].truncated = encoded.truncated[i];
+    }
+    return out;
+}
+
+std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) const {
+    std::vector<uint32_t> narrow;
+    narrow.reserve(ids.size());
+    for (int64_t id : ids) {
+        if (id < 0 || id > std::numeric_limits<uint32_t>::max())
+            fail(ErrorKind::data, "tokenizer {}: {} is not a token id", name_, id);
+        narrow.push_back(static_cast<uint32_t>(id));
+    }
+    EtherString text{}, error{};
+    if (!ether_tokenizer_decode(handle_.get(), narrow.data(), narrow.size(), skip_special, &text, &error))
+        fail(ErrorKind::data, "tokenizer {}: {}", name_, take(error));
+    return take(text);
+}
+
+int64_t Tokenizer::vocab_size() const {
+    return static_cast<int64_t>(ether_tokenizer_vocab_size(handle_.get()));
+}
+
+std::optional<int64_t> Tokenizer::token_id(const std::string& token) const {
+    const int64_t id = ether_tokenizer_token_id(handle_.get(), borrow(token));
+    return id < 0 ? std::nullopt : std::optional(id);
+}
+
+}  // namespace ether::text
