@@ -1,0 +1,29 @@
+// attention: softmax(scale q k^T) v over ragged sequences, with grouped-query heads, causal mask, sliding
+// window, more keys than queries (prefixes, caches) and dropout of the probabilities. Differentiable in q, k,
+// v.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ether/core/random.h"
+
+namespace ether::ops {
+
+struct AttentionOptions {
+    int64_t heads = 1;
+    int64_t kv_heads = 1;  // divides heads
+    double scale = 1;      // usually 1 / sqrt(head_dim)
+    bool causal = false;
+    int64_t window = 0;  // keys a query sees, itself included; 0 = all
+    double dropout = 0;
+    Random random{0};  // of the dropout mask
+};
+
+// q: (Tq, heads * head_dim), k, v: (Tk, kv_heads * head_dim); query_offsets, key_offsets: (B + 1) int32. The
+// last query of a sequence is aligned with its last key. bfloat16 operands are widened, the result is
+// narrowed again.
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const at::Tensor& query_offsets, const at::Tensor& key_offsets,
+                     const AttentionOptions& options);
+
+}  // namespace ether::ops

@@ -1,0 +1,32 @@
+// Attention kernels over ragged sequences, free of torch. One query tile against all keys it may see, so the
+// probabilities of a tile are the only scratch; sequences and key heads run in parallel, without races.
+#pragma once
+
+#include <cstdint>
+
+namespace ether::ops {
+
+struct AttentionShape {
+    int64_t heads, kv_heads,
+        head_dim;  // queries: (tokens, heads * head_dim); keys, values: (tokens, kv_heads * head_dim)
+    int64_t sequences;
+    const int32_t* query_offsets;  // (sequences + 1): where each sequence begins
+    const int32_t* key_offsets;    // (sequences + 1); a sequence's last query is aligned with its last key
+    double scale;
+    bool causal;
+    int64_t window;  // keys a query sees, itself included; 0 = all (Mistral's sliding window)
+    double dropout;  // of the probabilities
+    uint64_t dropout_key;
+};
+
+// out (query tokens, heads * head_dim) and lse (query tokens, heads), the logarithm of each row's softmax
+// denominator.
+template <typename T>
+void attention_forward(const AttentionShape& shape, const T* q, const T* k, const T* v, T* out, T* lse);
+
+// Gradients are overwritten.
+template <typename T>
+void attention_backward(const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
+                        const T* lse, const T* grad_out, T* grad_q, T* grad_k, T* grad_v);
+
+}  // namespace ether::ops

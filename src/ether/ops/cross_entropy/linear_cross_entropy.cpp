@@ -1,0 +1,108 @@
+#include "ether/ops/cross_entropy/linear_cross_entropy.h"
+
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "ether/core/parallel.h"
+#include "ether/ops/dispatch.h"
+#include "ether/ops/gemm/gemm.h"
+#include "ether/ops/vector_math.h"
+
+namespace ether::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kIgnored = -100;
+constexpr int64_t kChunkValues = int64_t{1} << 23;  // logits held at once: 32 MB of float32
+
+// Turns a row of logits into its gradient (softmax minus one-hot) in place and returns its loss.
+template <typename A>
+A loss_and_gradient(A* logits, int64_t classes, int64_t target) {
+    if (target == kIgnored) {
+        std::fill(logits, logits + classes, A{0});
+        return 0;
+    }
+    A highest = logits[0];
+#pragma omp simd reduction(max : highest)
+    for (int64_t j = 0; j < classes; ++j) highest = std::max(highest, logits[j]);
+    const A target_logit = logits[target];
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < classes; ++j) {
+        logits[j] = exp(logits[j] - highest);
+        sum += logits[j];
+    }
+    const A scale = 1 / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < classes; ++j) logits[j] *= scale;
+    logits[target] -= 1;
+    return std::log(sum) + highest - target_logit;
+}
+
+struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropyFunction> {
+    static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& weight,
+                              const at::Tensor& targets) {
+        const auto accumulate = accumulate_dtype(hidden.scalar_type());
+        const int64_t tokens = hidden.size(0), classes = weight.size(0);
+        const int64_t chunk = std::clamp<int64_t>(kChunkValues / classes, 1, std::max<int64_t>(tokens, 1));
+        auto grad_hidden = hidden.requires_grad() ? at::empty_like(hidden) : at::Tensor();
+        auto grad_weight = weight.requires_grad()
+                               ? at::zeros(weight.sizes(), weight.options().dtype(accumulate))
+                               : at::Tensor();
+        double loss = 0;
+        const int64_t* target = targets.const_data_ptr<int64_t>();
+        for (int64_t begin = 0; begin < tokens; begin += chunk) {
+            const int64_t count = std::min(chunk, tokens - begin);
+            const auto h = hidden.narrow(0, begin, count);
+            auto logits = gemm_nt(h, weight).to(accumulate);
+            std::vector<double> losses(static_cast<size_t>(count));
+            dispatch(accumulate, "linear_cross_entropy", [&](auto type) {
+                using A = decltype(type);
+                if constexpr (std::is_floating_point_v<A>) {
+                    A* rows = logits.template mutable_data_ptr<A>();
+                    parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
+                        for (int64_t t = first; t < last; ++t)
+                            losses[static_cast<size_t>(t)] =
+                                loss_and_gradient(rows + t * classes, classes, target[begin + t]);
+                    });
+                }
+            });
+            for (double value : losses) loss += value;
+            const auto gradient = logits.to(hidden.scalar_type());
+            if (grad_hidden.defined()) grad_hidden.narrow(0, begin, count).copy_(gemm_nn(gradient, weight));
+            if (grad_weight.defined()) grad_weight.add_(gemm_tn(gradient, h));
+        }
+        context->save_for_backward({grad_hidden, grad_weight});
+        context->saved_data["weight_dtype"] = weight.scalar_type();
+        return at::full({}, loss, hidden.options().dtype(accumulate));
+    }
+
+    static variable_list backward(AutogradContext* context, variable_list grads) {
+        const auto saved = context->get_saved_variables();
+        auto scaled = [&](const at::Tensor& gradient, at::ScalarType dtype) {
+            return gradient.defined() ? gradient.mul(grads[0]).to(dtype) : at::Tensor();
+        };
+        return {saved[0].defined() ? scaled(saved[0], saved[0].scalar_type()) : at::Tensor(),
+                scaled(saved[1], context->saved_data["weight_dtype"].toScalarType()),
+                {}};
+    }
+};
+
+}  // namespace
+
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
+                                const at::Tensor& targets) {
+    ETHER_ASSERT(hidden.dim() == 2 && targets.size(0) == hidden.size(0) && weight.size(1) == hidden.size(1));
+    return LinearCrossEntropyFunction::apply(hidden.contiguous(), weight, targets.contiguous());
+}
+
+}  // namespace ether::ops

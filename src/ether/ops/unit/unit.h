@@ -1,0 +1,12 @@
+// unit: vectors scaled to length one, the û = u/|u| of every reflection.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace ether::ops {
+
+// v: (..., m) float32 or float64 -> v / |v| along the last axis; a zero vector is an error, since it has no
+// direction. Differentiable: grad = (g - û (û . g)) / |v|.
+at::Tensor unit(const at::Tensor& v);
+
+}  // namespace ether::ops
