@@ -1,0 +1,103 @@
+#include "ether/models/common.h"
+
+#include <ATen/Functions.h>
+
+#include <array>
+#include <numeric>
+
+#include "ether/core/error.h"
+
+namespace ether::models {
+namespace {
+
+using at::Tensor;
+
+struct Activation {
+    const char* name;
+    Tensor (*apply)(const Tensor&);
+};
+
+constexpr std::array kActivations = {
+    Activation{"gelu", [](const Tensor& x) { return at::gelu(x); }},
+    Activation{"gelu_new", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
+    Activation{"gelu_pytorch_tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
+    Activation{"relu", [](const Tensor& x) { return at::relu(x); }},
+    Activation{"silu", [](const Tensor& x) { return at::silu(x); }},
+    Activation{"tanh", [](const Tensor& x) { return at::tanh(x); }},
+};
+
+// Puts `extra` ((P, d) for all sequences or (B, P, d)) before each sequence of x (T, d).
+Tensor with_extra(const Tensor& extra, const Tensor& x, const Tensor& offsets) {
+    const int64_t sequences = offsets.size(0) - 1;
+    const int32_t* begin = offsets.const_data_ptr<int32_t>();
+    std::vector<Tensor> parts;
+    for (int64_t s = 0; s < sequences; ++s) {
+        parts.push_back((extra.dim() == 3 ? extra[s] : extra).to(x.scalar_type()));
+        parts.push_back(x.narrow(0, begin[s], begin[s + 1] - begin[s]));
+    }
+    return at::cat(parts);
+}
+
+}  // namespace
+
+int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback) {
+    return config.has(key) ? positive(config, key) : fallback;
+}
+
+int64_t positive(const io::JsonObject& config, const char* key) {
+    const auto value = config.get<int64_t>(key);
+    if (value <= 0 || value > (int64_t{1} << 31))
+        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected a positive size", config.name(), key, value);
+    return value;
+}
+
+double probability(const io::JsonObject& config, const char* key, double fallback) {
+    const auto value = config.get_or<double>(key, fallback);
+    if (!(value >= 0 && value < 1))
+        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected a probability in [0, 1)", config.name(), key,
+             value);
+    return value;
+}
+
+void divides(const io::JsonObject& config, const char* divisor_key, int64_t divisor, const char* value_key,
+             int64_t value) {
+    if (value % divisor != 0)
+        fail(ErrorKind::model, "{}: {} ({}) does not divide {} ({})", config.name(), divisor_key, divisor,
+             value_key, value);
+}
+
+std::string checked_activation(const io::JsonObject& config, const char* key, const char* fallback) {
+    const auto name = config.get_or<std::string>(key, fallback);
+    std::string known;
+    for (const auto& entry : kActivations) {
+        if (name == entry.name) return name;
+        known += fmt::format("{}{}", known.empty() ? "" : ", ", entry.name);
+    }
+    fail(ErrorKind::model, "{}: key \"{}\": activation \"{}\" is not supported; known: {}", config.name(),
+         key, name, known);
+}
+
+Tensor activation(const std::string& name, const Tensor& x) {
+    for (const auto& entry : kActivations)
+        if (name == entry.name) return entry.apply(x);
+    ETHER_ASSERT(false);
+}
+
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const nn::BlockPoints& points,
+              const nn::Pass& pass, const ops::AttentionOptions& options) {
+    const auto& offsets = pass.batch.cu_seqlens;
+    if (!points.extra_kv) return ops::attention(q, k, v, offsets, offsets, options);
+    const auto extra = points.extra_kv(pass);
+    const int64_t prefix = extra.keys.size(-2);
+    const auto key_offsets = offsets + prefix * at::arange(offsets.size(0), offsets.options());
+    return ops::attention(q, with_extra(extra.keys, k, offsets), with_extra(extra.values, v, offsets),
+                          offsets, key_offsets.to(at::kInt), options);
+}
+
+nn::Pass one_token_per_sequence(const nn::Pass& pass, const Tensor& tokens) {
+    nn::Pass result = pass;
+    if (pass.adapter_rows.defined()) result.adapter_rows = pass.adapter_rows.index_select(0, tokens);
+    return result;
+}
+
+}  // namespace ether::models

@@ -1,0 +1,35 @@
+// What model files share: checked reading of config.json, activations by name, attention with a block's extra
+// keys, and the pass of a head that sees one token of each sequence.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "ether/io/json_reader.h"
+#include "ether/nn/model.h"
+#include "ether/ops/attention/attention.h"
+
+namespace ether::models {
+
+// A required integer > 0.
+int64_t positive(const io::JsonObject& config, const char* key);
+int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback);
+// A number in [0, 1).
+double probability(const io::JsonObject& config, const char* key, double fallback);
+// An error that names both keys unless divisor divides value.
+void divides(const io::JsonObject& config, const char* divisor_key, int64_t divisor, const char* value_key,
+             int64_t value);
+
+// transformers' ACT2FN: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh.
+std::string checked_activation(const io::JsonObject& config, const char* key, const char* fallback);
+at::Tensor activation(const std::string& name, const at::Tensor& x);
+
+// Attention over the batch's sequences, with the block's extra keys and values in front of each one's own.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  const nn::BlockPoints& points, const nn::Pass& pass, const ops::AttentionOptions& options);
+
+// The pass for a module that reads one token of each sequence: tokens (B) are their indices in the batch.
+nn::Pass one_token_per_sequence(const nn::Pass& pass, const at::Tensor& tokens);
+
+}  // namespace ether::models

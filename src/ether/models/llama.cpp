@@ -1,0 +1,253 @@
+#include "ether/models/llama.h"
+
+#include <ATen/Functions.h>
+
+#include <cmath>
+#include <numbers>
+
+#include "ether/core/error.h"
+#include "ether/models/common.h"
+#include "ether/nn/weights.h"
+#include "ether/ops/attention/attention.h"
+#include "ether/ops/dispatch.h"
+#include "ether/ops/norm/rms_norm.h"
+#include "ether/ops/rotary/rotary.h"
+#include "ether/ops/swiglu/swiglu.h"
+
+namespace ether::models {
+namespace {
+
+using at::Tensor;
+using nn::BlockPoints;
+using nn::Pass;
+using nn::Weights;
+
+// cos and sin of position times frequency, for positions 0..n-1: (n, head_dim / 2) each.
+struct RotaryTables {
+    Tensor cos, sin;
+
+    // Angles are rounded to float32 as transformers' are.
+    void cover(int64_t positions, const std::vector<float>& frequencies, at::ScalarType dtype) {
+        if (cos.defined() && cos.size(0) >= positions) return;
+        const auto angles =
+            at::outer(at::arange(positions, at::kFloat), at::tensor(at::ArrayRef<float>(frequencies)));
+        cos = angles.cos().to(dtype);
+        sin = angles.sin().to(dtype);
+    }
+};
+
+class Layer {
+  public:
+    Layer(Weights& weights, const LlamaConfig& config, int64_t index) : config_(config), index_(index) {
+        const std::string at = fmt::format("model.layers.{}.", index), attention = at + "self_attn.",
+                          mlp = at + "mlp.";
+        const int64_t d = config.hidden_size, wide = config.intermediate_size;
+        const int64_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
+        weights.load(&attention_norm_, at + "input_layernorm.weight", {d});
+        q_ = weights.site(attention + "q_proj", q, d, config.qkv_bias, index);
+        k_ = weights.site(attention + "k_proj", kv, d, config.qkv_bias, index);
+        v_ = weights.site(attention + "v_proj", kv, d, config.qkv_bias, index);
+        if (config.head_norms) {
+            weights.load(&q_norm_, attention + "q_norm.weight", {config.head_dim});
+            weights.load(&k_norm_, attention + "k_norm.weight", {config.head_dim});
+        }
+        o_ = weights.site(attention + "o_proj", d, q, config.output_bias, index);
+        weights.load(&mlp_norm_, at + "post_attention_layernorm.weight", {d});
+        gate_ = weights.site(mlp + "gate_proj", wide, d, config.mlp_bias, index);
+        up_ = weights.site(mlp + "up_proj", wide, d, config.mlp_bias, index);
+        down_ = weights.site(mlp + "down_proj", d, wide, config.mlp_bias, index);
+    }
+
+    Tensor operator()(const Tensor& x, const RotaryTables& tables, const BlockPoints& points,
+                      const Pass& pass) const {
+        const auto attended = x + BlockPoints::at(points.attn_out, attention(x, tables, points, pass), pass);
+        const auto input = BlockPoints::at(points.mlp_in, norm(attended, mlp_norm_), pass);
+        auto mlp = [&](const Tensor& h) {
+            return (*down_)(ops::swiglu((*gate_)(h, pass), (*up_)(h, pass)), pass);
+        };
+        const auto result = points.mlp ? points.mlp(input, mlp, pass) : mlp(input);
+        return attended + BlockPoints::at(points.mlp_out, result, pass);
+    }
+
+  private:
+    Tensor norm(const Tensor& x, const Tensor& weight) const {
+        return ops::rms_norm(x, weight, config_.rms_norm_eps);
+    }
+
+    Tensor head_norm(const Tensor& x, const Tensor& weight) const {
+        return weight.defined() ? norm(x.reshape({-1, config_.head_dim}), weight).view(x.sizes()) : x;
+    }
+
+    Tensor attention(const Tensor& x, const RotaryTables& tables, const BlockPoints& points,
+                     const Pass& pass) const {
+        const auto input = BlockPoints::at(points.attn_in, norm(x, attention_norm_), pass);
+        auto rotate = [&](const Tensor& h) {
+            return ops::rotary(h, pass.batch.positions, tables.cos, tables.sin);
+        };
+        const auto q = rotate(head_norm((*q_)(input, pass), q_norm_)),
+                   k = rotate(head_norm((*k_)(input, pass), k_norm_));
+        ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.kv_heads};
+        options.scale = 1 / std::sqrt(static_cast<double>(config_.head_dim));
+        options.causal = true;
+        options.window = config_.windows[static_cast<size_t>(index_)];
+        options.dropout = pass.training ? config_.attention_dropout : 0;
+        options.random = pass.stream(index_, "attention probabilities");
+        return (*o_)(attend(q, k, (*v_)(input, pass), points, pass, options), pass);
+    }
+
+    const LlamaConfig& config_;
+    int64_t index_;
+    Tensor attention_norm_, mlp_norm_, q_norm_, k_norm_;
+    nn::Site *q_, *k_, *v_, *o_, *gate_, *up_, *down_;
+};
+
+class Llama : public nn::Model {
+  public:
+    Llama(const io::Checkpoint& checkpoint, const LoadOptions& options)
+        : config_(LlamaConfig::from(checkpoint.config())) {
+        shape_ = {.architecture = config_.model_type,
+                  .prefix = "model.",
+                  .head = options.head,
+                  .hidden_size = config_.hidden_size,
+                  .layers = config_.layers,
+                  .heads = config_.heads,
+                  .kv_heads = config_.kv_heads,
+                  .head_dim = config_.head_dim,
+                  .intermediate_size = config_.intermediate_size,
+                  .vocab_size = config_.vocab_size,
+                  .max_positions = config_.max_positions,
+                  .classes = stored_classes(checkpoint).value_or(options.classes),
+                  .causal = true};
+        dtype_ = options.dtype;
+        Weights weights(*this, checkpoint, "model.", options.seed);
+        weights.load(&embeddings_, "model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size});
+        layers_.reserve(static_cast<size_t>(config_.layers));  // slots point into the layers
+        for (int64_t i = 0; i < config_.layers; ++i) layers_.emplace_back(weights, config_, i);
+        points_.resize(static_cast<size_t>(config_.layers));
+        weights.load(&norm_, "model.norm.weight", {config_.hidden_size});
+        if (options.head == nn::Head::sequence_classification)
+            output_site_ =
+                weights.head("score", shape_.classes, config_.hidden_size, false, config_.initializer_range);
+        else if (config_.tied_embeddings)
+            output_site_ = weights.tied_head("lm_head", "model.embed_tokens.weight");
+        else
+            output_site_ = weights.site("lm_head", config_.vocab_size, config_.hidden_size, false, -1, true);
+    }
+
+    Tensor hidden(const Pass& pass) const override {
+        tables_.cover(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
+        auto x = at::embedding(embeddings_, pass.batch.token_ids);
+        for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i](x, tables_, points_[i], pass);
+        return ops::rms_norm(x, norm_, config_.rms_norm_eps);
+    }
+
+    // A classifier reads the last token of each sequence.
+    Tensor logits(const Pass& pass) const override {
+        const auto states = hidden(pass);
+        if (shape_.head == nn::Head::causal_lm) return (*output_site_)(states, pass);
+        const auto& offsets = pass.batch.cu_seqlens;
+        const auto last = offsets.narrow(0, 1, offsets.size(0) - 1) - 1;
+        return (*output_site_)(states.index_select(0, last.to(at::kLong)),
+                               one_token_per_sequence(pass, last));
+    }
+
+  private:
+    const LlamaConfig config_;
+    mutable RotaryTables tables_;  // grown to the longest sequence seen
+    Tensor embeddings_, norm_;
+    std::vector<Layer> layers_;
+};
+
+// rope_scaling (rope_parameters since transformers 5), after transformers' modeling_rope_utils.py.
+std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head_dim) {
+    const char* key = config.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+    const auto scaling = config.has(key) ? std::optional(config.object(key)) : std::nullopt;
+    auto text = [&](const char* name) {
+        return scaling ? scaling->get_or<std::string>(name, "") : std::string();
+    };
+    const double theta = scaling && scaling->has("rope_theta") ? scaling->get<double>("rope_theta")
+                                                               : config.get_or<double>("rope_theta", 10000.0);
+    std::string kind = text("rope_type").empty() ? text("type") : text("rope_type");
+    if (kind.empty()) kind = "default";
+    std::vector<float> frequencies;
+    for (int64_t j = 0; j < head_dim; j += 2)
+        frequencies.push_back(static_cast<float>(
+            1.0 / std::pow(theta, static_cast<double>(j) / static_cast<double>(head_dim))));
+    if (kind == "default") return frequencies;
+    if (kind != "linear" && kind != "llama3")
+        fail(ErrorKind::model, "{}: rope scaling \"{}\" is not supported; known: default, linear, llama3",
+             config.name(), kind);
+    const double factor = scaling->get<double>("factor");
+    if (kind == "linear") {
+        for (auto& f : frequencies) f = static_cast<float>(f / factor);
+        return frequencies;
+    }
+    // llama3: long wavelengths are stretched by `factor`, short ones kept, those between blended.
+    const double low = scaling->get<double>("low_freq_factor"),
+                 high = scaling->get<double>("high_freq_factor");
+    const auto original = static_cast<double>(scaling->get<int64_t>("original_max_position_embeddings"));
+    for (auto& f : frequencies) {
+        const double wavelength = 2 * std::numbers::pi / f;
+        if (wavelength < original / high) continue;
+        const double smooth = std::max(0.0, (original / wavelength - low) / (high - low));
+        f = static_cast<float>((1 - smooth) * f / factor + smooth * f);
+    }
+    return frequencies;
+}
+
+// Which layers look through a window: Mistral all; Qwen2 and Qwen3 by layer_types or from max_window_layers
+// on.
+std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::string& model_type,
+                                       int64_t layers) {
+    std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
+    const auto window = config.get_or<int64_t>("sliding_window", 0);
+    if (window <= 0 || model_type == "llama") return windows;
+    if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
+    const auto types = config.get_or<std::vector<std::string>>("layer_types", {});
+    const auto first = model_type == "mistral" ? 0 : config.get_or<int64_t>("max_window_layers", 0);
+    for (int64_t i = 0; i < layers; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const bool slides = at < types.size() ? types[at] == "sliding_attention" : i >= first;
+        if (slides) windows[at] = window;
+    }
+    return windows;
+}
+
+}  // namespace
+
+LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
+    LlamaConfig result;
+    result.model_type = config.get<std::string>("model_type");
+    result.vocab_size = positive(config, "vocab_size");
+    result.hidden_size = positive(config, "hidden_size");
+    result.intermediate_size = positive(config, "intermediate_size");
+    result.layers = positive(config, "num_hidden_layers");
+    result.heads = positive(config, "num_attention_heads");
+    result.kv_heads = positive_or(config, "num_key_value_heads", result.heads);
+    divides(config, "num_key_value_heads", result.kv_heads, "num_attention_heads", result.heads);
+    if (!config.has("head_dim"))
+        divides(config, "num_attention_heads", result.heads, "hidden_size", result.hidden_size);
+    result.head_dim = positive_or(config, "head_dim", result.hidden_size / result.heads);
+    result.max_positions = positive(config, "max_position_embeddings");
+    result.rms_norm_eps = config.get_or<double>("rms_norm_eps", 1e-6);
+    result.initializer_range = config.get_or<double>("initializer_range", 0.02);
+    result.attention_dropout = probability(config, "attention_dropout", 0);
+    const bool bias = config.get_or<bool>("attention_bias", false), qwen2 = result.model_type == "qwen2";
+    result.qkv_bias = qwen2 || bias;
+    result.output_bias = !qwen2 && bias;
+    result.mlp_bias = config.get_or<bool>("mlp_bias", false);
+    result.head_norms = result.model_type == "qwen3";
+    result.tied_embeddings = config.get_or<bool>("tie_word_embeddings", false);
+    if (const auto act = config.get_or<std::string>("hidden_act", "silu"); act != "silu")
+        fail(ErrorKind::model, "{}: hidden_act \"{}\" is not supported here, only \"silu\"", config.name(),
+             act);
+    result.windows = attention_windows(config, result.model_type, result.layers);
+    result.frequencies = rotary_frequencies(config, result.head_dim);
+    return result;
+}
+
+std::unique_ptr<nn::Model> make_llama(const io::Checkpoint& checkpoint, const LoadOptions& options) {
+    return std::make_unique<Llama>(checkpoint, options);
+}
+
+}  // namespace ether::models

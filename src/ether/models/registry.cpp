@@ -1,0 +1,54 @@
+#include "ether/models/registry.h"
+
+#include <array>
+
+#include "ether/core/error.h"
+#include "ether/models/bert.h"
+#include "ether/models/llama.h"
+
+namespace ether::models {
+namespace {
+
+constexpr std::array kArchitectures = {
+    Architecture{"bert", make_bert, "BertForSequenceClassification", nullptr},
+    Architecture{"llama", make_llama, "LlamaForSequenceClassification", "LlamaForCausalLM"},
+    Architecture{"mistral", make_llama, "MistralForSequenceClassification", "MistralForCausalLM"},
+    Architecture{"qwen2", make_llama, "Qwen2ForSequenceClassification", "Qwen2ForCausalLM"},
+    Architecture{"qwen3", make_llama, "Qwen3ForSequenceClassification", "Qwen3ForCausalLM"},
+};
+
+}  // namespace
+
+std::span<const Architecture> architectures() { return kArchitectures; }
+
+const Architecture& architecture_of(const io::Checkpoint& checkpoint) {
+    const auto type = checkpoint.config().get<std::string>("model_type");
+    std::vector<std::string> known;
+    for (const auto& architecture : kArchitectures) {
+        if (type == architecture.model_type) return architecture;
+        known.emplace_back(architecture.model_type);
+    }
+    fail(ErrorKind::model, "{}: model_type \"{}\" is not supported; known architectures: {}",
+         checkpoint.config().name(), type, fmt::join(known, ", "));
+}
+
+std::unique_ptr<nn::Model> load_model(const io::Checkpoint& checkpoint, const LoadOptions& options) {
+    LoadOptions chosen = options;
+    if (chosen.dtype == at::ScalarType::Undefined) chosen.dtype = stored_dtype(checkpoint);
+    return architecture_of(checkpoint).make(checkpoint, chosen);
+}
+
+at::ScalarType stored_dtype(const io::Checkpoint& checkpoint) {
+    for (const auto& name : checkpoint.names())
+        if (name.ends_with(".weight"))
+            return checkpoint.info(name).dtype == "BF16" ? at::kBFloat16 : at::kFloat;
+    return at::kFloat;
+}
+
+std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint) {
+    for (const char* head : {"classifier.weight", "score.weight"})
+        if (checkpoint.contains(head)) return checkpoint.info(head).shape.at(0);
+    return std::nullopt;
+}
+
+}  // namespace ether::models

@@ -1,0 +1,44 @@
+// The architectures ether knows: an explicit list, one line each.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "ether/io/checkpoint.h"
+#include "ether/nn/model.h"
+
+namespace ether::models {
+
+struct LoadOptions {
+    nn::Head head = nn::Head::causal_lm;
+    int64_t classes = 0;  // of a new classification head; ignored where the checkpoint has one of its own
+    at::ScalarType dtype =
+        at::ScalarType::Undefined;  // of weights and activations; undefined: stored_dtype()
+    uint64_t seed = 0;              // of a new head's starting values
+};
+
+using MakeModel = std::unique_ptr<nn::Model> (*)(const io::Checkpoint&, const LoadOptions&);
+
+struct Architecture {
+    const char* model_type;  // config.json's
+    MakeModel make;
+    const char* classifier_class;      // transformers' classes, for config.json's "architectures"
+    const char* language_model_class;  // null: an encoder, which cannot generate
+};
+
+std::span<const Architecture> architectures();
+
+// The entry for config.json's model_type; an unknown one is an error that lists all.
+const Architecture& architecture_of(const io::Checkpoint& checkpoint);
+
+std::unique_ptr<nn::Model> load_model(const io::Checkpoint& checkpoint, const LoadOptions& options);
+
+// bfloat16 where the checkpoint's first weight is bfloat16, else float32 (float16 is widened: no CPU computes
+// in it well).
+at::ScalarType stored_dtype(const io::Checkpoint& checkpoint);
+
+// Whether the checkpoint itself holds a classification head, and how many classes config.json gives it.
+std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint);
+
+}  // namespace ether::models

@@ -1,0 +1,34 @@
+#include "ether/nn/model.h"
+
+#include "ether/core/error.h"
+
+namespace ether::nn {
+
+void Model::replace(const std::string& name, const at::Tensor& value) {
+    const auto found = slots_.find(name);
+    ETHER_ASSERT(found != slots_.end());
+    for (at::Tensor* slot : found->second) *slot = value;
+}
+
+int64_t Model::parameter_count() const {
+    int64_t total = 0;
+    for (const auto& [name, slots] : slots_) total += slots.front()->numel();
+    return total;
+}
+
+std::vector<std::string> Model::module_tensors(const std::string& module) const {
+    std::vector<std::string> names;
+    for (const auto& [name, slots] : slots_)
+        if (name.starts_with(module + ".")) names.push_back(name);
+    return names;
+}
+
+void Model::unbind() {
+    for (auto& site : sites_) {
+        site.forms = {};
+        site.weight_grad = {};
+    }
+    for (auto& points : points_) points = {};
+}
+
+}  // namespace ether::nn

@@ -1,0 +1,94 @@
+// Model: what every architecture offers to methods, tasks and the trainer: two forward functions, its sites
+// and tensors by name, and the points of its blocks. Owns its weights (often views of a mapped file).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ether/nn/parameters.h"
+#include "ether/nn/pass.h"
+#include "ether/nn/site.h"
+
+namespace ether::nn {
+
+enum class Head { sequence_classification, causal_lm };
+
+// Key and value vectors put before a layer's own: (prefix, kv_heads * head_dim), for every sequence alike, or
+// (B, prefix, kv_heads * head_dim).
+struct ExtraKeyValues {
+    at::Tensor keys, values;
+};
+
+// The named points of one transformer block where methods that are no linear site plug in. An empty function
+// does nothing. attn_in and mlp_in see what the sublayer reads; attn_out and mlp_out its result, before the
+// residual is added; mlp replaces the sublayer and receives it as a function.
+struct BlockPoints {
+    using Map = std::function<at::Tensor(const at::Tensor& x, const Pass&)>;
+    using Sublayer = std::function<at::Tensor(const at::Tensor& x)>;
+    Map attn_in, attn_out, mlp_in, mlp_out;
+    std::function<ExtraKeyValues(const Pass&)> extra_kv;
+    std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
+
+    static at::Tensor at(const Map& point, const at::Tensor& x, const Pass& pass) {
+        return point ? point(x, pass) : x;
+    }
+};
+
+// Sizes every caller may need.
+struct ModelShape {
+    std::string architecture;  // config.json's model_type
+    std::string prefix;        // of the base model in the Auto class: "bert.", "model."
+    Head head = Head::causal_lm;
+    int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate_size = 0;
+    int64_t vocab_size = 0, max_positions = 0, classes = 0;
+    bool causal = true;
+};
+
+class Model {
+  public:
+    virtual ~Model() = default;
+
+    // Final hidden states (T, hidden_size).
+    virtual at::Tensor hidden(const Pass& pass) const = 0;
+    // sequence_classification: (B, classes); causal_lm: (T, vocab_size).
+    virtual at::Tensor logits(const Pass& pass) const = 0;
+
+    const ModelShape& shape() const { return shape_; }
+    at::ScalarType dtype() const { return dtype_; }
+    std::deque<Site>& sites() { return sites_; }
+    const std::deque<Site>& sites() const { return sites_; }
+    std::vector<BlockPoints>& points() { return points_; }
+    const Site& output_site() const { return *output_site_; }
+
+    // All tensors by their names in the Auto class for this head; a slot may be assigned (trained copies,
+    // merges).
+    const std::map<std::string, std::vector<at::Tensor*>>& tensors() const { return slots_; }
+    void replace(const std::string& name, const at::Tensor& value);
+    int64_t parameter_count() const;
+    // Module whose tensors the checkpoint lacked, so they were drawn: a new classification head. Trained by
+    // default.
+    const std::vector<std::string>& new_modules() const { return new_modules_; }
+    std::vector<std::string> module_tensors(const std::string& module) const;
+
+    // Removes what adapters bound: forms, sinks, points.
+    void unbind();
+
+  protected:
+    ModelShape shape_;
+    at::ScalarType dtype_ = at::kFloat;
+    std::deque<Site> sites_;
+    std::vector<BlockPoints> points_;
+    std::map<std::string, std::vector<at::Tensor*>> slots_;
+    std::vector<std::string> new_modules_;
+    Site* output_site_ = nullptr;
+
+    friend class Weights;
+};
+
+}  // namespace ether::nn

@@ -1,0 +1,43 @@
+#include "ether/nn/parameters.h"
+
+#include "ether/core/error.h"
+
+namespace ether::nn {
+
+at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGroup group, bool trained) {
+    ETHER_ASSERT(!find(name));
+    value = value.detach();  // a leaf, even if it was computed from another parameter
+    if (trained) value.requires_grad_(true);
+    parameters_.push_back({std::move(name), std::move(value), group, trained});
+    return parameters_.back().value;
+}
+
+const Parameter* ParameterStore::find(const std::string& name) const {
+    for (const auto& parameter : parameters_)
+        if (parameter.name == name) return &parameter;
+    return nullptr;
+}
+
+std::vector<Parameter> ParameterStore::trained() const {
+    std::vector<Parameter> result;
+    for (const auto& parameter : parameters_)
+        if (parameter.trained) result.push_back(parameter);
+    return result;
+}
+
+int64_t ParameterStore::count(ParameterGroup group) const {
+    int64_t total = 0;
+    for (const auto& parameter : parameters_)
+        if (parameter.trained && parameter.group == group) total += parameter.value.numel();
+    return total;
+}
+
+int64_t ParameterStore::count() const {
+    return count(ParameterGroup::adapter) + count(ParameterGroup::head) + count(ParameterGroup::base);
+}
+
+void ParameterStore::clear_grads() const {
+    for (const auto& parameter : parameters_) parameter.value.mutable_grad() = at::Tensor();
+}
+
+}  // namespace ether::nn

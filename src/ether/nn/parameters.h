@@ -1,0 +1,43 @@
+// ParameterStore: everything trainable by name, and the frozen buffers saved with it (e.g. VeRA's shared
+// matrices). What the optimizer, checkpoints and adapter files walk. Tensors are handles: methods and models
+// share them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+namespace ether::nn {
+
+enum class ParameterGroup {
+    adapter,  // made by a method
+    head,     // a head or another module trained whole (modules_to_save)
+    base,     // a base weight trained by full fine-tuning
+};
+
+struct Parameter {
+    std::string name;  // as in the adapter file, without "base_model.model."
+    at::Tensor value;
+    ParameterGroup group = ParameterGroup::adapter;
+    bool trained = true;  // false: a buffer that is only saved
+};
+
+class ParameterStore {
+  public:
+    // Registers a tensor under a new name; a trained one becomes a leaf that requires a gradient.
+    at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
+                   bool trained = true);
+
+    const std::vector<Parameter>& all() const { return parameters_; }
+    const Parameter* find(const std::string& name) const;
+    std::vector<Parameter> trained() const;
+    int64_t count(ParameterGroup group) const;  // trained values
+    int64_t count() const;                      // trained values of all groups
+    void clear_grads() const;
+
+  private:
+    std::vector<Parameter> parameters_;
+};
+
+}  // namespace ether::nn

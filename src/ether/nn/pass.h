@@ -1,0 +1,25 @@
+// What one forward pass carries through a model besides activations: the batch's layout, and whether and how
+// to drop. Plain data owned by the caller for the length of the pass.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ether/core/random.h"
+#include "ether/data/batch.h"
+
+namespace ether::nn {
+
+struct Pass {
+    const data::Batch& batch;
+    bool training = false;         // dropouts act
+    Random random{0};              // of this pass's dropouts: derived from (seed, step, micro-batch, index)
+    int index = 0;                 // which of a step's forward passes (Method::forward_passes) this is
+    at::Tensor adapter_rows = {};  // (T) int32: each token's entry in the forms' banks; undefined: entry 0
+
+    // The random numbers of one place: a layer (or site) and a dropout in it.
+    Random stream(int64_t place, std::string_view name) const {
+        return random.stream(static_cast<uint64_t>(place)).stream(name);
+    }
+};
+
+}  // namespace ether::nn

@@ -1,0 +1,41 @@
+// Weights: loads a model's tensors by name while the model is built, checks shapes, converts the dtype, and
+// registers each as a slot of the model. Used by model files only.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ether/io/checkpoint.h"
+#include "ether/nn/model.h"
+
+namespace ether::nn {
+
+class Weights {
+  public:
+    // prefix: the base model's name in the Auto class ("bert.", "model."), which files may have or lack.
+    // dtype: of the computation; undefined = as stored. seed: for modules that the checkpoint lacks.
+    Weights(Model& model, const io::Checkpoint& checkpoint, std::string prefix, uint64_t seed);
+
+    // Fills *slot with the named tensor; an error names tensor, expected and found shape.
+    void load(at::Tensor* slot, const std::string& name, at::IntArrayRef shape);
+    bool contains(const std::string& name) const { return find(name).has_value(); }
+
+    // A new site from "<module>.weight" and, if has_bias, "<module>.bias".
+    Site* site(const std::string& module, int64_t out, int64_t in, bool has_bias, int64_t layer,
+               bool is_output = false);
+    // A site for a head: drawn from N(0, deviation^2) with a zero bias where the checkpoint lacks it.
+    Site* head(const std::string& module, int64_t out, int64_t in, bool has_bias, double deviation);
+    // The head that shares another slot's tensor (tied embeddings): registered as a slot of that tensor.
+    Site* tied_head(const std::string& module, const std::string& tied_to);
+
+  private:
+    std::optional<std::string> find(const std::string& name) const;
+    Site* add_site(const std::string& module, int64_t layer, bool is_output);
+
+    Model& model_;
+    const io::Checkpoint& checkpoint_;
+    std::string prefix_;
+    uint64_t seed_;
+};
+
+}  // namespace ether::nn
