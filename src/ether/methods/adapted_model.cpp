@@ -1,0 +1,208 @@
+#include "ether/methods/adapted_model.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "ether/core/error.h"
+#include "ether/core/near_name.h"
+#include "ether/methods/registry.h"
+
+namespace ether::methods {
+namespace {
+
+constexpr std::string_view kPrefix = "base_model.model.";
+
+// Keys of every adapter_config.json that are handled here or say nothing about the adapter's function.
+const std::set<std::string> kCommonKeys = {"peft_type",
+                                           "target_modules",
+                                           "exclude_modules",
+                                           "layers_to_transform",
+                                           "modules_to_save",
+                                           "task_type",
+                                           "base_model_name_or_path",
+                                           "inference_mode",
+                                           "peft_version",
+                                           "revision",
+                                           "auto_mapping",
+                                           "bias",
+                                           "layers_pattern"};
+
+bool says_nothing(const nlohmann::json& value) {
+    return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
+           (value.is_structured() && value.empty()) ||
+           (value.is_string() && value.get<std::string>().empty());
+}
+
+std::unique_ptr<MethodOptions> options_from_config(const Method& method, const nlohmann::json& config) {
+    auto options = method.options();
+    const auto fields = options->fields();
+    auto known = kCommonKeys;
+    for (const auto& key : method.ignored_keys()) known.insert(key);
+    for (const auto& field : fields) known.insert(field.config_key());
+    const std::vector<std::string> names(known.begin(), known.end());
+    for (const auto& [key, value] : config.items())
+        if (!known.contains(key) && !says_nothing(value))
+            fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" = {} is not supported for {}{}", key,
+                 value.dump(), method.peft_type, did_you_mean(key, names));
+    if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
+        fail(ErrorKind::adapter, "adapter_config.json: bias = {} is not supported, expected \"none\"",
+             bias.dump());
+    for (const auto& field : fields)
+        if (config.contains(field.config_key()))
+            field.from_json(config[field.config_key()], "adapter_config.json");
+    return options;
+}
+
+std::string required_type(const nlohmann::json& config) {
+    if (!config.contains("peft_type") || !config["peft_type"].is_string())
+        fail(ErrorKind::adapter,
+             "adapter_config.json: key \"peft_type\" is missing; it names the adapter's method");
+    return config["peft_type"].get<std::string>();
+}
+
+std::string shape_text(const at::Tensor& t) {
+    return fmt::format("({})", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+}
+
+}  // namespace
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config)
+    : model_(std::move(model)),
+      method_(&method_named(config.method)),
+      options_(method_->options()),
+      targets_(config.targets),
+      modules_to_save_(config.modules_to_save) {
+    const auto fields = options_->fields();
+    for (const auto& [name, value] : config.options) {
+        const auto* field = find_field(fields, name);
+        std::vector<std::string> known;
+        for (const auto& other : fields) known.push_back("--" + other.name);
+        if (!field)
+            fail(ErrorKind::usage, "--{}: method {} has no such option; it has {}", name, method_->name,
+                 known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", ")));
+        field->set(value);
+    }
+    for (const auto& module : model_->new_modules())
+        if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
+            modules_to_save_.push_back(module);
+    build(*options_, config.seed);
+}
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
+    : model_(std::move(model)),
+      method_(&method_of_peft_type(required_type(files.config))),
+      options_(options_from_config(*method_, files.config)),
+      targets_(targets_from_config(files.config)) {
+    const auto modules = files.config.value("modules_to_save", nlohmann::json());
+    std::set<std::string> in_file;
+    for (const auto& [key, tensor] : files.tensors) in_file.insert(key);
+    // PEFT lists every classification head it knows; only those that the model has are meant.
+    if (modules.is_array())
+        for (const auto& module : modules) {
+            const auto name = module.get<std::string>();
+            const bool known_head = name == "classifier" || name == "score";
+            if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
+        }
+    build(*options_, 0);
+
+    const at::NoGradGuard no_grad;
+    std::set<std::string> used;
+    for (const auto& parameter : parameters_.all()) {
+        const auto full = std::string(kPrefix) + parameter.name;
+        // A base model without head has shorter names: "encoder..." for "bert.encoder...".
+        const auto& prefix = model_->shape().prefix;
+        const auto bare = parameter.name.starts_with(prefix)
+                              ? std::string(kPrefix) + parameter.name.substr(prefix.size())
+                              : full;
+        const auto found = std::find_if(files.tensors.begin(), files.tensors.end(), [&](const auto& entry) {
+            return entry.first == full || entry.first == bare;
+        });
+        if (found == files.tensors.end())
+            fail(ErrorKind::adapter,
+                 "the adapter lacks the tensor \"{}\" {}; it was made for another model or is incomplete",
+                 full, shape_text(parameter.value));
+        if (found->second.sizes() != parameter.value.sizes())
+            fail(ErrorKind::adapter,
+                 "adapter tensor \"{}\" has shape {}, but this model and configuration need {}", found->first,
+                 shape_text(found->second), shape_text(parameter.value));
+        parameter.value.copy_(found->second);
+        if (!parameter.value.isfinite().all().item<bool>())
+            fail(ErrorKind::numeric, "adapter tensor \"{}\" holds NaN or infinity", found->first);
+        used.insert(found->first);
+    }
+    for (const auto& [key, tensor] : files.tensors)
+        if (!used.contains(key))
+            fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
+                 key, shape_text(tensor));
+}
+
+void AdaptedModel::build(const MethodOptions& options, uint64_t seed) {
+    for (const auto& name : module_tensors(modules_to_save_, *model_)) {
+        const auto copy = model_->tensors().at(name).front()->detach().to(at::kFloat, false, true);
+        model_->replace(name, parameters_.add(name, copy, nn::ParameterGroup::head));
+    }
+    if (method_->takes_sites) sites_ = select(targets_, *model_);
+    adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter")});
+    for (nn::Site* site : sites_)
+        if (adapter_->wants_weight_grad(*site))
+            site->weight_grad = [this, site](const at::Tensor& gradient) {
+                adapter_->weight_grad(*site, gradient);
+            };
+}
+
+void AdaptedModel::bind(const nn::Pass& pass) {
+    for (nn::Site* site : sites_) site->forms = adapter_->forms(*site, pass);
+}
+
+at::Tensor AdaptedModel::hidden(const nn::Pass& pass) {
+    bind(pass);
+    return model_->hidden(pass);
+}
+
+at::Tensor AdaptedModel::logits(const nn::Pass& pass) {
+    bind(pass);
+    return model_->logits(pass);
+}
+
+io::AdapterFiles AdaptedModel::files(const std::string& base) const {
+    io::AdapterFiles files;
+    auto& config = files.config = nlohmann::json::object();
+    config["peft_type"] = method_->peft_type;
+    config["base_model_name_or_path"] = base;
+    config["task_type"] = model_->shape().head == nn::Head::causal_lm ? "CAUSAL_LM" : "SEQ_CLS";
+    config["inference_mode"] = true;
+    config["bias"] = "none";
+    config["modules_to_save"] =
+        modules_to_save_.empty() ? nlohmann::json() : nlohmann::json(modules_to_save_);
+    if (method_->takes_sites) to_config(targets_, sites_, config);
+    for (const auto& field : options_->fields()) config[field.config_key()] = field.to_json();
+    for (const auto& parameter : parameters_.all())
+        files.tensors.emplace_back(std::string(kPrefix) + parameter.name, parameter.value.detach());
+    return files;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at::ScalarType dtype) {
+    const at::NoGradGuard no_grad;
+    const auto wide = model_->dtype() == at::kDouble ? at::kDouble : at::kFloat;
+    bind(nn::Pass{data::Batch{}});
+    std::map<std::string, at::Tensor> tensors;
+    for (const auto& [name, slots] : model_->tensors()) tensors[name] = slots.front()->detach();
+    for (const nn::Site* site : sites_) {
+        const auto& bias = site->linear.bias;
+        const auto [weight, shifted] = nn::merged(site->forms, site->linear.weight.detach().to(wide),
+                                                  bias.defined() ? bias.detach().to(wide) : bias);
+        if (!tensors.contains(site->name() + ".weight"))
+            fail(ErrorKind::adapter,
+                 "{} shares its weight with another layer, so its change cannot be merged", site->name());
+        tensors[site->name() + ".weight"] = weight;
+        if (shifted.defined()) tensors[site->name() + ".bias"] = shifted;
+    }
+    std::vector<std::pair<std::string, at::Tensor>> result;
+    for (const auto& [name, tensor] : tensors) result.emplace_back(name, tensor.to(dtype).contiguous());
+    return result;
+}
+
+}  // namespace ether::methods

@@ -1,0 +1,67 @@
+// AdaptedModel: a base model with one adapter on it: binds the adapter's forms before each pass, and reads
+// and writes adapter files. Owns both. One pass at a time.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ether/io/adapter_folder.h"
+#include "ether/methods/method.h"
+#include "ether/methods/targets.h"
+
+namespace ether::methods {
+
+// What makes a new adapter.
+struct AdapterConfig {
+    std::string method = "ether+";
+    std::map<std::string, std::string> options;  // of the method, by field name
+    Targets targets;
+    std::vector<std::string> modules_to_save;  // trained whole, besides a new head
+    uint64_t seed = 0;
+};
+
+class AdaptedModel {
+  public:
+    // A new adapter at its starting values.
+    AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config);
+    // An adapter from files. Every tensor must fit and none may be left over; unknown settings are errors.
+    AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files);
+
+    // Bind the forms, then run the model.
+    at::Tensor hidden(const nn::Pass& pass);
+    at::Tensor logits(const nn::Pass& pass);
+    // Makes this pass's forms without running; for callers that run parts of the model themselves.
+    void bind(const nn::Pass& pass);
+
+    nn::Model& model() { return *model_; }
+    const nn::Model& model() const { return *model_; }
+    nn::ParameterStore& parameters() { return parameters_; }
+    const nn::ParameterStore& parameters() const { return parameters_; }
+    Adapter& adapter() { return *adapter_; }
+    const Method& method() const { return *method_; }
+    const std::vector<nn::Site*>& sites() const { return sites_; }
+
+    // adapter_config.json and tensors; `base` is written as base_model_name_or_path.
+    io::AdapterFiles files(const std::string& base) const;
+
+    // Every tensor of the merged model by name, in the given dtype: weights with the forms multiplied in
+    // (computed in float32, or float64 for a float64 model), trained copies, and the rest as it is. Tied
+    // tensors appear once.
+    std::vector<std::pair<std::string, at::Tensor>> merged_tensors(at::ScalarType dtype);
+
+  private:
+    void build(const MethodOptions& options, uint64_t seed);
+
+    std::unique_ptr<nn::Model> model_;
+    nn::ParameterStore parameters_;
+    const Method* method_;
+    std::unique_ptr<MethodOptions> options_;
+    Targets targets_;
+    std::vector<std::string> modules_to_save_;
+    std::vector<nn::Site*> sites_;
+    std::unique_ptr<Adapter> adapter_;
+};
+
+}  // namespace ether::methods

@@ -1,0 +1,14 @@
+// The methods, one function a file's method; registry.cpp lists them.
+#pragma once
+
+#include "ether/methods/method.h"
+
+namespace ether::methods {
+
+Method ether();
+Method ether_plus();
+Method lora();
+Method full();
+Method head();
+
+}  // namespace ether::methods

@@ -1,0 +1,195 @@
+#include "ether/methods/targets.h"
+
+#include <algorithm>
+#include <charconv>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+
+#include "ether/core/error.h"
+#include "ether/core/near_name.h"
+
+namespace ether::methods {
+namespace {
+
+std::vector<std::string> split(const std::string& text, char separator) {
+    std::vector<std::string> parts;
+    for (size_t begin = 0; begin <= text.size();) {
+        const size_t end = std::min(text.find(separator, begin), text.size());
+        if (end > begin) parts.push_back(text.substr(begin, end - begin));
+        begin = end + 1;
+    }
+    return parts;
+}
+
+bool ends_path(const std::string& path, const std::string& name) {
+    return path == name || (path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
+}
+
+// A list holds nothing but names and commas; anything else is a regular expression.
+bool is_list(const std::string& expression) {
+    return std::all_of(expression.begin(), expression.end(),
+                       [](unsigned char c) {
+                           return std::isalnum(c) || c == '_' || c == '.' || c == '-' || c == ',';
+                       }) &&
+           expression.find(".*") == std::string::npos;
+}
+
+std::regex compiled(const std::string& expression, const char* option) {
+    try {
+        return std::regex(expression, std::regex::ECMAScript);
+    } catch (const std::regex_error& error) {
+        fail(ErrorKind::usage, "{}: \"{}\" is not a regular expression: {}", option, expression,
+             error.what());
+    }
+}
+
+std::vector<std::string> names_of(const nn::Model& model) {
+    std::vector<std::string> names;
+    for (const auto& site : model.sites()) names.push_back(site.name());
+    return names;
+}
+
+// Names that a person may have meant: last parts of module paths.
+std::string last_parts(const nn::Model& model) {
+    std::set<std::string> parts;
+    for (const auto& site : model.sites()) parts.insert(site.name().substr(site.name().rfind('.') + 1));
+    return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+std::function<bool(const nn::Site&)> matcher(const std::string& expression, const nn::Model& model,
+                                             const char* option) {
+    if (expression == "all-linear") return [](const nn::Site& site) { return !site.is_output; };
+    if (!is_list(expression)) {
+        return [pattern = compiled(expression, option)](const nn::Site& site) {
+            return std::regex_match(site.name(), pattern);
+        };
+    }
+    const auto names = split(expression, ',');
+    const auto known = names_of(model);
+    for (const auto& name : names)
+        if (std::none_of(known.begin(), known.end(), [&](const auto& path) { return ends_path(path, name); }))
+            fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option, name,
+                 last_parts(model));
+    return [names](const nn::Site& site) {
+        return std::any_of(names.begin(), names.end(),
+                           [&](const auto& name) { return ends_path(site.name(), name); });
+    };
+}
+
+int64_t parse_layer(const std::string& text, const std::string& layers) {
+    int64_t value = -1;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0)
+        fail(ErrorKind::usage, "--layers: \"{}\" is not a list of block numbers and ranges like 0-3,5",
+             layers);
+    return value;
+}
+
+std::set<int64_t> parse_layers(const std::string& layers, int64_t count) {
+    std::set<int64_t> result;
+    for (const auto& part : split(layers, ',')) {
+        const auto dash = part.find('-');
+        const int64_t first = parse_layer(part.substr(0, dash), layers);
+        const int64_t last = dash == std::string::npos ? first : parse_layer(part.substr(dash + 1), layers);
+        if (last < first || last >= count)
+            fail(ErrorKind::usage, "--layers: {} is not within 0-{}, the model's blocks", part, count - 1);
+        for (int64_t layer = first; layer <= last; ++layer) result.insert(layer);
+    }
+    return result;
+}
+
+// A JSON list or string of names as one expression.
+std::string expression_of(const nlohmann::json& value, const char* key) {
+    if (value.is_string()) return value.get<std::string>();
+    std::string joined;
+    if (value.is_array())
+        for (const auto& name : value) {
+            if (!name.is_string())
+                fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" holds {}, expected names", key,
+                     name.dump());
+            joined += fmt::format("{}{}", joined.empty() ? "" : ",", name.get<std::string>());
+        }
+    else
+        fail(ErrorKind::adapter,
+             "adapter_config.json: key \"{}\" is {}, expected a list of names or a string", key,
+             value.dump());
+    return joined;
+}
+
+}  // namespace
+
+std::vector<nn::Site*> select(const Targets& targets, nn::Model& model) {
+    const auto wanted = matcher(targets.modules, model, "--targets");
+    const auto excluded = targets.exclude.empty() ? [](const nn::Site&) { return false; }
+                                                  : matcher(targets.exclude, model, "--exclude");
+    const auto layers = parse_layers(targets.layers, model.shape().layers);
+    std::vector<nn::Site*> sites;
+    for (auto& site : model.sites()) {
+        const bool layer_fits = targets.layers.empty() || (site.layer >= 0 && layers.contains(site.layer));
+        if (layer_fits && wanted(site) && !excluded(site)) sites.push_back(&site);
+    }
+    if (sites.empty()) {
+        const auto known = names_of(model);
+        fail(ErrorKind::usage,
+             "--targets: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
+             targets.modules, model.shape().architecture, did_you_mean(targets.modules, known),
+             last_parts(model));
+    }
+    return sites;
+}
+
+std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model) {
+    std::vector<std::string> tensors;
+    for (const auto& module : modules) {
+        std::vector<std::string> paths, found;
+        for (const auto& [name, slots] : model.tensors()) {
+            paths.push_back(name.substr(0, name.rfind('.')));
+            if (ends_path(paths.back(), module)) found.push_back(name);
+        }
+        if (found.empty())
+            fail(ErrorKind::usage, "--modules-to-save: the model has no module \"{}\"{}", module,
+                 did_you_mean(module, paths));
+        tensors.insert(tensors.end(), found.begin(), found.end());
+    }
+    return tensors;
+}
+
+void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+    auto list_or_text = [](const std::string& expression) {
+        return is_list(expression) ? nlohmann::json(split(expression, ',')) : nlohmann::json(expression);
+    };
+    if (targets.modules == "all-linear") {  // as PEFT saves it: full paths
+        auto& paths = config["target_modules"] = nlohmann::json::array();
+        for (const auto* site : sites) paths.push_back(site->name());
+    } else {
+        config["target_modules"] = list_or_text(targets.modules);
+    }
+    if (!targets.exclude.empty()) config["exclude_modules"] = list_or_text(targets.exclude);
+    if (targets.layers.empty() || targets.modules == "all-linear") return;
+    auto& layers = config["layers_to_transform"] = nlohmann::json::array();
+    std::set<int64_t> numbers;
+    for (const auto* site : sites) numbers.insert(site->layer);
+    for (int64_t number : numbers) layers.push_back(number);
+}
+
+Targets targets_from_config(const nlohmann::json& config) {
+    Targets targets;
+    if (config.contains("target_modules") && !config["target_modules"].is_null())
+        targets.modules = expression_of(config["target_modules"], "target_modules");
+    if (config.contains("exclude_modules") && !config["exclude_modules"].is_null())
+        targets.exclude = expression_of(config["exclude_modules"], "exclude_modules");
+    if (!config.contains("layers_to_transform") || config["layers_to_transform"].is_null()) return targets;
+    const auto& layers = config["layers_to_transform"];
+    for (const auto& layer : layers.is_array() ? layers : nlohmann::json::array({layers})) {
+        if (!layer.is_number_integer())
+            fail(ErrorKind::adapter,
+                 "adapter_config.json: key \"layers_to_transform\" holds {}, expected block numbers",
+                 layer.dump());
+        targets.layers += fmt::format("{}{}", targets.layers.empty() ? "" : ",", layer.get<int64_t>());
+    }
+    return targets;
+}
+
+}  // namespace ether::methods

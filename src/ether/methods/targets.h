@@ -1,0 +1,34 @@
+// Which sites an adapter changes, in PEFT's words.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "ether/nn/model.h"
+
+namespace ether::methods {
+
+// target_modules: "all-linear" (every linear layer but the output layer; a BERT's pooler is included, as in
+// PEFT), a comma-separated list of names that end a module path ("query,value"), or a regular expression that
+// matches a whole path. exclude_modules: likewise, without all-linear. layers: block numbers to keep,
+// "0-3,5"; empty: all.
+struct Targets {
+    std::string modules = "all-linear";
+    std::string exclude;
+    std::string layers;
+};
+
+// The chosen sites in the model's order. An expression that matches nothing is an error with the nearest
+// names; so is a listed name that matches nothing.
+std::vector<nn::Site*> select(const Targets& targets, nn::Model& model);
+
+// The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
+// error.
+std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model);
+
+// PEFT's keys target_modules, exclude_modules and layers_to_transform.
+void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config);
+Targets targets_from_config(const nlohmann::json& config);
+
+}  // namespace ether::methods

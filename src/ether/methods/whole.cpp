@@ -1,0 +1,46 @@
+// Methods that train base tensors as they are: full fine-tuning (all of them), and head (none: only the
+// modules that every method trains whole, e.g. a new classifier), against which adapters are judged.
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+struct NoOptions : MethodOptions {
+    Fields fields() override { return {}; }
+};
+
+std::unique_ptr<MethodOptions> no_options() { return std::make_unique<NoOptions>(); }
+std::vector<std::string> no_keys() { return {}; }
+
+}  // namespace
+
+Method head() {
+    return {"head",
+            "HEAD",
+            "nothing but the task's head",
+            1e-2,
+            false,
+            no_options,
+            [](const MethodOptions&, const MethodContext&) { return std::make_unique<Adapter>(); },
+            no_keys};
+}
+
+Method full() {
+    return {"full",
+            "FULL",
+            "full fine-tuning: every weight of the model",
+            5e-5,
+            false,
+            no_options,
+            [](const MethodOptions&, const MethodContext& context) {
+                for (const auto& [name, slots] : context.model.tensors()) {
+                    if (context.parameters.find(name)) continue;  // a head that is trained anyway
+                    const auto copy = slots.front()->detach().to(at::kFloat, false, true);
+                    context.model.replace(name, context.parameters.add(name, copy, nn::ParameterGroup::base));
+                }
+                return std::make_unique<Adapter>();
+            },
+            no_keys};
+}
+
+}  // namespace ether::methods
