@@ -1,0 +1,123 @@
+#include "command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <set>
+
+#include "ether/core/error.h"
+#include "ether/core/near_name.h"
+#include "ether/methods/registry.h"
+
+namespace ether::app {
+namespace {
+
+std::string range_text(const Field& field) {
+    if (!field.choices.empty()) return fmt::format(" [{}]", fmt::join(field.choices, "|"));
+    return "";
+}
+
+std::string help_text(const Field& field) {
+    const auto initial = field.text();
+    return field.help + range_text(field) + (initial.empty() ? "" : " (default " + initial + ")");
+}
+
+}  // namespace
+
+CommandLine::CommandLine(std::string verb, std::string description, std::string example)
+    : app_(std::make_unique<CLI::App>(std::move(description), "ether " + verb)), verb_(std::move(verb)) {
+    app_->footer("Example:\n  " + example);
+    app_->get_formatter()->column_width(30);
+    app_->get_formatter()->label("TEXT", "");
+}
+
+CommandLine::~CommandLine() = default;
+
+void CommandLine::add_one(const Field& field, bool required) {
+    auto& values = *(values_[field.name] = std::make_unique<std::vector<std::string>>());
+    CLI::Option* option = nullptr;
+    if (std::holds_alternative<bool*>(field.value)) {
+        option = app_->add_flag("--" + field.name + "{true},!--no-" + field.name, values, help_text(field));
+    } else {
+        option = app_->add_option("--" + field.name, values, help_text(field));
+        if (std::holds_alternative<std::vector<std::string>*>(field.value))
+            option->delimiter(',')->type_name("NAMES");
+        else
+            option->expected(1)->type_name(std::holds_alternative<std::string*>(field.value) ? "TEXT"
+                                                                                             : "NUMBER");
+    }
+    option->required(required);
+    fields_.push_back(field);
+}
+
+void CommandLine::add(const Fields& fields, const std::vector<std::string>& required) {
+    for (const auto& field : fields)
+        add_one(field, std::find(required.begin(), required.end(), field.name) != required.end());
+}
+
+void CommandLine::add_positional(const Field& field) {
+    auto& values = *(values_[field.name] = std::make_unique<std::vector<std::string>>());
+    app_->add_option(field.name, values, field.help)->required()->expected(1)->type_name("TEXT");
+    fields_.push_back(field);
+}
+
+void CommandLine::add_method_options() {
+    std::map<std::string, std::string> help;
+    for (const auto& method : methods::all_methods()) {
+        const auto options = method.options();
+        for (const auto& field : options->fields()) {
+            auto& text = help[field.name];
+            text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", method.name, help_text(field));
+        }
+    }
+    for (const auto& [name, text] : help) {
+        if (values_.contains(name)) continue;
+        auto& values = *(values_[name] = std::make_unique<std::vector<std::string>>());
+        app_->add_option("--" + name, values, text)
+            ->expected(1)
+            ->group("Options of methods")
+            ->type_name("VALUE");
+        method_option_names_.push_back(name);
+    }
+}
+
+void CommandLine::add_config() {
+    app_->set_config("--config", "", "TOML file of options, such as a run's run.toml; the command line wins");
+    app_->allow_config_extras(CLI::config_extras_mode::error);
+}
+
+bool CommandLine::parse(int argc, char** argv) {
+    try {
+        app_->parse(argc, argv);
+    } catch (const CLI::CallForHelp&) {
+        std::fputs(app_->help().c_str(), stdout);
+        return false;
+    } catch (const CLI::ExtrasError&) {
+        std::vector<std::string> known;
+        for (const auto& [name, values] : values_) known.push_back("--" + name);
+        known.insert(known.end(), {"--config", "--help"});
+        const auto extras = app_->remaining();
+        const auto name = extras.front().substr(0, extras.front().find('='));
+        fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
+             did_you_mean(name, known), verb_);
+    } catch (const CLI::ParseError& error) {
+        std::string text = error.what();
+        std::replace(text.begin(), text.end(), '\n', ' ');
+        fail(ErrorKind::usage, "{}; see ether {} --help", text, verb_);
+    }
+    for (const auto& field : fields_) {
+        const auto& values = *values_.at(field.name);
+        if (!values.empty()) field.set(fmt::format("{}", fmt::join(values, ",")));
+    }
+    return true;
+}
+
+bool CommandLine::given(const std::string& name) const { return !values_.at(name)->empty(); }
+
+std::map<std::string, std::string> CommandLine::method_options() const {
+    std::map<std::string, std::string> options;
+    for (const auto& name : method_option_names_)
+        if (given(name)) options[name] = values_.at(name)->back();
+    return options;
+}
+
+}  // namespace ether::app

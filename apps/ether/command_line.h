@@ -1,0 +1,48 @@
+// The command line of a verb, made from Fields: options, --config FILE (TOML), --help with an example, and
+// for an unknown option the near one.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ether/core/options.h"
+
+namespace CLI {
+class App;
+}
+
+namespace ether::app {
+
+class CommandLine {
+  public:
+    CommandLine(std::string verb, std::string description, std::string example);
+    ~CommandLine();
+
+    // Fields must outlive parse(); `required` ones must be given.
+    void add(const Fields& fields, const std::vector<std::string>& required = {});
+    // A value without name, e.g. inspect's folder.
+    void add_positional(const Field& field);
+    // Options of methods: known to the parser, but checked by the chosen method.
+    void add_method_options();
+    // --config FILE: TOML with the options' names as keys; the command line wins.
+    void add_config();
+
+    // Returns false where help was asked for and printed. Throws Error of kind usage.
+    bool parse(int argc, char** argv);
+    bool given(const std::string& name) const;
+    // What was given of the methods' options, by field name.
+    std::map<std::string, std::string> method_options() const;
+
+  private:
+    void add_one(const Field& field, bool required);
+
+    std::unique_ptr<CLI::App> app_;
+    std::vector<Field> fields_;
+    std::map<std::string, std::unique_ptr<std::vector<std::string>>> values_;
+    std::vector<std::string> method_option_names_;
+    std::string verb_;
+};
+
+}  // namespace ether::app

@@ -1,0 +1,56 @@
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "command_line.h"
+#include "console.h"
+#include "ether/core/error.h"
+#include "loading.h"
+#include "verb.h"
+
+namespace ether::app {
+
+int eval_main(int argc, char** argv) {
+    LoadingOptions loading;
+    data::TableOptions table;
+    std::string data;
+    int64_t batch = 64;
+    bool json = false;
+    CommandLine line("eval", "Scores a model with an adapter on a file of examples.",
+                     "ether eval --model DIR --adapter runs/a --data test.jsonl --json");
+    line.add(loading.fields(), {"model"});
+    line.add(
+        {
+            {.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"},
+            {.name = "text-column", .value = &table.text_column, .help = "column of the text"},
+            {.name = "pair-column",
+             .value = &table.pair_column,
+             .help = "column of a second text; empty: none"},
+            {.name = "label-column", .value = &table.label_column, .help = "column of the label"},
+            {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
+            {.name = "json", .value = &json, .help = "print one JSON object"},
+        },
+        {"data"});
+    if (!line.parse(argc, argv)) return 0;
+
+    const auto loaded = loading.load();
+    const auto& task = *loaded.task;
+    table.labels_required = task.labels_required();
+    const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
+    const auto sequences =
+        task.encode(data::read_examples(data, table), data, tokenizer, {.max_length = loaded.max_length});
+    const auto start = std::chrono::steady_clock::now();
+    const auto scores = task.evaluate(*loaded.model, sequences, batch);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (json) {
+        nlohmann::json object = scores;
+        object["examples"] = sequences.size();
+        object["seconds"] = seconds;
+        std::printf("%s\n", object.dump().c_str());
+    } else {
+        fmt::print("{} examples in {}: {}\n", sequences.size(), duration_text(seconds), scores_text(scores));
+    }
+    return 0;
+}
+
+}  // namespace ether::app

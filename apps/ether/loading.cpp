@@ -1,0 +1,35 @@
+#include "loading.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "ether/core/parallel.h"
+#include "ether/train/run_config.h"
+
+namespace ether::app {
+
+Fields LoadingOptions::fields() {
+    return {
+        {.name = "model",
+         .value = &model,
+         .help = "base model: folder, or org/name in the Hugging Face cache"},
+        {.name = "adapter", .value = &adapter, .help = "adapter or run folder; empty: the model as it is"},
+        {.name = "dtype",
+         .value = &dtype,
+         .help = "of weights and activations; auto: as stored",
+         .choices = {"auto", "f32", "bf16"}},
+        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+        {.name = "force", .value = &force, .help = "use an adapter that was trained on another base"},
+    };
+}
+
+eval::LoadedAdapter LoadingOptions::load() const {
+    if (threads > 0) set_num_threads(static_cast<int>(threads));
+    auto loaded = eval::load_adapter(
+        {.model = model, .adapter = adapter, .dtype = train::dtype_named(dtype), .force = force});
+    for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
+    return loaded;
+}
+
+}  // namespace ether::app

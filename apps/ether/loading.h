@@ -1,0 +1,21 @@
+// Options that eval, predict, logits and merge share, and the notes that loading has for the user.
+#pragma once
+
+#include <string>
+
+#include "ether/core/options.h"
+#include "ether/eval/loaded_adapter.h"
+
+namespace ether::app {
+
+struct LoadingOptions {
+    std::string model, adapter, dtype = "auto";
+    int64_t threads = 0;
+    bool force = false;
+
+    Fields fields();
+    // Sets the thread count, loads, and prints notes on standard error.
+    eval::LoadedAdapter load() const;
+};
+
+}  // namespace ether::app

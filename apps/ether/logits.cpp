@@ -1,0 +1,81 @@
+#include <ATen/Functions.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "command_line.h"
+#include "ether/core/error.h"
+#include "ether/io/file.h"
+#include "ether/io/json_reader.h"
+#include "ether/io/safetensors.h"
+#include "loading.h"
+#include "verb.h"
+
+namespace ether::app {
+namespace {
+
+std::vector<data::Sequence> read_tokens(const std::string& path, const nn::ModelShape& shape) {
+    const auto json = io::parse_json(io::read_text_file(path), path);
+    auto wrong = [&](const std::string& what) {
+        fail(ErrorKind::data, "{}: {}; expected rows of token ids, like [[1, 2, 3], [4, 5]]", path, what);
+    };
+    if (!json.is_array() || json.empty()) wrong("not a list of rows");
+    std::vector<data::Sequence> sequences;
+    for (const auto& row : json) {
+        const auto number = sequences.size();
+        if (!row.is_array() || row.empty()) wrong(fmt::format("row {} is {}", number, io::describe(row)));
+        auto& sequence = sequences.emplace_back();
+        for (const auto& id : row) {
+            if (!id.is_number_integer()) wrong(fmt::format("row {} holds {}", number, io::describe(id)));
+            const auto value = id.get<int64_t>();
+            if (value < 0 || value >= shape.vocab_size)
+                fail(ErrorKind::data, "{}: row {} holds id {}, but the model's vocabulary ends at {}", path,
+                     number, value, shape.vocab_size - 1);
+            sequence.ids.push_back(value);
+        }
+        if (static_cast<int64_t>(sequence.ids.size()) > shape.max_positions)
+            fail(ErrorKind::data, "{}: row {} has {} ids, but the model has {} positions", path, number,
+                 sequence.ids.size(), shape.max_positions);
+    }
+    return sequences;
+}
+
+}  // namespace
+
+int logits_main(int argc, char** argv) {
+    LoadingOptions loading;
+    std::string tokens, out;
+    int64_t batch = 16;
+    CommandLine line("logits",
+                     "Writes the logits of rows of token ids, float32, one tensor logits.N a row: (tokens, "
+                     "vocabulary) of a "
+                     "language model, (classes) of a classifier. Needs no tokenizer.",
+                     "ether logits --model DIR --tokens tokens.json --out logits.safetensors");
+    line.add(loading.fields(), {"model"});
+    line.add(
+        {
+            {.name = "tokens", .value = &tokens, .help = "JSON: [[ids], [ids], ...], rows of any length"},
+            {.name = "out", .value = &out, .help = "safetensors file to write"},
+            {.name = "batch", .value = &batch, .help = "rows in a batch", .low = 1, .high = 1e6},
+        },
+        {"tokens", "out"});
+    if (!line.parse(argc, argv)) return 0;
+
+    const auto loaded = loading.load();
+    const auto sequences = read_tokens(tokens, loaded.model->model().shape());
+    io::NamedTensors tensors;
+    tasks::for_each_batch(sequences, batch, data::LabelType::none, [&](const data::Batch& b) {
+        const auto logits = loaded.model->logits({.batch = b}).to(at::kFloat);
+        const bool per_token = loaded.task->head() == nn::Head::causal_lm;
+        for (int64_t i = 0; i < b.size(); ++i) {
+            const auto begin = b.cu_seqlens[i].item<int64_t>(), end = b.cu_seqlens[i + 1].item<int64_t>();
+            tensors.emplace_back(fmt::format("logits.{}", b.rows[static_cast<size_t>(i)]),
+                                 (per_token ? logits.narrow(0, begin, end - begin) : logits[i]).contiguous());
+        }
+    });
+    io::write_safetensors(out, tensors);
+    fmt::print(stderr, "{} rows written to {}\n", tensors.size(), out);
+    return 0;
+}
+
+}  // namespace ether::app

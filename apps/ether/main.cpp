@@ -1,0 +1,81 @@
+// ether: the command-line program. The only place that maps errors to exit codes: 0 done, 1 our user's input
+// or data, 2 the command line, 130 and the like interrupted by a signal.
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "ether/core/error.h"
+#include "ether/core/interrupt.h"
+#include "ether/core/near_name.h"
+#include "verb.h"
+
+namespace ether::app {
+namespace {
+
+constexpr std::array kVerbs = {
+    Verb{"train", "fine-tune a model on a file of examples", train_main},
+    Verb{"eval", "score a model with an adapter on a file of examples", eval_main},
+    Verb{"predict", "classify lines of text, or texts in JSONL", predict_main},
+    Verb{"logits", "write the logits of token ids, to compare with other software", logits_main},
+    Verb{"merge", "write a model folder with the adapter multiplied into the weights", merge_main},
+    Verb{"inspect", "show what a model or adapter folder holds", inspect_main},
+    Verb{"bench", "measure a training step against the hardware's limit", bench_main},
+};
+
+void print_help(std::FILE* stream) {
+    std::fprintf(
+        stream,
+        "ether adapts pretrained transformers with hyperplane reflections (ETHER) and other methods.\n\n"
+        "Usage: ether VERB [OPTIONS]\n\n");
+    for (const auto& verb : kVerbs) std::fprintf(stream, "  %-8s  %s\n", verb.name, verb.help);
+    std::fprintf(stream, "\nether VERB --help explains a verb, with an example.\n");
+}
+
+int dispatch(int argc, char** argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return 2;
+    }
+    const std::string name = argv[1];
+    if (name == "--help" || name == "-h" || name == "help") {
+        print_help(stdout);
+        return 0;
+    }
+    if (name == "--version") {
+        std::puts("ether " ETHER_VERSION);
+        return 0;
+    }
+    std::vector<std::string> names;
+    for (const auto& verb : kVerbs) {
+        if (name == verb.name) return verb.run(argc - 1, argv + 1);
+        names.emplace_back(verb.name);
+    }
+    fail(ErrorKind::usage, "\"{}\" is not a verb of ether{}; ether --help lists them", name,
+         did_you_mean(name, names));
+}
+
+}  // namespace
+}  // namespace ether::app
+
+int main(int argc, char** argv) {
+    ether::install_interrupt_handlers();
+    try {
+        return ether::app::dispatch(argc, argv);
+    } catch (const ether::Error& error) {
+        std::fprintf(stderr, "ether: %s\n", error.what());
+        return error.kind() == ether::ErrorKind::usage ? 2 : 1;
+    } catch (const std::bad_alloc&) {
+        std::fprintf(stderr, "ether: out of memory; lower --batch or --max-length, or use --dtype bf16\n");
+        return 1;
+    } catch (const std::exception& error) {
+        // An exception of a library that our checks should have prevented: its first line says what, the rest
+        // is a trace.
+        const std::string text = error.what();
+        std::fprintf(stderr, "ether: %s\n", text.substr(0, text.find('\n')).c_str());
+        return 1;
+    }
+}

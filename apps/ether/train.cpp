@@ -1,0 +1,86 @@
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "command_line.h"
+#include "console.h"
+#include "ether/core/error.h"
+#include "ether/train/trainer.h"
+#include "verb.h"
+
+namespace ether::app {
+namespace {
+
+void report(const train::RunResult& result, const train::RunConfig& config, bool json) {
+    if (json) {
+        nlohmann::json object = {{"out", config.out},
+                                 {"steps", result.steps},
+                                 {"loss", result.final_loss},
+                                 {"seconds", result.seconds},
+                                 {"interrupted", result.interrupted_by != 0},
+                                 {"stopped_early", result.stopped_early}};
+        if (result.best_score) {
+            object["best"] = {{"step", result.best_step}, {result.best_score_name, *result.best_score}};
+        }
+        std::printf("%s\n", object.dump().c_str());
+        return;
+    }
+    if (result.interrupted_by) {
+        fmt::print("stopped at step {} and saved; go on with:\n  ether train --resume {}\n", result.steps,
+                   config.out);
+        return;
+    }
+    fmt::print("{} steps in {}; ", result.steps, duration_text(result.seconds));
+    if (result.best_score)
+        fmt::print("best {} {:.4f} at step {}{}; ", result.best_score_name, *result.best_score,
+                   result.best_step, result.stopped_early ? ", then no better one: stopped early" : "");
+    fmt::print("adapter in {}\n", config.out);
+}
+
+}  // namespace
+
+int train_main(int argc, char** argv) {
+    train::RunConfig config;
+    std::string resume;
+    bool json = false;
+    const Fields own = {
+        {.name = "resume",
+         .value = &resume,
+         .help = "run folder to continue where it stopped; takes no other options"},
+        {.name = "json", .value = &json, .help = "print the result as one JSON object"},
+    };
+    CommandLine line("train", "Fine-tunes a model on a file of examples.",
+                     "ether train --model DIR --task classify --data train.jsonl --eval-data dev.jsonl "
+                     "--method ether+ --out runs/a");
+    line.add(own);
+    line.add(config.fields());
+    line.add_method_options();
+    line.add_config();
+    if (!line.parse(argc, argv)) return 0;
+    if (!resume.empty()) {
+        // The run's own configuration says everything else.
+        const auto saved = (std::filesystem::path(resume) / "run.toml").string();
+        if (!std::filesystem::exists(saved))
+            fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", resume);
+        CommandLine from_file("train", "", "");
+        config = {};
+        from_file.add(config.fields());
+        from_file.add_method_options();
+        from_file.add_config();
+        std::vector<std::string> words = {"train", "--config", saved, "--out", resume};
+        std::vector<char*> arguments;
+        for (auto& word : words) arguments.push_back(word.data());
+        from_file.parse(static_cast<int>(arguments.size()), arguments.data());
+        config.method_options = from_file.method_options();
+    } else {
+        config.method_options = line.method_options();
+    }
+    ConsoleProgress progress;
+    train::Trainer trainer(config, !resume.empty(), {&progress});
+    const auto result = trainer.run();
+    report(result, config, json);
+    return result.interrupted_by ? 128 + result.interrupted_by : 0;
+}
+
+}  // namespace ether::app

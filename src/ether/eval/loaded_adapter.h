@@ -1,0 +1,34 @@
+// A model with an adapter as trained, ready to evaluate, predict or merge: folders in, checked objects out.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "ether/io/checkpoint.h"
+#include "ether/methods/adapted_model.h"
+#include "ether/tasks/task.h"
+
+namespace ether::eval {
+
+struct LoadOptions {
+    std::string model;                                 // folder or org/name
+    std::string adapter;                               // adapter or run folder; empty: the model as it is
+    at::ScalarType dtype = at::ScalarType::Undefined;  // undefined: as stored
+    bool force = false;                                // take an adapter that was trained on another base
+};
+
+struct LoadedAdapter {
+    io::Checkpoint checkpoint;
+    std::unique_ptr<methods::AdaptedModel> model;
+    std::unique_ptr<tasks::Task> task;
+    int64_t max_length = 0;          // the texts' length in training; else the model's positions, at most 512
+    std::vector<std::string> notes;  // what a user should know: e.g. an adapter without ether.json
+};
+
+// The task comes from the adapter's ether.json; without one, from its task_type or the model's own head and
+// id2label.
+LoadedAdapter load_adapter(const LoadOptions& options);
+
+}  // namespace ether::eval

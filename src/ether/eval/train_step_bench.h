@@ -1,0 +1,37 @@
+// Measures training steps on random tokens beside the hardware's limit, in one process.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ether/io/checkpoint.h"
+#include "ether/methods/adapted_model.h"
+
+namespace ether::eval {
+
+struct BenchOptions {
+    methods::AdapterConfig adapter;  // method "none": everything frozen, same backward through all layers
+    int64_t batch = 2, tokens = 256, steps = 5;
+    at::ScalarType dtype = at::ScalarType::Undefined;
+    uint64_t seed = 0;
+};
+
+struct BenchResult {
+    double median_seconds = 0;  // of a step, the first left out
+    double tokens_per_second = 0;
+    int64_t peak_rss_bytes = 0;  // after the steps, before the limit is measured
+    int64_t trainable_parameters = 0;
+    double flops_per_token = 0;  // forward and backward to the input, causal attention included
+    std::string gemm;            // the fastest way to multiply here
+    double gemm_flops_per_second = 0;
+    double gemm_limit_tokens_per_second = 0;
+};
+
+BenchResult bench_train_step(const io::Checkpoint& checkpoint, const BenchOptions& options);
+
+// 4 * sum of in * out over all linear layers (head included; BERT's pooler and head once a sequence) + 7 *
+// layers * heads
+// * head_dim * (tokens + 1) a token; twice the latter's attention where it is not causal.
+double train_flops_per_token(const nn::Model& model, int64_t tokens);
+
+}  // namespace ether::eval

@@ -1,0 +1,107 @@
+#include "ether/export/merge.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/random.h"
+#include "ether/io/file.h"
+#include "ether/io/safetensors.h"
+#include "ether/models/registry.h"
+#include "ether/tasks/classification.h"
+
+namespace ether::exporting {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "added_tokens.json",
+                                           "vocab.txt",
+                                           "vocab.json",
+                                           "merges.txt",
+                                           "tokenizer.model",
+                                           "chat_template.jinja",
+                                           "generation_config.json"};
+
+nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType dtype) {
+    auto config = loaded.checkpoint.config().document();
+    const auto& architecture = models::architecture_of(loaded.checkpoint);
+    const bool classifies = loaded.task->head() == nn::Head::sequence_classification;
+    config["architectures"] = {classifies ? architecture.classifier_class
+                                          : architecture.language_model_class};
+    config.erase("torch_dtype");  // transformers 5 calls it dtype
+    config["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : "float32";
+    if (!classifies) return config;
+    std::vector<std::string> names = {"LABEL_0"};
+    if (const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get()))
+        names = classifier->labels().names();
+    config["problem_type"] = names.size() == 1 ? "regression" : "single_label_classification";
+    config["id2label"] = config["label2id"] = nlohmann::json::object();
+    for (size_t i = 0; i < names.size(); ++i) {
+        config["id2label"][std::to_string(i)] = names[i];
+        config["label2id"][names[i]] = i;
+    }
+    return config;
+}
+
+// A few rows of random ids, the same in every run.
+data::Batch probe(const nn::ModelShape& shape) {
+    const auto random = Random(0).stream("merge probe");
+    std::vector<data::Sequence> rows(4);
+    uint64_t drawn = 0;
+    for (size_t i = 0; i < rows.size(); ++i)
+        for (int64_t j = 0; j < std::min<int64_t>(shape.max_positions, 4 + 5 * static_cast<int64_t>(i)); ++j)
+            rows[i].ids.push_back(
+                static_cast<int64_t>(random.below(drawn++, static_cast<uint64_t>(shape.vocab_size))));
+    const std::vector<int64_t> all = {0, 1, 2, 3};
+    return data::collate(rows, all, data::LabelType::none);
+}
+
+double largest(const at::Tensor& t) { return t.abs().max().item<double>(); }
+
+}  // namespace
+
+MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarType dtype) {
+    const at::NoGradGuard no_grad;
+    auto& adapted = *loaded.model;
+    MergeReport report;
+    report.dtype = dtype == at::ScalarType::Undefined ? models::stored_dtype(loaded.checkpoint) : dtype;
+
+    io::AtomicFolder folder(out);
+    io::write_file_atomic(folder.path() / "config.json", merged_config(loaded, report.dtype).dump(2) + "\n");
+    for (const char* name : kTokenizerFiles)
+        if (fs::exists(loaded.checkpoint.path() / name))
+            io::write_file_atomic(folder.path() / name, io::read_text_file(loaded.checkpoint.path() / name));
+    io::write_safetensors(folder.path() / "model.safetensors", adapted.merged_tensors(report.dtype),
+                          {{"format", "pt"}});
+    report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
+
+    const auto batch = probe(adapted.model().shape());
+    const auto expected = adapted.logits({.batch = batch}).to(at::kDouble);
+    adapted.model().unbind();
+    const auto base = adapted.model().logits({.batch = batch}).to(at::kDouble);
+    const auto again = models::load_model(
+        io::Checkpoint::open(folder.path()),
+        {.head = loaded.task->head(), .classes = loaded.task->classes(), .dtype = adapted.model().dtype()});
+    const auto found = again->logits({.batch = batch}).to(at::kDouble);
+    report.largest_logit = largest(expected);
+    report.largest_difference = largest(found - expected);
+    report.adapter_effect = largest(expected - base);
+    const bool exact = report.dtype == at::kFloat && adapted.model().dtype() == at::kFloat;
+    const double tolerance = (exact ? 1e-4 : 5e-2) * std::max(1.0, report.largest_logit);
+    if (!(report.largest_difference <= tolerance))
+        fail(ErrorKind::numeric,
+             "{}: the merged model's logits differ from the adapter's by {:.3g}, more than {:.3g} allows "
+             "in {}; nothing was written{}",
+             out.string(), report.largest_difference, tolerance, c10::toString(report.dtype),
+             exact ? "" : "; try --dtype f32");
+    folder.commit();
+    return report;
+}
+
+}  // namespace ether::exporting

@@ -1,0 +1,48 @@
+#include "ether/tasks/task.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/data/order.h"
+#include "ether/tasks/causal_lm.h"
+#include "ether/tasks/classification.h"
+
+namespace ether::tasks {
+
+const std::vector<std::string> kTaskNames = {"classify", "causal-lm"};
+
+void for_each_batch(const std::vector<data::Sequence>& sequences, int64_t batch, data::LabelType labels,
+                    const std::function<void(const data::Batch&)>& consume) {
+    const at::NoGradGuard no_grad;
+    std::vector<int64_t> lengths;
+    for (const auto& sequence : sequences) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
+    for (const auto& rows : data::evaluation_order(lengths, batch))
+        consume(data::collate(sequences, rows, labels));
+}
+
+std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data::Example>& examples,
+                                const std::string& file) {
+    if (name == "causal-lm") return std::make_unique<CausalLm>();
+    if (name != "classify")
+        fail(ErrorKind::usage, "--task: \"{}\" is not known, expected one of {}", name,
+             fmt::join(kTaskNames, ", "));
+    if (data::label_kind(examples) == data::LabelKind::real) return std::make_unique<Regression>();
+    return std::make_unique<Classification>(data::LabelSet::from_examples(examples, file));
+}
+
+std::unique_ptr<Task> task_from(const nlohmann::json& description) {
+    const auto name = description.value("task", "");
+    if (name == "causal-lm") return std::make_unique<CausalLm>();
+    if (name == "regression") return std::make_unique<Regression>();
+    if (name == "classify" && description.contains("labels") && description["labels"].is_array())
+        return std::make_unique<Classification>(
+            data::LabelSet::from_names(description["labels"].get<std::vector<std::string>>()));
+    fail(ErrorKind::adapter,
+         "ether.json: task \"{}\" with its labels is missing or unknown; expected classify with labels, "
+         "regression or causal-lm",
+         name);
+}
+
+}  // namespace ether::tasks

@@ -1,0 +1,54 @@
+// What a training run tells those who watch it: a progress bar, metrics.jsonl, TensorBoard, tests.
+// Callbacks are called from the training thread, in order, and are not owned by the trainer.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "ether/tasks/task.h"
+
+namespace ether::train {
+
+struct RunInfo {
+    std::filesystem::path folder;
+    int64_t first_step = 0, total_steps = 0, steps_per_epoch = 0;
+    int64_t adapter_parameters = 0, head_parameters = 0, model_parameters = 0;
+    int64_t training_examples = 0, eval_examples = 0;
+    std::string device;  // "cpu, 2 threads"
+    std::string method;
+    double learning_rate = 0;
+};
+
+struct StepReport {
+    int64_t step = 0;  // from 1: steps done
+    double epoch = 0;
+    double loss = 0, learning_rate = 0, gradient_norm = 0;
+    int64_t tokens = 0;  // of this step
+    double seconds = 0;  // of this step
+    double tokens_per_second() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
+};
+
+struct EvalReport {
+    int64_t step = 0;
+    double seconds = 0;
+    tasks::Scores scores;
+    bool best = false;
+};
+
+class Callback {
+  public:
+    virtual ~Callback() = default;
+    virtual void on_start(const RunInfo&) {}
+    virtual void on_step(const StepReport&) {}
+    virtual void on_evaluation(const EvalReport&) {}
+    virtual void on_end() {}
+
+    // A log that grows says how long it is when a checkpoint is made, and is cut to that length when the run
+    // goes on from there; `name` keys the length in the checkpoint, empty: nothing to keep.
+    virtual std::string log_name() const { return ""; }
+    virtual int64_t log_bytes() const { return 0; }
+    virtual void resume_log(int64_t /*bytes*/) {}
+};
+
+}  // namespace ether::train

@@ -1,0 +1,69 @@
+#include "ether/train/memory.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "ether/core/error.h"
+
+namespace ether::train {
+namespace {
+
+double gigabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
+
+// A "Name:   123 kB" line of a /proc file, in bytes; -1 if absent.
+int64_t proc_value(const char* path, const std::string& name) {
+    std::ifstream file(path);
+    std::string line;
+    while (std::getline(file, line))
+        if (line.starts_with(name + ":")) return std::stoll(line.substr(name.size() + 1)) * 1024;
+    return -1;
+}
+
+}  // namespace
+
+MemoryEstimate estimate_memory(const methods::AdaptedModel& model, int64_t tokens, int64_t longest) {
+    const auto& shape = model.model().shape();
+    const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
+    MemoryEstimate estimate;
+    estimate.weights = model.model().parameter_count() * element;
+    estimate.trained = model.parameters().count() * 4 * 4;  // value, gradient, two moments, in float32
+    // A block keeps the inputs of its norms, sites, attention and activation: about twelve rows of the hidden
+    // size and four of the intermediate size a token; each adapted site its input and its output before the
+    // adapter's change.
+    int64_t per_token = shape.layers * (12 * shape.hidden_size + 4 * shape.intermediate_size);
+    for (const auto* site : model.sites()) per_token += site->linear.in() + site->linear.out();
+    const int64_t logits =
+        shape.head == nn::Head::causal_lm ? int64_t{1} << 26 : 0;  // linear_cross_entropy's chunk
+    const int64_t scores = 3 * 64 * longest * 4 * 64;              // attention tiles of all threads
+    estimate.activations = per_token * tokens * element + logits + scores;
+    return estimate;
+}
+
+int64_t available_memory() {
+    int64_t available = proc_value("/proc/meminfo", "MemAvailable");
+    if (available < 0) available = std::numeric_limits<int64_t>::max();
+    rlimit limit{};
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        const int64_t used = std::max<int64_t>(0, proc_value("/proc/self/status", "VmSize"));
+        available = std::min(available, std::max<int64_t>(0, static_cast<int64_t>(limit.rlim_cur) - used));
+    }
+    return available;
+}
+
+void check_memory(const MemoryEstimate& estimate, int64_t available) {
+    if (estimate.total() <= available) return;
+    fail(ErrorKind::memory,
+         "this run needs about {:.1f} GB (weights {:.1f}, trained values and optimizer {:.1f}, activations "
+         "{:.1f}), but "
+         "{:.1f} GB are free; lower --batch (and raise --accumulate to keep the result) or --max-length, or "
+         "use --dtype "
+         "bf16; --force tries all the same",
+         gigabytes(estimate.total()), gigabytes(estimate.weights), gigabytes(estimate.trained),
+         gigabytes(estimate.activations), gigabytes(available));
+}
+
+}  // namespace ether::train

@@ -1,0 +1,48 @@
+// AdamW: Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (Loshchilov and Hutter, arXiv
+// 1711.05101), with torch.optim.AdamW's arithmetic. State is kept in float32 beside each parameter; one
+// thread.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace ether::train {
+
+struct AdamWOptions {
+    double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+};
+
+struct OptimizedParameter {
+    std::string name;
+    at::Tensor value;          // a leaf; its gradient is read
+    double learning_rate = 0;  // times the schedule's factor
+    double weight_decay = 0;
+};
+
+class AdamW {
+  public:
+    AdamW(std::vector<OptimizedParameter> parameters, AdamWOptions options = {});
+
+    // One update with the gradients at hand, times `gradient_scale`; a parameter without gradient stays as it
+    // is.
+    void step(double schedule_factor, double gradient_scale = 1);
+    // Square root of the sum of squares of all gradients, in double.
+    double gradient_norm() const;
+
+    // State by name: "<parameter>.exp_avg", "<parameter>.exp_avg_sq", and "step". Tensors are the live ones.
+    std::vector<std::pair<std::string, at::Tensor>> state() const;
+    void load_state(const std::vector<std::pair<std::string, at::Tensor>>& state);
+
+    const std::vector<OptimizedParameter>& parameters() const { return parameters_; }
+
+  private:
+    AdamWOptions options_;
+    std::vector<OptimizedParameter> parameters_;
+    std::vector<at::Tensor> exp_avg_, exp_avg_sq_;
+    at::Tensor step_;  // (1) int64
+};
+
+}  // namespace ether::train

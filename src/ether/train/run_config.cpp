@@ -1,0 +1,171 @@
+#include "ether/train/run_config.h"
+
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/methods/registry.h"
+#include "ether/tasks/task.h"
+#include "ether/train/schedule.h"
+
+namespace ether::train {
+namespace {
+
+std::vector<std::string> method_names() {
+    std::vector<std::string> names;
+    for (const auto& method : methods::all_methods()) names.emplace_back(method.name);
+    return names;
+}
+
+}  // namespace
+
+Fields RunConfig::fields() {
+    return {
+        {.name = "model",
+         .value = &model,
+         .help = "model folder as downloaded, or org/name in the Hugging Face cache"},
+        {.name = "task", .value = &task, .help = "what to learn", .choices = tasks::kTaskNames},
+        {.name = "data", .value = &data, .help = "training examples: .jsonl, .json, .csv, .tsv or .txt"},
+        {.name = "eval-data", .value = &eval_data, .help = "examples to judge by; the best adapter is kept"},
+        {.name = "out",
+         .value = &out,
+         .help = "run folder: adapter, run.toml, metrics.jsonl, events, checkpoints/"},
+        {.name = "text-column", .value = &text_column, .help = "column of the text"},
+        {.name = "pair-column", .value = &pair_column, .help = "column of a second text; empty: none"},
+        {.name = "label-column",
+         .value = &label_column,
+         .help = "column of the label: text or integer = class, real = regression"},
+        {.name = "method", .value = &method, .help = "how to adapt", .choices = method_names()},
+        {.name = "targets",
+         .value = &targets,
+         .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), names that end a module "
+                 "path (query,value), or a regular expression of whole paths"},
+        {.name = "exclude", .value = &exclude, .help = "layers to leave out: names or a regular expression"},
+        {.name = "layers", .value = &layers, .help = "blocks to adapt, e.g. 0-3,5; empty: all"},
+        {.name = "modules-to-save",
+         .value = &modules_to_save,
+         .help = "modules to train whole, besides a new head"},
+        {.name = "lr",
+         .value = &lr,
+         .help = "learning rate; 0: the method's own, see --method",
+         .low = 0,
+         .high = 1e3},
+        {.name = "head-lr",
+         .value = &head_lr,
+         .help = "learning rate of the head and other whole modules",
+         .low = 0,
+         .high = 1e3},
+        {.name = "weight-decay",
+         .value = &weight_decay,
+         .help = "decoupled weight decay of whole modules and full fine-tuning; adapters have none",
+         .low = 0,
+         .high = 1},
+        {.name = "schedule",
+         .value = &schedule,
+         .help = "learning rate after the warm-up",
+         .choices = kScheduleNames},
+        {.name = "warmup",
+         .value = &warmup,
+         .help = "share of all steps in which the learning rate rises from 0",
+         .low = 0,
+         .high = 1},
+        {.name = "clip",
+         .value = &clip,
+         .help = "largest norm of the gradient; 0: no clipping",
+         .low = 0,
+         .high = 1e9},
+        {.name = "epochs", .value = &epochs, .help = "times each example is seen", .low = 0.001, .high = 1e6},
+        {.name = "max-steps",
+         .value = &max_steps,
+         .help = "end after so many steps; 0: by epochs",
+         .low = 0,
+         .high = 1e12},
+        {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
+        {.name = "accumulate",
+         .value = &accumulate,
+         .help = "batches a step, as if they were one",
+         .low = 1,
+         .high = 1e6},
+        {.name = "max-length",
+         .value = &max_length,
+         .help = "tokens of a text; 0: 512, or the model's positions if fewer",
+         .low = 0,
+         .high = 1e9},
+        {.name = "bucketing", .value = &bucketing, .help = "batches of examples of like length"},
+        {.name = "eval-every",
+         .value = &eval_every,
+         .help = "steps between evaluations; 0: at each epoch's end",
+         .low = 0,
+         .high = 1e12},
+        {.name = "eval-batch",
+         .value = &eval_batch,
+         .help = "examples in an evaluation batch",
+         .low = 1,
+         .high = 1e6},
+        {.name = "patience",
+         .value = &patience,
+         .help = "stop after so many evaluations without a better one; 0: never",
+         .low = 0,
+         .high = 1e9},
+        {.name = "save-every",
+         .value = &save_every,
+         .help = "steps between checkpoints; 0: at each epoch's end",
+         .low = 0,
+         .high = 1e12},
+        {.name = "keep", .value = &keep, .help = "checkpoints to keep", .low = 1, .high = 1e6},
+        {.name = "seed",
+         .value = &seed,
+         .help = "of starting values, order and dropout",
+         .low = 0,
+         .high = 9e15},
+        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+        {.name = "dtype",
+         .value = &dtype,
+         .help = "of weights and activations; auto: as stored",
+         .choices = {"auto", "f32", "bf16"}},
+        {.name = "force", .value = &force, .help = "go on where the memory estimate says the run cannot fit"},
+    };
+}
+
+void RunConfig::check() {
+    for (const auto& field : fields()) field.check();
+    for (const auto& [name, value] : {std::pair{"model", model}, {"data", data}, {"out", out}})
+        if (value.empty()) fail(ErrorKind::usage, "--{} is missing; see ether train --help", name);
+    if (patience > 0 && eval_data.empty())
+        fail(ErrorKind::usage, "--patience: early stopping needs --eval-data");
+}
+
+methods::AdapterConfig RunConfig::adapter_config() const {
+    return {.method = method,
+            .options = method_options,
+            .targets = {.modules = targets, .exclude = exclude, .layers = layers},
+            .modules_to_save = modules_to_save,
+            .seed = static_cast<uint64_t>(seed)};
+}
+
+double RunConfig::learning_rate() const { return lr > 0 ? lr : methods::method_named(method).learning_rate; }
+
+at::ScalarType dtype_named(const std::string& name) {
+    if (name == "f32") return at::kFloat;
+    if (name == "bf16") return at::kBFloat16;
+    ETHER_ASSERT(name == "auto");
+    return at::ScalarType::Undefined;
+}
+
+std::string to_toml(RunConfig config) {
+    config.lr = config.learning_rate();
+    std::string text =
+        "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
+    auto add = [&](const Field& field) {
+        text += fmt::format("{} = {}\n", field.name, field.to_json().dump());
+    };
+    for (const auto& field : config.fields()) add(field);
+    const auto options = methods::method_named(config.method).options();
+    for (const auto& field : options->fields()) {
+        if (const auto chosen = config.method_options.find(field.name); chosen != config.method_options.end())
+            field.set(chosen->second);
+        add(field);
+    }
+    return text;
+}
+
+}  // namespace ether::train

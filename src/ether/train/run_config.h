@@ -1,0 +1,48 @@
+// RunConfig: everything that repeats a training run. The command line, run.toml and --help come from its
+// fields.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ether/core/options.h"
+#include "ether/methods/adapted_model.h"
+
+namespace ether::train {
+
+struct RunConfig {
+    std::string model, task = "classify", data, eval_data, out;
+    std::string text_column = "text", pair_column, label_column = "label";
+
+    std::string method = "ether+";
+    std::map<std::string, std::string> method_options;  // by field name, for `method`
+    std::string targets = "all-linear", exclude, layers;
+    std::vector<std::string> modules_to_save;
+
+    double lr = 0, head_lr = 2e-3, weight_decay = 0, warmup = 0.03, clip = 1;
+    std::string schedule = "linear";
+    double epochs = 2;
+    int64_t max_steps = 0, batch = 32, accumulate = 1, max_length = 0;
+    bool bucketing = true;
+
+    int64_t eval_every = 0, eval_batch = 64, patience = 0, save_every = 0, keep = 2;
+    int64_t seed = 0, threads = 0;
+    std::string dtype = "auto";
+    bool force = false;
+
+    // Options of the method are not among them; see method_fields.
+    Fields fields();
+    void check();
+
+    methods::AdapterConfig adapter_config() const;
+    double learning_rate() const;  // lr, or the method's default
+};
+
+// f32, bf16, auto -> dtype (auto: undefined, as the checkpoint stores it).
+at::ScalarType dtype_named(const std::string& name);
+
+// The complete configuration as TOML that `--config` reads back; method options included.
+std::string to_toml(RunConfig config);
+
+}  // namespace ether::train

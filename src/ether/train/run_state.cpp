@@ -1,0 +1,108 @@
+#include "ether/train/run_state.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/io/file.h"
+#include "ether/io/json_reader.h"
+#include "ether/io/safetensors.h"
+
+namespace ether::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
+
+nlohmann::json to_json(const RunProgress& progress) {
+    return {{"step", progress.step},
+            {"best_score", progress.best_score ? nlohmann::json(*progress.best_score) : nlohmann::json()},
+            {"best_step", progress.best_step},
+            {"evaluations_without_best", progress.evaluations_without_best},
+            {"finished", progress.finished},
+            {"log_bytes", progress.log_bytes}};
+}
+
+RunProgress from_json(const io::JsonObject& json) {
+    RunProgress progress;
+    progress.step = json.get<int64_t>("step");
+    if (json.has("best_score")) progress.best_score = json.get<double>("best_score");
+    progress.best_step = json.get<int64_t>("best_step");
+    progress.evaluations_without_best = json.get<int64_t>("evaluations_without_best");
+    progress.finished = json.get<bool>("finished");
+    const auto logs = json.object("log_bytes");
+    for (const auto& name : logs.keys()) progress.log_bytes[name] = logs.get<int64_t>(name);
+    return progress;
+}
+
+}  // namespace
+
+std::vector<fs::path> RunState::all() const {
+    std::vector<fs::path> found;
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
+        const auto name = entry.path().filename().string();
+        if (name.starts_with("step-") && name.find(".tmp") == std::string::npos)
+            found.push_back(entry.path());
+    }
+    std::sort(found.begin(), found.end(), std::greater<>());  // numbers are zero-padded
+    return found;
+}
+
+std::optional<fs::path> RunState::newest() const {
+    const auto found = all();
+    return found.empty() ? std::nullopt : std::optional(found.front());
+}
+
+void RunState::save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
+                    int64_t keep) const {
+    io::AtomicFolder folder(folder_ / fmt::format("step-{:09}", progress.step),
+                            io::AtomicFolder::Existing::replace);
+    io::NamedTensors tensors;
+    for (const auto& parameter : parameters.all())
+        tensors.emplace_back(std::string(kParameter) + parameter.name, parameter.value.detach());
+    for (const auto& [name, tensor] : optimizer.state())
+        tensors.emplace_back(std::string(kOptimizer) + name, tensor);
+    io::write_safetensors(folder.path() / "state.safetensors", tensors);
+    io::write_file_atomic(folder.path() / "state.json", to_json(progress).dump(2) + "\n");
+    folder.commit();
+    const auto found = all();
+    for (size_t i = static_cast<size_t>(keep); i < found.size(); ++i) {
+        std::error_code ignored;  // an old checkpoint that cannot be removed does no harm
+        fs::remove_all(found[i], ignored);
+    }
+}
+
+RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimizer) const {
+    const at::NoGradGuard no_grad;
+    std::string reasons;
+    for (const auto& folder : all()) {
+        try {
+            const auto progress = from_json(io::JsonObject::load(folder / "state.json"));
+            const io::SafetensorsFile file(folder / "state.safetensors");
+            io::NamedTensors optimizer_state;
+            for (const auto& name : file.names())
+                if (name.starts_with(kOptimizer))
+                    optimizer_state.emplace_back(name.substr(kOptimizer.size()), file.tensor(name));
+            std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+            for (const auto& parameter : parameters.all()) {
+                const auto saved = file.tensor(std::string(kParameter) + parameter.name);
+                if (saved.sizes() != parameter.value.sizes())
+                    fail(ErrorKind::format, "{}: \"{}\" has another shape than this run", folder.string(),
+                         parameter.name);
+                copies.emplace_back(parameter.value, saved);
+            }
+            optimizer.load_state(optimizer_state);
+            for (auto& [value, saved] : copies) value.copy_(saved);
+            return progress;
+        } catch (const Error& error) {
+            reasons += fmt::format("; {}", error.what());
+        }
+    }
+    fail(ErrorKind::file, "{}: no checkpoint to resume from{}", folder_.string(), reasons);
+}
+
+}  // namespace ether::train

@@ -1,0 +1,44 @@
+// RunState: what a run needs to go on bit for bit, as a folder checkpoints/step-N: state.safetensors
+// (parameters and optimizer) and state.json. Written under another name, synced and renamed, so what is there
+// is whole.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+
+#include "ether/nn/parameters.h"
+#include "ether/train/optimizer.h"
+
+namespace ether::train {
+
+struct RunProgress {
+    int64_t step = 0;  // steps done; epoch, batch and random numbers follow from it
+    std::optional<double> best_score;
+    int64_t best_step = 0;
+    int64_t evaluations_without_best = 0;
+    bool finished = false;
+    std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
+};
+
+class RunState {
+  public:
+    explicit RunState(std::filesystem::path run_folder) : folder_(std::move(run_folder) / "checkpoints") {}
+
+    // Writes step-N and then removes all but the newest `keep`.
+    void save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
+              int64_t keep) const;
+    // Loads the newest checkpoint that can be read into the given objects; throws if there is none.
+    RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer) const;
+    // The newest checkpoint's folder, if any.
+    std::optional<std::filesystem::path> newest() const;
+
+  private:
+    std::vector<std::filesystem::path> all() const;  // newest first
+
+    std::filesystem::path folder_;
+};
+
+}  // namespace ether::train

@@ -1,0 +1,301 @@
+#include "ether/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/interrupt.h"
+#include "ether/core/parallel.h"
+#include "ether/io/checkpoint.h"
+#include "ether/io/file.h"
+#include "ether/io/hub_cache.h"
+#include "ether/models/registry.h"
+#include "ether/train/memory.h"
+#include "ether/train/schedule.h"
+
+namespace ether::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kDefaultMaxLength = 512;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void check_finite_weights(const nn::Model& model) {
+    for (const auto& [name, slots] : model.tensors())
+        if (!slots.front()->isfinite().all().item<bool>())
+            fail(ErrorKind::numeric, "base tensor \"{}\" holds NaN or infinity; the model file is damaged",
+                 name);
+}
+
+}  // namespace
+
+Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks)
+    : config_(std::move(config)), resume_(resume), callbacks_(std::move(callbacks)), state_(config_.out) {
+    config_.check();
+    const fs::path out = config_.out;
+    if (resume_ && !io::has_entry(out / "run.toml"))
+        fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", out.string());
+    if (!resume_ && io::has_entry(out / "run.toml"))
+        fail(
+            ErrorKind::file,
+            "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
+            "--out",
+            out.string(), out.string());
+    if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
+
+    const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
+    const auto tokenizer = text::Tokenizer::load(checkpoint.path());
+    data::TableOptions table{.text_column = config_.text_column,
+                             .pair_column = config_.pair_column,
+                             .label_column = config_.label_column,
+                             .labels_required = config_.task == "classify"};
+    const auto examples = data::read_examples(config_.data, table);
+    task_ = tasks::make_task(config_.task, examples, config_.data);
+    auto model = models::load_model(checkpoint, {.head = task_->head(),
+                                                 .classes = task_->classes(),
+                                                 .dtype = dtype_named(config_.dtype),
+                                                 .seed = static_cast<uint64_t>(config_.seed)});
+    if (task_->classes() && model->shape().classes != task_->classes())
+        fail(ErrorKind::data, "{}: the model's own head has {} classes, but {} has {}", config_.model,
+             model->shape().classes, config_.data, task_->classes());
+    if (tokenizer.vocab_size() > model->shape().vocab_size)
+        fail(
+            ErrorKind::model,
+            "{}: the tokenizer has {} tokens, but the model's embedding only {}; they do not belong together",
+            config_.model, tokenizer.vocab_size(), model->shape().vocab_size);
+    check_finite_weights(*model);
+    const int64_t positions = model->shape().max_positions;
+    if (config_.max_length > positions)
+        fail(ErrorKind::usage, "--max-length: {} is more than the model's {} positions", config_.max_length,
+             positions);
+    max_length_ = config_.max_length ? config_.max_length : std::min(kDefaultMaxLength, positions);
+    model_ = std::make_unique<methods::AdaptedModel>(std::move(model), config_.adapter_config());
+    if (model_->parameters().count() == 0)
+        fail(ErrorKind::usage,
+             "--method {}: nothing would be trained, since this model has a head already; name it in "
+             "--modules-to-save",
+             config_.method);
+    fingerprint_ = checkpoint.fingerprint();
+
+    read_data(tokenizer, examples);
+    std::vector<int64_t> lengths;
+    for (const auto& sequence : training_) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
+    order_ = std::make_unique<data::EpochOrder>(
+        lengths, data::OrderOptions{static_cast<uint64_t>(config_.seed), config_.batch, config_.bucketing});
+    steps_per_epoch_ = ceil_div(order_->batches_per_epoch(), config_.accumulate);
+    total_steps_ =
+        config_.max_steps
+            ? config_.max_steps
+            : std::max<int64_t>(1, std::llround(config_.epochs * static_cast<double>(steps_per_epoch_)));
+    check_fits();
+    optimizer_ = std::make_unique<AdamW>(make_optimizer());
+}
+
+void Trainer::read_data(const text::Tokenizer& tokenizer, const std::vector<data::Example>& examples) {
+    const tasks::TextOptions options{.max_length = max_length_};
+    training_ = task_->encode(examples, config_.data, tokenizer, options);
+    if (config_.eval_data.empty()) return;
+    data::TableOptions table{.text_column = config_.text_column,
+                             .pair_column = config_.pair_column,
+                             .label_column = config_.label_column,
+                             .labels_required = task_->labels_required()};
+    evaluation_ =
+        task_->encode(data::read_examples(config_.eval_data, table), config_.eval_data, tokenizer, options);
+}
+
+AdamW Trainer::make_optimizer() {
+    std::vector<OptimizedParameter> parameters;
+    const bool only_whole = model_->parameters().count(nn::ParameterGroup::adapter) == 0;
+    for (const auto& parameter : model_->parameters().trained()) {
+        const bool adapter = parameter.group == nn::ParameterGroup::adapter;
+        const bool head = parameter.group == nn::ParameterGroup::head;
+        // A run that trains nothing but a head does so at --lr.
+        const bool head_alone =
+            head && only_whole && model_->parameters().count(nn::ParameterGroup::base) == 0;
+        parameters.push_back({parameter.name, parameter.value,
+                              head && !head_alone ? config_.head_lr : config_.learning_rate(),
+                              adapter ? 0.0 : config_.weight_decay});
+    }
+    return AdamW(std::move(parameters));
+}
+
+void Trainer::check_fits() const {
+    std::vector<int64_t> lengths;
+    for (const auto& sequence : training_) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
+    std::sort(lengths.rbegin(), lengths.rend());
+    int64_t tokens = 0;
+    for (size_t i = 0; i < std::min(lengths.size(), static_cast<size_t>(config_.batch)); ++i)
+        tokens += lengths[i];
+    auto estimate = estimate_memory(*model_, tokens, lengths.front());
+    estimate.weights = 0;  // loaded already
+    if (!config_.force) check_memory(estimate, available_memory());
+}
+
+RunInfo Trainer::info(int64_t first_step) const {
+    const auto& parameters = model_->parameters();
+    return {
+        .folder = config_.out,
+        .first_step = first_step,
+        .total_steps = total_steps_,
+        .steps_per_epoch = steps_per_epoch_,
+        .adapter_parameters = parameters.count(nn::ParameterGroup::adapter),
+        .head_parameters = parameters.count(nn::ParameterGroup::head),
+        .model_parameters = model_->model().parameter_count(),
+        .training_examples = static_cast<int64_t>(training_.size()),
+        .eval_examples = static_cast<int64_t>(evaluation_.size()),
+        .device = fmt::format("cpu, {} threads, {}", num_threads(), c10::toString(model_->model().dtype())),
+        .method = config_.method,
+        .learning_rate = config_.learning_rate()};
+}
+
+StepReport Trainer::train_step(int64_t step) {
+    const auto start = Clock::now();
+    const int64_t epoch = step / steps_per_epoch_, first = (step % steps_per_epoch_) * config_.accumulate;
+    if (loaded_epoch_ != epoch) {
+        epoch_batches_ = order_->epoch(epoch);
+        loaded_epoch_ = epoch;
+    }
+    const auto last = std::min(first + config_.accumulate, static_cast<int64_t>(epoch_batches_.size()));
+    std::vector<data::Batch> batches;
+    double weight = 0;
+    StepReport report;
+    for (int64_t i = first; i < last; ++i) {
+        batches.push_back(
+            data::collate(training_, epoch_batches_[static_cast<size_t>(i)], task_->label_type()));
+        weight += task_->weight(batches.back());
+        report.tokens += batches.back().tokens();
+    }
+    auto& adapter = model_->adapter();
+    const auto random =
+        Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
+    for (size_t micro = 0; micro < batches.size(); ++micro) {
+        at::Tensor loss;
+        std::vector<at::Tensor> logits;
+        for (int pass = 0; pass < adapter.forward_passes(); ++pass) {
+            const auto part =
+                task_->loss(*model_, {.batch = batches[micro],
+                                      .training = true,
+                                      .random = random.stream(micro).stream(static_cast<uint64_t>(pass)),
+                                      .index = pass});
+            const auto scaled = part.sum / weight;
+            loss = loss.defined() ? loss + scaled : scaled;
+            logits.push_back(part.logits);
+        }
+        if (const auto extra = adapter.extra_loss(logits); extra.defined()) loss = loss + extra;
+        const double value = loss.item<double>();
+        if (!std::isfinite(value)) {
+            const auto checkpoint = state_.newest();
+            fail(ErrorKind::numeric,
+                 "the loss became {} at step {} with learning rate {:g}; the last good checkpoint is {}; "
+                 "try a lower --lr",
+                 value, step + 1, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
+        }
+        report.loss += value;
+        loss.backward();
+    }
+    adapter.after_backward(step);
+    const double norm = optimizer_->gradient_norm();
+    const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
+                                          std::llround(config_.warmup * static_cast<double>(total_steps_)));
+    optimizer_->step(factor, config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0);
+    model_->parameters().clear_grads();
+    report.step = step + 1;
+    report.epoch = static_cast<double>(step + 1) / static_cast<double>(steps_per_epoch_);
+    report.learning_rate = factor * config_.learning_rate();
+    report.gradient_norm = norm;
+    report.seconds = seconds_since(start);
+    return report;
+}
+
+void Trainer::evaluate(RunProgress& progress) {
+    const auto start = Clock::now();
+    EvalReport report{.step = progress.step,
+                      .scores = task_->evaluate(*model_, evaluation_, config_.eval_batch)};
+    report.seconds = seconds_since(start);
+    const double score = report.scores.at(task_->main_score());
+    report.best = !progress.best_score ||
+                  (task_->higher_is_better() ? score > *progress.best_score : score < *progress.best_score);
+    if (report.best) {
+        progress.best_score = score;
+        progress.best_step = progress.step;
+        progress.evaluations_without_best = 0;
+        save_adapter();
+    } else {
+        ++progress.evaluations_without_best;
+    }
+    for (auto* callback : callbacks_) callback->on_evaluation(report);
+}
+
+void Trainer::save_adapter() {
+    auto files = model_->files(config_.model);
+    auto ether = task_->describe();
+    ether["format"] = 1;
+    ether["base_fingerprint"] = fingerprint_;
+    ether["max_length"] = max_length_;
+    ether["text_column"] = config_.text_column;
+    files.ether = std::move(ether);
+    io::write_adapter(config_.out, files);
+}
+
+void Trainer::save_checkpoint(RunProgress& progress) {
+    for (const auto* callback : callbacks_)
+        if (!callback->log_name().empty()) progress.log_bytes[callback->log_name()] = callback->log_bytes();
+    state_.save(progress, model_->parameters(), *optimizer_, config_.keep);
+}
+
+RunResult Trainer::run() {
+    lock_ = std::make_unique<RunLock>(config_.out);
+    RunProgress progress;
+    if (resume_) {
+        progress = state_.load(model_->parameters(), *optimizer_);
+        for (auto* callback : callbacks_)
+            if (const auto log = progress.log_bytes.find(callback->log_name());
+                log != progress.log_bytes.end())
+                callback->resume_log(log->second);
+    } else {
+        io::write_file_atomic(fs::path(config_.out) / "run.toml", to_toml(config_));
+    }
+    for (auto* callback : callbacks_) callback->on_start(info(progress.step));
+    if (!resume_) save_checkpoint(progress);
+
+    RunResult result;
+    const auto start = Clock::now();
+    const int64_t save_every = config_.save_every ? config_.save_every : steps_per_epoch_;
+    const int64_t eval_every = config_.eval_every ? config_.eval_every : steps_per_epoch_;
+    while (progress.step < total_steps_ && !progress.finished) {
+        const auto report = train_step(progress.step);
+        progress.step = report.step;
+        result.final_loss = report.loss;
+        for (auto* callback : callbacks_) callback->on_step(report);
+        const bool last = progress.step == total_steps_;
+        if (!evaluation_.empty() && (last || progress.step % eval_every == 0)) {
+            evaluate(progress);
+            result.stopped_early =
+                config_.patience > 0 && progress.evaluations_without_best >= config_.patience;
+        }
+        result.interrupted_by = interrupt_signal();
+        progress.finished = last || result.stopped_early;
+        if (progress.finished && evaluation_.empty()) save_adapter();
+        if (progress.finished || result.interrupted_by || progress.step % save_every == 0)
+            save_checkpoint(progress);
+        if (result.interrupted_by) break;
+    }
+    for (auto* callback : callbacks_) callback->on_end();
+    result.steps = progress.step;
+    result.best_step = progress.best_step;
+    result.best_score = progress.best_score;
+    result.best_score_name = task_->main_score();
+    result.seconds = seconds_since(start);
+    return result;
+}
+
+}  // namespace ether::train

@@ -1,0 +1,69 @@
+// Trainer: one training run, from its configuration to a run folder. Owns model, data and optimizer.
+// Same configuration, machine and thread count: the same bits, however often the run was stopped and resumed.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ether/data/order.h"
+#include "ether/methods/adapted_model.h"
+#include "ether/tasks/task.h"
+#include "ether/train/callback.h"
+#include "ether/train/optimizer.h"
+#include "ether/train/run_config.h"
+#include "ether/train/run_lock.h"
+#include "ether/train/run_state.h"
+
+namespace ether::train {
+
+struct RunResult {
+    int64_t steps = 0;
+    int64_t best_step = 0;
+    std::optional<double> best_score;
+    std::string best_score_name;
+    double seconds = 0;      // of this process's steps and evaluations
+    double final_loss = 0;   // of the last step
+    int interrupted_by = 0;  // a signal's number; the run can be resumed
+    bool stopped_early = false;
+};
+
+class Trainer {
+  public:
+    // Reads model, tokenizer and data and checks everything that can be checked before a file is written.
+    // resume: go on from out's newest checkpoint; otherwise out must not hold a run yet.
+    Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks);
+
+    RunResult run();
+
+    methods::AdaptedModel& model() { return *model_; }
+    const tasks::Task& task() const { return *task_; }
+
+  private:
+    void read_data(const text::Tokenizer& tokenizer, const std::vector<data::Example>& examples);
+    AdamW make_optimizer();
+    RunInfo info(int64_t first_step) const;
+    void check_fits() const;
+    StepReport train_step(int64_t step);
+    void evaluate(RunProgress& progress);
+    void save_adapter();
+    void save_checkpoint(RunProgress& progress);
+
+    RunConfig config_;
+    const bool resume_;
+    std::vector<Callback*> callbacks_;
+    std::unique_ptr<RunLock> lock_;
+    std::unique_ptr<tasks::Task> task_;
+    std::unique_ptr<methods::AdaptedModel> model_;
+    std::string fingerprint_;
+    std::vector<data::Sequence> training_, evaluation_;
+    std::unique_ptr<data::EpochOrder> order_;
+    std::unique_ptr<AdamW> optimizer_;
+    RunState state_;
+    int64_t steps_per_epoch_ = 0, total_steps_ = 0, max_length_ = 0;
+    int64_t loaded_epoch_ = -1;
+    std::vector<data::BatchRows> epoch_batches_;
+};
+
+}  // namespace ether::train
