@@ -36,7 +36,8 @@ void CommandLine::add_one(const Field& field, bool required) {
     auto& values = *(values_[field.name] = std::make_unique<std::vector<std::string>>());
     CLI::Option* option = nullptr;
     if (std::holds_alternative<bool*>(field.value)) {
-        option = app_->add_flag("--" + field.name + "{true},!--no-" + field.name, values, help_text(field));
+        const bool initially = *std::get<bool*>(field.value);
+        option = app_->add_flag("--" + field.name + (initially ? ",!--no-" + field.name : ""), values, help_text(field));
     } else {
         option = app_->add_option("--" + field.name, values, help_text(field));
         if (std::holds_alternative<std::vector<std::string>*>(field.value))
@@ -61,16 +62,25 @@ void CommandLine::add_positional(const Field& field) {
 }
 
 void CommandLine::add_method_options() {
-    std::map<std::string, std::string> help;
+    // Methods that share an option's meaning and default share its help.
+    std::map<std::string, std::vector<std::pair<std::string, std::string>>> options;  // name -> (methods, help)
     for (const auto& method : methods::all_methods()) {
-        const auto options = method.options();
-        for (const auto& field : options->fields()) {
-            auto& text = help[field.name];
-            text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", method.name, help_text(field));
+        const auto method_options = method.options();
+        for (const auto& field : method_options->fields()) {
+            auto& variants = options[field.name];
+            const auto help = help_text(field);
+            const auto same = std::find_if(variants.begin(), variants.end(),
+                                           [&](const auto& variant) { return variant.second == help; });
+            if (same == variants.end())
+                variants.emplace_back(method.name, help);
+            else
+                same->first += fmt::format(", {}", method.name);
         }
     }
-    for (const auto& [name, text] : help) {
-        if (values_.contains(name)) continue;
+    for (const auto& [name, variants] : options) {
+        std::string text;
+        for (const auto& [names, help] : variants)
+            text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", names, help);
         auto& values = *(values_[name] = std::make_unique<std::vector<std::string>>());
         app_->add_option("--" + name, values, text)
             ->expected(1)
@@ -99,6 +109,13 @@ bool CommandLine::parse(int argc, char** argv) {
         const auto name = extras.front().substr(0, extras.front().find('='));
         fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
              did_you_mean(name, known), verb_);
+    } catch (const CLI::ConfigError& error) {  // its text ends in the unknown key
+        const std::string text = error.what();
+        const auto key = text.substr(text.rfind(' ') + 1);
+        std::vector<std::string> known;
+        for (const auto& [name, values] : values_) known.push_back(name);
+        fail(ErrorKind::usage, "the --config file has the unknown key \"{}\"{}; ether {} --help lists all options", key,
+             did_you_mean(key, known), verb_);
     } catch (const CLI::ParseError& error) {
         std::string text = error.what();
         std::replace(text.begin(), text.end(), '\n', ' ');

@@ -16,6 +16,21 @@ std::vector<std::string> method_names() {
     return names;
 }
 
+// "ether+ 0.005, ether 0.005, ...": what --lr 0 stands for.
+std::string default_rates() {
+    std::string text;
+    for (const auto& method : methods::all_methods())
+        text += fmt::format("{}{} {:g}", text.empty() ? "" : ", ", method.name, method.learning_rate);
+    return text;
+}
+
+std::string summaries() {
+    std::string text;
+    for (const auto& method : methods::all_methods())
+        text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", method.name, method.summary);
+    return text;
+}
+
 }  // namespace
 
 Fields RunConfig::fields() {
@@ -34,7 +49,7 @@ Fields RunConfig::fields() {
         {.name = "label-column",
          .value = &label_column,
          .help = "column of the label: text or integer = class, real = regression"},
-        {.name = "method", .value = &method, .help = "how to adapt", .choices = method_names()},
+        {.name = "method", .value = &method, .help = "how to adapt. " + summaries(), .choices = method_names()},
         {.name = "targets",
          .value = &targets,
          .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), names that end a module "
@@ -46,7 +61,7 @@ Fields RunConfig::fields() {
          .help = "modules to train whole, besides a new head"},
         {.name = "lr",
          .value = &lr,
-         .help = "learning rate; 0: the method's own, see --method",
+         .help = "learning rate; 0: the method's own: " + default_rates(),
          .low = 0,
          .high = 1e3},
         {.name = "head-lr",
@@ -155,8 +170,12 @@ std::string to_toml(RunConfig config) {
     config.lr = config.learning_rate();
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
+    // Empty values are left out: absent means empty. Text stands in literal quotes, in which a regular expression's
+    // backslashes are themselves.
     auto add = [&](const Field& field) {
-        text += fmt::format("{} = {}\n", field.name, field.to_json().dump());
+        if (field.text().empty()) return;
+        const auto value = field.to_json();
+        text += fmt::format("{} = {}\n", field.name, value.is_string() ? fmt::format("'{}'", field.text()) : value.dump());
     };
     for (const auto& field : config.fields()) add(field);
     const auto options = methods::method_named(config.method).options();

@@ -1,0 +1,115 @@
+#include "ether/core/options.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/random.h"
+
+namespace ether {
+namespace {
+
+struct Sample {
+    bool flag = false;
+    int64_t count = 3;
+    double rate = 0.5;
+    std::string side = "input";
+    std::vector<std::string> names;
+
+    Fields fields() {
+        return {{.name = "flag", .value = &flag, .help = "a switch"},
+                {.name = "count", .value = &count, .help = "a count", .low = 1, .high = 10},
+                {.name = "learning-rate", .value = &rate, .help = "a rate", .low = 0, .high = 1, .key = "lr"},
+                {.name = "side", .value = &side, .help = "a side", .choices = {"input", "output"}},
+                {.name = "some-names", .value = &names, .help = "names"}};
+    }
+};
+
+std::string message_of(const std::function<void()>& action) {
+    try {
+        action();
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return "no error";
+}
+
+TEST(Options, SetParsesEveryKind) {
+    Sample sample;
+    const auto fields = sample.fields();
+    find_field(fields, "flag")->set("true");
+    find_field(fields, "count")->set("7");
+    find_field(fields, "learning-rate")->set("1e-3");
+    find_field(fields, "side")->set("output");
+    find_field(fields, "some-names")->set("a,b");
+    EXPECT_TRUE(sample.flag);
+    EXPECT_EQ(sample.count, 7);
+    EXPECT_EQ(sample.rate, 1e-3);
+    EXPECT_EQ(sample.side, "output");
+    EXPECT_EQ(sample.names, (std::vector<std::string>{"a", "b"}));
+    EXPECT_EQ(find_field(fields, "absent"), nullptr);
+}
+
+TEST(Options, ErrorsNameFieldValueAndRange) {
+    Sample sample;
+    const auto fields = sample.fields();
+    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("0"); }), "--count: 0 is out of range, expected 1 to 10");
+    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("7x"); }), "--count: expected an integer, got \"7x\"");
+    EXPECT_EQ(message_of([&] { find_field(fields, "learning-rate")->set("nan"); }),
+              "--learning-rate: nan is out of range, expected 0 to 1");
+    EXPECT_EQ(message_of([&] { find_field(fields, "side")->set("left"); }),
+              "--side: \"left\" is not known, expected one of input, output");
+    EXPECT_EQ(message_of([&] { find_field(fields, "flag")->set("yes"); }), "--flag: expected true or false, got \"yes\"");
+}
+
+TEST(Options, JsonRoundTrip) {
+    Sample sample, other;
+    sample.count = 9;
+    sample.rate = 0.25;
+    sample.names = {"x"};
+    const auto from = sample.fields(), to = other.fields();
+    for (size_t i = 0; i < from.size(); ++i) to[i].from_json(from[i].to_json(), "test.json");
+    EXPECT_EQ(other.count, 9);
+    EXPECT_EQ(other.rate, 0.25);
+    EXPECT_EQ(other.names, sample.names);
+    EXPECT_EQ(find_field(from, "learning-rate")->config_key(), "lr");
+    EXPECT_EQ(find_field(from, "some-names")->config_key(), "some_names");
+    EXPECT_NE(message_of([&] { to[1].from_json("seven", "test.json"); }).find("test.json: key \"count\""), std::string::npos);
+}
+
+TEST(Random, IsAFunctionOfSeedStreamAndIndex) {
+    const Random random(7);
+    EXPECT_EQ(random.bits(3), Random(7).bits(3));
+    EXPECT_NE(random.bits(3), random.bits(4));
+    EXPECT_NE(random.stream("a").bits(0), random.stream("b").bits(0));
+    EXPECT_NE(random.stream(0).bits(0), random.bits(0));
+    auto order = random.permutation(100);
+    std::sort(order.begin(), order.end());
+    for (int64_t i = 0; i < 100; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
+}
+
+TEST(Random, MomentsOfUniformNormalAndKeep) {
+    const Random random(1);
+    constexpr uint64_t n = 200000;
+    double uniform = 0, normal = 0, square = 0, kept = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+        uniform += random.uniform(i);
+        const double x = random.normal(i);
+        normal += x;
+        square += x * x;
+        kept += keep(random.key(), i, keep_threshold(0.1));
+    }
+    // Four standard errors of each mean.
+    EXPECT_NEAR(uniform / n, 0.5, 4 * 0.289 / std::sqrt(n));
+    EXPECT_NEAR(normal / n, 0, 4 / std::sqrt(n));
+    EXPECT_NEAR(square / n, 1, 4 * std::sqrt(2.0 / n));
+    EXPECT_NEAR(kept / n, 0.9, 4 * 0.3 / std::sqrt(n));
+}
+
+}  // namespace
+}  // namespace ether
