@@ -58,13 +58,16 @@ TEST(Options, SetParsesEveryKind) {
 TEST(Options, ErrorsNameFieldValueAndRange) {
     Sample sample;
     const auto fields = sample.fields();
-    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("0"); }), "--count: 0 is out of range, expected 1 to 10");
-    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("7x"); }), "--count: expected an integer, got \"7x\"");
+    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("0"); }),
+              "--count: 0 is out of range, expected 1 to 10");
+    EXPECT_EQ(message_of([&] { find_field(fields, "count")->set("7x"); }),
+              "--count: expected an integer, got \"7x\"");
     EXPECT_EQ(message_of([&] { find_field(fields, "learning-rate")->set("nan"); }),
               "--learning-rate: nan is out of range, expected 0 to 1");
     EXPECT_EQ(message_of([&] { find_field(fields, "side")->set("left"); }),
               "--side: \"left\" is not known, expected one of input, output");
-    EXPECT_EQ(message_of([&] { find_field(fields, "flag")->set("yes"); }), "--flag: expected true or false, got \"yes\"");
+    EXPECT_EQ(message_of([&] { find_field(fields, "flag")->set("yes"); }),
+              "--flag: expected true or false, got \"yes\"");
 }
 
 TEST(Options, JsonRoundTrip) {
@@ -79,7 +82,8 @@ TEST(Options, JsonRoundTrip) {
     EXPECT_EQ(other.names, sample.names);
     EXPECT_EQ(find_field(from, "learning-rate")->config_key(), "lr");
     EXPECT_EQ(find_field(from, "some-names")->config_key(), "some_names");
-    EXPECT_NE(message_of([&] { to[1].from_json("seven", "test.json"); }).find("test.json: key \"count\""), std::string::npos);
+    EXPECT_NE(message_of([&] { to[1].from_json("seven", "test.json"); }).find("test.json: key \"count\""),
+              std::string::npos);
 }
 
 TEST(Random, IsAFunctionOfSeedStreamAndIndex) {

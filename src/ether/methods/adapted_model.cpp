@@ -172,7 +172,13 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     auto& config = files.config = nlohmann::json::object();
     config["peft_type"] = method_->peft_type;
     config["base_model_name_or_path"] = base;
-    config["task_type"] = model_->shape().head == nn::Head::causal_lm ? "CAUSAL_LM" : "SEQ_CLS";
+    // PEFT asks a SEQ_CLS adapter for a head of its own.
+    const auto& head = model_->output_site().name();
+    const bool has_head =
+        std::find(modules_to_save_.begin(), modules_to_save_.end(), head) != modules_to_save_.end();
+    config["task_type"] = model_->shape().head == nn::Head::causal_lm ? nlohmann::json("CAUSAL_LM")
+                          : has_head                                  ? nlohmann::json("SEQ_CLS")
+                                                                      : nlohmann::json();
     config["inference_mode"] = true;
     config["bias"] = "none";
     config["modules_to_save"] =

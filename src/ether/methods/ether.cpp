@@ -45,7 +45,8 @@ struct EtherOptions : MethodOptions {
              .choices = {"block-diagonal", "official"}},
             {.name = "init",
              .value = &init,
-             .help = "starting directions: random as in the published code, or minor: where the layer's weight is smallest, "
+             .help = "starting directions: random as in the published code, or minor: where the layer's "
+                     "weight is smallest, "
                      "so that reflecting there changes the model least",
              .choices = {"random", "minor"}},
             {.name = "dropout",
@@ -62,8 +63,9 @@ struct EtherOptions : MethodOptions {
     }
 };
 
-// For each of n pieces of W's input or output axis a direction that W nearly annihilates: inverse iteration on the
-// piece's Gram matrix from `start` (n, d/n), with start's lengths. A reflection there changes W x least.
+// For each of n pieces of W's input or output axis a direction that W nearly annihilates: inverse iteration
+// on the piece's Gram matrix from `start` (n, d/n), with start's lengths. A reflection there changes W x
+// least.
 Tensor minor_directions(const Tensor& weight, bool input_axis, const Tensor& start) {
     constexpr int kIterations = 8;
     const at::NoGradGuard no_grad;
@@ -150,7 +152,8 @@ class Ether : public Adapter {
         // Kaiming-uniform with a = sqrt(5) on (n, d/n), as in the published code.
         auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
                          context.random.stream(site.name()).stream(key));
-        if (options_.init == "minor") u = minor_directions(site.linear.weight, axis == std::string_view("input"), u);
+        if (options_.init == "minor")
+            u = minor_directions(site.linear.weight, axis == std::string_view("input"), u);
         Reflection result;
         result.u = context.parameters.add(parameter_name(site, (key + "_u").c_str()), u);
         if (plus) result.v = context.parameters.add(parameter_name(site, (key + "_v").c_str()), u.neg());

@@ -228,6 +228,9 @@ LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
     if (!config.has("head_dim"))
         divides(config, "num_attention_heads", result.heads, "hidden_size", result.hidden_size);
     result.head_dim = positive_or(config, "head_dim", result.hidden_size / result.heads);
+    if (result.head_dim % 2 != 0)
+        fail(ErrorKind::model, "{}: heads are {} wide, but rotary positions need an even width",
+             config.name(), result.head_dim);
     result.max_positions = positive(config, "max_position_embeddings");
     result.rms_norm_eps = config.get_or<double>("rms_norm_eps", 1e-6);
     result.initializer_range = config.get_or<double>("initializer_range", 0.02);

@@ -52,6 +52,9 @@ struct ModelShape {
 
 class Model {
   public:
+    Model() = default;
+    Model(const Model&) = delete;  // slots and sites are known by their addresses
+    Model& operator=(const Model&) = delete;
     virtual ~Model() = default;
 
     // Final hidden states (T, hidden_size).

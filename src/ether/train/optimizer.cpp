@@ -38,6 +38,7 @@ void AdamW::step(double schedule_factor, double gradient_scale) {
                 const T decay = static_cast<T>(1 - rate * parameter.weight_decay),
                         scale = static_cast<T>(gradient_scale);
                 const T b1 = static_cast<T>(options_.beta1), b2 = static_cast<T>(options_.beta2);
+                const T c1 = static_cast<T>(1 - options_.beta1), c2 = static_cast<T>(1 - options_.beta2);
                 const T size = static_cast<T>(rate / correction1),
                         root = static_cast<T>(std::sqrt(correction2));
                 const T epsilon = static_cast<T>(options_.epsilon);
@@ -45,8 +46,8 @@ void AdamW::step(double schedule_factor, double gradient_scale) {
 #pragma omp simd
                 for (int64_t j = 0; j < n; ++j) {
                     const T gj = g[j] * scale;
-                    m[j] = b1 * m[j] + (1 - b1) * gj;
-                    v[j] = b2 * v[j] + (1 - b2) * gj * gj;
+                    m[j] = b1 * m[j] + c1 * gj;
+                    v[j] = b2 * v[j] + c2 * gj * gj;
                     value[j] = value[j] * decay - size * m[j] / (std::sqrt(v[j]) / root + epsilon);
                 }
             }

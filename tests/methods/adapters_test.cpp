@@ -1,0 +1,219 @@
+// Choosing targets in PEFT's words, and adapter files: ours and PEFT's (tests/fixtures/make_peft.py), whole
+// and broken.
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "ether/io/adapter_folder.h"
+#include "ether/methods/adapted_model.h"
+#include "ether/methods/registry.h"
+#include "fixture_models.h"
+#include "io/test_files.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+using test::FixtureModel;
+using test::near;
+using Names = std::vector<std::string>;
+
+Names chosen(const FixtureModel& fixture, const Targets& targets) {
+    const auto model = fixture.load();
+    Names names;
+    for (const auto* site : select(targets, *model)) names.push_back(site->name());
+    return names;
+}
+
+TEST(Targets, ListOfSuffixes) {
+    EXPECT_EQ(
+        chosen(test::kBert, {.modules = "query,attention.output.dense"}),
+        (Names{"bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.attention.output.dense",
+               "bert.encoder.layer.1.attention.self.query", "bert.encoder.layer.1.attention.output.dense"}));
+    EXPECT_EQ(chosen(test::kBert, {.modules = "classifier"}), Names{"classifier"});
+    EXPECT_EQ(chosen(test::kLlamaTied, {.modules = "model.layers.1.mlp.up_proj"}),
+              Names{"model.layers.1.mlp.up_proj"});
+    EXPECT_EQ(chosen(test::kBert, {.modules = "dense"}).size(), 7U);  // three a block and the pooler
+}
+
+TEST(Targets, SuffixesAreWholeParts) {
+    EXPECT_FAILS(usage, "no linear layer is named \"uery\"", chosen(test::kBert, {.modules = "uery"}));
+}
+
+TEST(Targets, RegularExpressionMatchesWholePaths) {
+    EXPECT_EQ(chosen(test::kLlamaTied, {.modules = R"(.*\.0\.self_attn\.(q|v)_proj)"}),
+              (Names{"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"}));
+    EXPECT_FAILS(usage, "matches no linear layer", chosen(test::kLlamaTied, {.modules = "self_attn.*"}));
+    EXPECT_FAILS(usage, "is not a regular expression", chosen(test::kLlamaTied, {.modules = "(q_proj"}));
+}
+
+TEST(Targets, AllLinearLeavesOutTheHeadOnly) {
+    const auto bert = chosen(test::kBert, {});
+    EXPECT_EQ(bert.size(), 13U);
+    EXPECT_EQ(bert.back(), "bert.pooler.dense");
+    EXPECT_EQ(chosen(test::kLlamaTied, {}).size(), 14U);
+    EXPECT_EQ(chosen(test::kFixtureModels[2], {}).size(), 14U);  // an lm_head of its own
+    EXPECT_EQ(chosen(test::kFixtureModels[4], {}).size(), 14U);  // score
+}
+
+TEST(Targets, ExcludeAndLayers) {
+    EXPECT_EQ(chosen(test::kLlamaTied, {.exclude = "gate_proj,up_proj,down_proj", .layers = "1"}),
+              (Names{"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj",
+                     "model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.o_proj"}));
+    EXPECT_EQ(chosen(test::kLlamaTied, {.modules = "q_proj", .layers = "0-1"}).size(), 2U);
+    EXPECT_EQ(chosen(test::kBert, {.exclude = ".*layer.*"}), Names{"bert.pooler.dense"});
+    EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "0-2"}));
+    EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "last"}));
+    EXPECT_FAILS(usage, "matches no linear layer",
+                 chosen(test::kLlamaTied, {.modules = "q_proj", .exclude = "q_proj"}));
+}
+
+TEST(Targets, NothingMatchedNamesWhatThereIs) {
+    EXPECT_FAILS(usage,
+                 "no linear layer is named \"q_proj\"; names here: classifier, dense, key, query, value",
+                 chosen(test::kBert, {.modules = "q_proj"}));
+}
+
+// PEFT's own files give PEFT's own logits.
+class Peft : public testing::TestWithParam<std::pair<const char*, FixtureModel>> {};
+
+TEST_P(Peft, LogitsAgree) {
+    const auto& [name, fixture] = GetParam();
+    const auto folder = std::filesystem::path("tests/fixtures/peft") / name;
+    AdaptedModel adapted(fixture.load(), io::read_adapter(folder));
+    const io::SafetensorsFile expected(folder / "expected.safetensors");
+    for (int64_t row = 0; row < 4; ++row) {
+        const auto batch = fixture.batch({row});
+        const auto logits = adapted.logits({.batch = batch});
+        const auto reference = expected.tensor(fmt::format("logits.{}", row));
+        EXPECT_TRUE(near(logits.view_as(reference), reference, 1e-5));
+    }
+    // Written again, nothing is lost.
+    const auto files = adapted.files("base");
+    AdaptedModel again(fixture.load(), files);
+    const auto batch = fixture.batch();
+    EXPECT_TRUE(at::equal(again.logits({.batch = batch}), adapted.logits({.batch = batch})));
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
+                         testing::Values(std::pair{"bert_lora", test::kBert},
+                                         std::pair{"llama_rslora", test::kLlamaTied},
+                                         std::pair{"llama_layers", test::kFixtureModels[2]}),
+                         [](const auto& info) { return std::string(info.param.first); });
+
+class Files : public testing::Test {
+  protected:
+    AdaptedModel adapted{test::kBert.load(),
+                         AdapterConfig{.method = "ether+", .targets = {.modules = "query,value"}, .seed = 3}};
+    io::AdapterFiles files = adapted.files("tiny-bert");
+
+    void load() const { AdaptedModel(test::kBert.load(), files); }
+    Tensor& first() { return files.tensors.front().second; }
+};
+
+TEST_F(Files, RoundTripThroughAFolder) {
+    const test::TempFolder folder;
+    io::write_adapter(folder.path(), files);
+    const auto read = io::read_adapter(folder.path());
+    EXPECT_EQ(read.config.at("peft_type"), "ETHER_PLUS");
+    EXPECT_EQ(read.config.at("target_modules"), nlohmann::json({"query", "value"}));
+    EXPECT_EQ(read.config.at("base_model_name_or_path"), "tiny-bert");
+    EXPECT_TRUE(std::any_of(read.tensors.begin(), read.tensors.end(), [](const auto& entry) {
+        return entry.first == "base_model.model.bert.encoder.layer.0.attention.self.query.ether_u";
+    }));
+    AdaptedModel again(test::kBert.load(), read);
+    ASSERT_EQ(again.parameters().all().size(), adapted.parameters().all().size());
+    for (const auto& parameter : adapted.parameters().all())
+        EXPECT_TRUE(at::equal(again.parameters().find(parameter.name)->value, parameter.value));
+}
+
+TEST_F(Files, NamesWithoutThePrefixOfTheAutoClass) {  // saved on a bare BertModel
+    for (auto& [name, tensor] : files.tensors) name.erase(name.find("bert."), 5);
+    EXPECT_NO_THROW(load());
+}
+
+TEST_F(Files, MissingTensor) {
+    const auto name = files.tensors.front().first;
+    files.tensors.erase(files.tensors.begin());
+    EXPECT_FAILS(adapter, "lacks the tensor \"" + name + "\" (4, 8)", load());
+}
+
+TEST_F(Files, UnknownTensor) {
+    files.tensors.emplace_back("base_model.model.bert.encoder.layer.7.query.ether_u", at::ones({4, 8}));
+    EXPECT_FAILS(adapter, "\"base_model.model.bert.encoder.layer.7.query.ether_u\" (4, 8) fits nothing",
+                 load());
+}
+
+TEST_F(Files, WrongShape) {
+    first() = at::ones({2, 16});
+    EXPECT_FAILS(adapter, "has shape (2, 16), but this model and configuration need (4, 8)", load());
+}
+
+TEST_F(Files, NotANumber) {
+    first() = at::full({4, 8}, std::numeric_limits<float>::quiet_NaN());
+    EXPECT_FAILS(numeric, "holds NaN or infinity", load());
+}
+
+TEST_F(Files, ConfigurationsThatAreNotUnderstood) {
+    auto with = [&](const char* key, const nlohmann::json& value) {
+        auto changed = files;
+        changed.config[key] = value;
+        AdaptedModel(test::kBert.load(), changed);
+    };
+    EXPECT_FAILS(adapter, "key \"blcks\" = 8 is not supported for ETHER_PLUS; did you mean \"blocks\"",
+                 with("blcks", 8));
+    EXPECT_FAILS(adapter, "bias = \"all\" is not supported", with("bias", "all"));
+    EXPECT_FAILS(adapter, "peft_type \"BLOB\" is not known", with("peft_type", "BLOB"));
+    EXPECT_FAILS(adapter, "target_modules", with("target_modules", 5));
+    EXPECT_FAILS(usage, "rows", with("target_modules", {"rows"}));
+    EXPECT_ANY_THROW(with("blocks", "many"));
+    EXPECT_ANY_THROW(with("side", "left"));
+    EXPECT_ANY_THROW(with("blocks", -1));
+    EXPECT_NO_THROW(with("some_feature_that_is_off", false));
+    EXPECT_NO_THROW(with("peft_version", "0.99"));
+    files.config.erase("peft_type");
+    EXPECT_FAILS(adapter, "\"peft_type\" is missing", load());
+}
+
+TEST_F(Files, HeadsThatPeftListsNeedNotExist) {
+    files.config["modules_to_save"] = {"classifier", "score"};
+    EXPECT_FAILS(adapter, "lacks the tensor \"base_model.model.classifier.", load());
+    const auto head = adapted.model().module_tensors("classifier");
+    for (const auto& name : head)
+        files.tensors.emplace_back("base_model.model." + name, *adapted.model().tensors().at(name).front());
+    EXPECT_NO_THROW(load());
+    files.config["modules_to_save"] = {"decoder"};
+    EXPECT_FAILS(usage, "the model has no module \"decoder\"", load());
+}
+
+TEST(NewAdapter, OptionsAreChecked) {
+    auto make = [](const AdapterConfig& config) { AdaptedModel(test::kBert.load(), config); };
+    EXPECT_FAILS(usage, "method ether has no such option; it has --blocks",
+                 make({.method = "ether", .options = {{"rank", "4"}}}));
+    EXPECT_FAILS(adapter, "method \"eter\" is not known", make({.method = "eter"}));
+    EXPECT_FAILS(usage, "blocks", make({.method = "ether", .options = {{"blocks", "four"}}}));
+    EXPECT_FAILS(usage, "bert.encoder.layer.0.attention.self.query",
+                 make({.method = "ether", .options = {{"blocks", "5"}}}));
+}
+
+TEST(NewAdapter, TheSeedDecides) {
+    auto first = [](uint64_t seed) {
+        return AdaptedModel(test::kBert.load(), AdapterConfig{.method = "ether", .seed = seed})
+            .parameters()
+            .all()
+            .front()
+            .value;
+    };
+    EXPECT_TRUE(at::equal(first(1), first(1)));
+    EXPECT_FALSE(at::equal(first(1), first(2)));
+}
+
+TEST(Merge, ATiedHeadIsRefused) {
+    AdaptedModel adapted(test::kLlamaTied.load(),
+                         AdapterConfig{.method = "ether", .targets = {.modules = "lm_head"}});
+    EXPECT_FAILS(adapter, "lm_head shares its weight with another layer", adapted.merged_tensors(at::kFloat));
+}
+
+}  // namespace
+}  // namespace ether::methods

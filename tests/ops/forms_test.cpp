@@ -1,0 +1,181 @@
+// The ops under an adapter's forms and base layers: rank1, unit, linear, dropout.
+#include <gtest/gtest.h>
+
+#include "ether/core/error.h"
+#include "ether/core/parallel.h"
+#include "ether/ops/dropout/dropout.h"
+#include "ether/ops/linear/linear.h"
+#include "ether/ops/rank1/rank1.h"
+#include "ether/ops/unit/unit.h"
+#include "gradcheck.h"
+
+namespace ether::ops {
+namespace {
+
+using at::Tensor;
+using test::gradcheck;
+using test::near;
+using test::normal;
+using Tensors = std::vector<Tensor>;
+
+constexpr double kFloatEps = 1.2e-7, kBfloatEps = 7.9e-3;
+
+// x + sum_k c_k left_k (right_k . x) in double, from einsum alone.
+Tensor rank1_reference(const Tensor& x, const Tensor& left, const Tensor& right, const std::vector<double>& c,
+                       const Tensor& rows = {}) {
+    const auto bank_of = [&](const Tensor& v) {
+        const auto wide = v.to(at::kDouble);
+        if (rows.defined()) return wide.index_select(0, rows.to(at::kLong));
+        return wide.unsqueeze(0).expand({x.size(0), v.size(0), v.size(1), v.size(2)});
+    };
+    const auto l = bank_of(left), r = bank_of(right);
+    const auto blocks = x.to(at::kDouble).view({x.size(0), l.size(2), l.size(3)});
+    const auto dots = at::einsum("tns,tkns->tkn", {blocks, r});
+    const auto weights = at::tensor(at::ArrayRef<double>(c), at::kDouble).view({1, -1, 1});
+    return (blocks + at::einsum("tkn,tkns->tns", {dots * weights, l})).reshape(x.sizes());
+}
+
+struct Rank1Case {
+    int64_t tokens, terms, blocks, size, bank;
+};
+
+class Rank1 : public testing::TestWithParam<Rank1Case> {
+  protected:
+    const Rank1Case c = GetParam();
+    std::vector<double> coefficients() const {
+        std::vector<double> all = {-2, 1, 0.7};
+        all.resize(static_cast<size_t>(c.terms));
+        return all;
+    }
+    std::vector<int64_t> vector_shape() const {
+        std::vector<int64_t> shape = {c.terms, c.blocks, c.size};
+        if (c.bank) shape.insert(shape.begin(), c.bank);
+        return shape;
+    }
+    Tensor rows() const { return c.bank ? at::arange(c.tokens, at::kInt).remainder(c.bank) : Tensor(); }
+    Tensor x = normal({c.tokens, c.blocks*c.size}, 1), left = normal(vector_shape(), 2),
+           right = normal(vector_shape(), 3);
+};
+
+TEST_P(Rank1, EqualsReferenceAndItsGradient) {
+    const auto function = [&](const Tensors& in) {
+        return rank1(in[0], in[1], in[2], coefficients(), rows());
+    };
+    EXPECT_TRUE(
+        near(function({x, left, right}), rank1_reference(x, left, right, coefficients(), rows()), 1e-14));
+    EXPECT_TRUE(gradcheck(function, {{"x", x}, {"left", left}, {"right", right}}));
+}
+
+TEST_P(Rank1, NarrowTypesFollowDouble) {
+    const auto exact =
+        rank1_reference(x.to(at::kFloat), left.to(at::kFloat), right.to(at::kFloat), coefficients(), rows());
+    const double length = static_cast<double>(c.size * c.terms);
+    const auto l = left.to(at::kFloat), r = right.to(at::kFloat);
+    EXPECT_TRUE(near(rank1(x.to(at::kFloat), l, r, coefficients(), rows()), exact, kFloatEps * (4 + length)));
+    const auto narrow = x.to(at::kBFloat16);
+    const auto y = rank1(narrow, l, r, coefficients(), rows());
+    EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+    EXPECT_TRUE(
+        near(y, rank1_reference(narrow, l, r, coefficients(), rows()), kBfloatEps));  // one rounding of y
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Rank1,
+                         testing::Values(Rank1Case{1, 1, 1, 1, 0}, Rank1Case{5, 1, 1, 8, 0},
+                                         Rank1Case{17, 1, 4, 3, 0}, Rank1Case{33, 2, 1, 7, 0},
+                                         Rank1Case{9, 2, 3, 16, 0}, Rank1Case{7, 3, 2, 5, 0},
+                                         Rank1Case{8, 1, 2, 4, 3}, Rank1Case{35, 2, 4, 4, 2},
+                                         Rank1Case{6, 3, 1, 9, 4}));
+
+TEST(Rank1, FrozenVectorsAndViews) {
+    const auto x = normal({6, 8}, 1), left = normal({8, 2, 2}, 2).permute({1, 2, 0}).slice(2, 0, 4),
+               right = left;
+    ASSERT_FALSE(left.is_contiguous());
+    const auto y = rank1(x.clone().requires_grad_(true), left, right, {-2, 1}, {});
+    EXPECT_TRUE(near(y, rank1_reference(x, left, right, {-2, 1}), 1e-14));
+    y.sum().backward();  // neither left nor right takes a gradient
+}
+
+TEST(Rank1, SumsDoNotDependOnTheBank) {  // unused entries get a zero gradient, not garbage
+    const auto x = normal({4, 4}, 1), left = normal({2, 1, 1, 4}, 2).requires_grad_(true),
+               right = normal({2, 1, 1, 4}, 3);
+    rank1(x, left, right, {1}, at::zeros({4}, at::kInt)).sum().backward();
+    EXPECT_EQ(test::largest(left.grad()[1]), 0);
+    EXPECT_GT(test::largest(left.grad()[0]), 0);
+}
+
+TEST(Unit, LengthOneAndGradient) {
+    for (const int64_t size : {1, 2, 7, 64}) {
+        const auto v = normal({2, 3, size}, static_cast<uint64_t>(size)) * 5;
+        EXPECT_TRUE(near(unit(v), v / v.norm(2, {-1}, true), 1e-15));
+        EXPECT_TRUE(near(unit(v.to(at::kFloat)), v / v.norm(2, {-1}, true),
+                         kFloatEps * static_cast<double>(size + 2)));
+        EXPECT_TRUE(gradcheck([](const Tensors& in) { return unit(in[0]); }, {{"v", v}}));
+    }
+}
+
+TEST(Unit, ZeroHasNoDirection) {
+    EXPECT_THROW(unit(at::zeros({2, 3})), Error);
+    EXPECT_THROW(unit(at::full({1, 2}, std::numeric_limits<float>::infinity())), Error);
+}
+
+TEST(Linear, EqualsReferenceAndItsGradient) {
+    for (const auto& [tokens, in, out] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {5, 3, 4}, {33, 17, 31}}) {
+        const auto x = normal({tokens, in}, 1), w = normal({out, in}, 2), b = normal({out}, 3);
+        EXPECT_TRUE(near(ops::linear(x, w, b), x.mm(w.t()) + b, 1e-14));
+        EXPECT_TRUE(near(ops::linear(x, w, Tensor()), x.mm(w.t()), 1e-14));
+        EXPECT_TRUE(gradcheck([](const Tensors& t) { return ops::linear(t[0], t[1], t[2]); },
+                              {{"x", x}, {"weight", w}, {"bias", b}}));
+        EXPECT_TRUE(gradcheck([&](const Tensors& t) { return ops::linear(t[0], w, b); }, {{"x", x}}));
+        EXPECT_TRUE(gradcheck([&](const Tensors& t) { return ops::linear(x, w, t[0]); }, {{"bias", b}}));
+        const auto narrow = ops::linear(x.to(at::kFloat), w.to(at::kFloat), b.to(at::kFloat));
+        EXPECT_TRUE(near(narrow, x.mm(w.t()) + b, kFloatEps * static_cast<double>(in + 2)));
+    }
+}
+
+TEST(Linear, StreamsTheGradientOfAFrozenWeight) {
+    const auto x = normal({6, 5}, 1).requires_grad_(true), w = normal({4, 5}, 2),
+               cotangent = normal({6, 4}, 3);
+    Tensor streamed;
+    int calls = 0;
+    (ops::linear(x, w, {}, [&](const Tensor& gradient) { streamed = gradient.clone(), ++calls; }) * cotangent)
+        .sum()
+        .backward();
+    EXPECT_EQ(calls, 1);
+    EXPECT_TRUE(near(streamed, cotangent.t().mm(x), 1e-14));
+    EXPECT_TRUE(near(x.grad(), cotangent.mm(w), 1e-14));
+    EXPECT_FALSE(w.grad().defined());
+    // The first layer's input has no graph of its own.
+    streamed = Tensor();
+    (ops::linear(x.detach(), w, {}, [&](const Tensor& gradient) { streamed = gradient.clone(); }) * cotangent)
+        .sum()
+        .backward();
+    EXPECT_TRUE(near(streamed, cotangent.t().mm(x), 1e-14));
+}
+
+TEST(Linear, BfloatWithFloatWeights) {  // a trained float32 copy over bfloat16 activations
+    const auto x = normal({6, 16}, 1, at::kBFloat16), w = normal({8, 16}, 2, at::kFloat).requires_grad_(true);
+    const auto y = ops::linear(x, w, Tensor());
+    EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+    EXPECT_TRUE(near(y, x.to(at::kDouble).mm(w.to(at::kDouble).t()), 4 * kBfloatEps));
+    y.sum().backward();
+    EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
+}
+
+TEST(Dropout, KeepsTheMeanAndRepeatsItsMask) {
+    const auto ones = at::ones({100, 1000}, at::kFloat);
+    for (const double p : {0.1, 0.5}) {
+        const auto y = dropout(ones, p, Random(7));
+        const auto kept = y.ne(0).to(at::kDouble).mean().item<double>();
+        EXPECT_NEAR(kept, 1 - p, 5 * std::sqrt(p * (1 - p) / 1e5));  // five standard deviations
+        EXPECT_NEAR(y.max().item<double>(), 1 / (1 - p), 1e-6);
+        EXPECT_TRUE(at::equal(y, dropout(ones, p, Random(7))));
+        EXPECT_FALSE(at::equal(y, dropout(ones, p, Random(8))));
+        EXPECT_TRUE(gradcheck([&](const Tensors& in) { return dropout(in[0], p, Random(7)); },
+                              {{"x", normal({5, 9}, 1)}}));
+    }
+    EXPECT_TRUE(dropout(ones, 0, Random(7)).is_same(ones));
+}
+
+}  // namespace
+}  // namespace ether::ops

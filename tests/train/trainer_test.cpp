@@ -1,0 +1,194 @@
+// Whole runs on tests/fixtures/models: accumulation equals the large batch, and a run that was stopped and
+// resumed ends with the same bytes as one that was not.
+#include "ether/train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include "fixture_models.h"
+#include "io/test_files.h"
+
+namespace ether::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Sixteen texts of different lengths in three classes, each with a word of its own.
+std::string examples() {
+    std::string lines;
+    for (int i = 0; i < 16; ++i) {
+        std::string text = "w" + std::to_string(40 + i % 3);
+        for (int j = 0; j < 1 + i * 5 % 7; ++j) text += " w" + std::to_string(4 + (i * 7 + j * 3) % 30);
+        lines += nlohmann::json({{"text", text}, {"label", std::string(1, static_cast<char>('a' + i % 3))}})
+                     .dump() +
+                 "\n";
+    }
+    return lines;
+}
+
+struct Crash {};
+
+class Recorder : public Callback {
+  public:
+    explicit Recorder(int64_t crash_at = 0) : crash_at_(crash_at) {}
+    void on_step(const StepReport& report) override {
+        if (report.step == crash_at_) throw Crash();
+        steps.push_back(report);
+    }
+    void on_evaluation(const EvalReport& report) override { evaluations.push_back(report); }
+    std::vector<StepReport> steps;
+    std::vector<EvalReport> evaluations;
+
+  private:
+    int64_t crash_at_;
+};
+
+class Runs : public testing::Test {
+  protected:
+    const test::TempFolder folder;
+
+    Runs() { test::write_raw(folder / "data.jsonl", examples()); }
+
+    RunConfig config(const char* model, const std::string& out) const {
+        RunConfig config;
+        config.model = fs::path("tests/fixtures/models") / model;
+        config.data = folder / "data.jsonl";
+        config.out = folder / out;
+        config.batch = 4;
+        config.epochs = 2;
+        config.lr = 1e-2;
+        config.seed = 7;
+        config.threads = 1;  // these models are too small to share
+        return config;
+    }
+    static Recorder run(const RunConfig& config, bool resume = false, int64_t crash_at = 0) {
+        Recorder recorder(crash_at);
+        Trainer(config, resume, {&recorder}).run();
+        return recorder;
+    }
+    std::string adapter(const std::string& out) const {
+        return test::read_raw(folder / out / "adapter_model.safetensors");
+    }
+};
+
+TEST_F(Runs, ClassificationIsLearnt) {
+    auto settings = config("bert_bare", "run");
+    settings.eval_data = settings.data;
+    settings.epochs = 30;
+    const auto recorder = run(settings);
+    EXPECT_EQ(recorder.steps.size(), 120U);
+    EXPECT_LT(recorder.steps.back().loss, 0.5 * recorder.steps.front().loss);
+    EXPECT_GT(recorder.evaluations.back().scores.at("accuracy"), 0.9);
+    for (const char* file : {"adapter_config.json", "adapter_model.safetensors", "ether.json", "run.toml"})
+        EXPECT_TRUE(fs::exists(folder / "run" / file)) << file;
+}
+
+TEST_F(Runs, SameSeedSameBytes) {
+    run(config("bert_bare", "one")), run(config("bert_bare", "two"));
+    EXPECT_EQ(adapter("one"), adapter("two"));
+    auto other = config("bert_bare", "three");
+    other.seed = 8;
+    run(other);
+    EXPECT_NE(adapter("one"), adapter("three"));
+}
+
+TEST_F(Runs, ResumedIsUninterrupted) {
+    for (const char* model : {"bert_bare", "llama_tied"}) {
+        auto settings = config(model, std::string(model) + "-whole");
+        if (std::string(model) == "llama_tied") settings.task = "causal-lm";
+        settings.eval_data = settings.data;
+        settings.save_every = 3;
+        const auto whole = run(settings);
+        ASSERT_EQ(whole.steps.size(), 8U);
+        for (const int64_t crash_at : {1, 2, 3, 4, 5, 8}) {
+            settings.out = folder / fmt::format("{}-{}", model, crash_at);
+            EXPECT_THROW(run(settings, false, crash_at), Crash);
+            const auto rest = run(settings, true);
+            EXPECT_LE(rest.steps.front().step, crash_at);
+            for (const auto& step : rest.steps) {
+                EXPECT_EQ(step.loss, whole.steps[static_cast<size_t>(step.step - 1)].loss);
+                EXPECT_EQ(step.gradient_norm, whole.steps[static_cast<size_t>(step.step - 1)].gradient_norm);
+            }
+            for (const char* file : {"adapter_model.safetensors", "adapter_config.json", "ether.json"})
+                EXPECT_EQ(test::read_raw(fs::path(settings.out) / file),
+                          test::read_raw(folder / (std::string(model) + "-whole") / file))
+                    << model << " crashed at step " << crash_at << ": " << file;
+        }
+    }
+}
+
+TEST_F(Runs, AccumulationIsTheLargeBatch) {
+    for (const auto& [model, task] :
+         {std::pair{"llama_tied", "causal-lm"}, {"llama_classifier", "classify"}}) {  // no dropout
+        auto large = config(model, std::string(model) + "-large");
+        large.task = task;
+        large.bucketing = false;  // so that a step holds the same examples
+        large.batch = 8;
+        auto small = large;
+        small.out = folder / (std::string(model) + "-small");
+        small.batch = 2, small.accumulate = 4;
+        const auto one = run(large), four = run(small);
+        ASSERT_EQ(one.steps.size(), four.steps.size());
+        for (size_t i = 0; i < one.steps.size(); ++i) {
+            EXPECT_NEAR(four.steps[i].loss, one.steps[i].loss, 1e-6 * one.steps[i].loss);
+            EXPECT_NEAR(four.steps[i].gradient_norm, one.steps[i].gradient_norm,
+                        1e-5 * one.steps[i].gradient_norm);
+            EXPECT_EQ(four.steps[i].tokens, one.steps[i].tokens);
+        }
+    }
+}
+
+TEST_F(Runs, RefusesWhatCannotWork) {
+    auto settings = config("bert_bare", "run");
+    run(settings);
+    EXPECT_FAILS(file, "the folder holds a run already", run(settings));
+    EXPECT_FAILS(file, "there is no run to resume", run(config("bert_bare", "none"), true));
+    settings = config("bert", "head");
+    settings.method = "head";
+    EXPECT_FAILS(usage, "nothing would be trained", run(settings));
+    settings = config("bert_bare", "long");
+    settings.max_length = 1000;
+    EXPECT_FAILS(usage, "--max-length: 1000 is more than the model's 16 positions", run(settings));
+    settings = config("bert_bare", "missing");
+    settings.data = folder / "nothing.jsonl";
+    EXPECT_FAILS(file, "nothing.jsonl", run(settings));
+    settings = config("bert_bare", "rate");
+    settings.lr = -1;
+    EXPECT_FAILS(usage, "lr", run(settings));
+    for (const char* out : {"none", "head", "long", "missing", "rate"})
+        EXPECT_FALSE(fs::exists(folder / out)) << out;
+}
+
+// A copy of llama_tied whose last norm is multiplied by a factor.
+class Damaged : public Runs {
+  protected:
+    RunConfig config_with_norm_times(double factor) const {
+        const fs::path source = "tests/fixtures/models/llama_tied", copy = folder / "model";
+        fs::create_directories(copy);
+        for (const char* file : {"config.json", "tokenizer.json"}) fs::copy(source / file, copy / file);
+        const io::SafetensorsFile stored(source / "model.safetensors");
+        io::NamedTensors tensors;
+        for (const auto& name : stored.names())
+            tensors.emplace_back(
+                name, name == "model.norm.weight" ? stored.tensor(name) * factor : stored.tensor(name));
+        io::write_safetensors(copy / "model.safetensors", tensors);
+        auto settings = config("llama_tied", "run");
+        settings.model = copy;
+        settings.task = "causal-lm";
+        return settings;
+    }
+};
+
+TEST_F(Damaged, ALossThatIsNoNumberEndsTheRun) {
+    EXPECT_FAILS(numeric, "at step 1 with learning rate 0.01; the last good checkpoint is",
+                 run(config_with_norm_times(2e38)));
+    EXPECT_FALSE(fs::exists(folder / "run" / "adapter_config.json"));
+}
+
+TEST_F(Damaged, WeightsThatAreNoNumbersAreRefused) {
+    EXPECT_FAILS(numeric, "base tensor \"model.norm.weight\" holds NaN or infinity",
+                 run(config_with_norm_times(std::nan(""))));
+    EXPECT_FALSE(fs::exists(folder / "run"));
+}
+
+}  // namespace
+}  // namespace ether::train

@@ -1,0 +1,95 @@
+// Every method on every model: it trains, its files give the same logits in a fresh model, and so does its
+// merge.
+#include <gtest/gtest.h>
+
+#include "ether/io/adapter_folder.h"
+#include "ether/methods/adapted_model.h"
+#include "ether/methods/registry.h"
+#include "ether/train/optimizer.h"
+#include "fixture_models.h"
+#include "io/test_files.h"
+
+namespace ether::train {
+namespace {
+
+using methods::AdaptedModel;
+using test::FixtureModel;
+using Walked = std::tuple<size_t, FixtureModel>;  // a method by its place in the registry, a model
+
+class Walk : public testing::TestWithParam<Walked> {
+  protected:
+    const methods::Method& method = methods::all_methods()[std::get<0>(GetParam())];
+    const FixtureModel& fixture = std::get<1>(GetParam());
+    const data::Batch batch = fixture.batch();
+
+    methods::AdapterConfig config() const {
+        methods::AdapterConfig config{.method = method.name, .seed = 3};
+        if (!method.takes_sites)  // something to train, whatever the method is
+            config.modules_to_save = {
+                fixture.classifies() ? std::string(fixture.name) == "bert" ? "classifier" : "score" : "norm"};
+        return config;
+    }
+    static void train(AdaptedModel& adapted, const FixtureModel& fixture, const data::Batch& batch,
+                      double rate, int steps) {
+        std::vector<OptimizedParameter> parameters;
+        for (const auto& parameter : adapted.parameters().trained())
+            parameters.push_back({parameter.name, parameter.value, rate, 0});
+        AdamW optimizer(parameters);
+        double before = 0;
+        for (int i = 0; i <= steps; ++i) {
+            const auto loss = fixture.loss(adapted.logits({.batch = batch}), batch);
+            if (i == 0) before = loss.item<double>();
+            if (i == steps) {
+                EXPECT_LT(loss.item<double>(), before - 1e-4);
+                return;
+            }
+            loss.backward();
+            for (const auto& parameter : parameters)
+                if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
+                    EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
+                }
+            optimizer.step(1);
+            adapted.parameters().clear_grads();
+        }
+    }
+};
+
+TEST_P(Walk, TrainsSavesLoadsMerges) {
+    AdaptedModel adapted(fixture.load(), config());
+    EXPECT_GT(adapted.parameters().count(), 0);
+    train(adapted, fixture, batch, 1e-2, 4);
+    const auto trained = adapted.logits({.batch = batch}).detach();
+
+    const test::TempFolder folder;
+    io::write_adapter(folder / "adapter", adapted.files(fixture.name));
+    AdaptedModel loaded(fixture.load(), io::read_adapter(folder / "adapter"));
+    EXPECT_TRUE(at::equal(loaded.logits({.batch = batch}), trained));
+    EXPECT_EQ(loaded.parameters().count(), adapted.parameters().count());
+
+    std::filesystem::create_directory(folder / "merged");
+    std::filesystem::copy(fixture.path() / "config.json", folder / "merged");
+    io::write_safetensors(folder / "merged" / "model.safetensors", loaded.merged_tensors(at::kFloat));
+    const auto merged = models::load_model(io::Checkpoint::open(folder / "merged"),
+                                           {.head = fixture.head, .dtype = at::kFloat});
+    EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));
+}
+
+std::vector<size_t> method_indices() {
+    std::vector<size_t> indices(methods::all_methods().size());
+    for (size_t i = 0; i < indices.size(); ++i) indices[i] = i;
+    return indices;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Walk,
+                         testing::Combine(testing::ValuesIn(method_indices()),
+                                          testing::ValuesIn(test::kFixtureModels)),
+                         [](const auto& info) {
+                             std::string name = methods::all_methods()[std::get<0>(info.param)].name;
+                             if (const auto plus = name.find('+'); plus != std::string::npos)
+                                 name.replace(plus, 1, "_plus");
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name + "_" + std::get<1>(info.param).name;
+                         });
+
+}  // namespace
+}  // namespace ether::train
