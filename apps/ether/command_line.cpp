@@ -37,7 +37,8 @@ void CommandLine::add_one(const Field& field, bool required) {
     CLI::Option* option = nullptr;
     if (std::holds_alternative<bool*>(field.value)) {
         const bool initially = *std::get<bool*>(field.value);
-        option = app_->add_flag("--" + field.name + (initially ? ",!--no-" + field.name : ""), values, help_text(field));
+        option = app_->add_flag("--" + field.name + (initially ? ",!--no-" + field.name : ""), values,
+                                help_text(field));
     } else {
         option = app_->add_option("--" + field.name, values, help_text(field));
         if (std::holds_alternative<std::vector<std::string>*>(field.value))
@@ -63,7 +64,8 @@ void CommandLine::add_positional(const Field& field) {
 
 void CommandLine::add_method_options() {
     // Methods that share an option's meaning and default share its help.
-    std::map<std::string, std::vector<std::pair<std::string, std::string>>> options;  // name -> (methods, help)
+    std::map<std::string, std::vector<std::pair<std::string, std::string>>>
+        options;  // name -> (methods, help)
     for (const auto& method : methods::all_methods()) {
         const auto method_options = method.options();
         for (const auto& field : method_options->fields()) {
@@ -114,7 +116,8 @@ bool CommandLine::parse(int argc, char** argv) {
         const auto key = text.substr(text.rfind(' ') + 1);
         std::vector<std::string> known;
         for (const auto& [name, values] : values_) known.push_back(name);
-        fail(ErrorKind::usage, "the --config file has the unknown key \"{}\"{}; ether {} --help lists all options", key,
+        fail(ErrorKind::usage,
+             "the --config file has the unknown key \"{}\"{}; ether {} --help lists all options", key,
              did_you_mean(key, known), verb_);
     } catch (const CLI::ParseError& error) {
         std::string text = error.what();

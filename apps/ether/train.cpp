@@ -6,6 +6,9 @@
 #include "command_line.h"
 #include "console.h"
 #include "ether/core/error.h"
+#include "ether/train/learning_curve.h"
+#include "ether/train/metrics_log.h"
+#include "ether/train/tensorboard.h"
 #include "ether/train/trainer.h"
 #include "verb.h"
 
@@ -77,7 +80,10 @@ int train_main(int argc, char** argv) {
         config.method_options = line.method_options();
     }
     ConsoleProgress progress;
-    train::Trainer trainer(config, !resume.empty(), {&progress});
+    train::MetricsLog metrics;
+    train::TensorBoardLog events;
+    train::LearningCurve curve;
+    train::Trainer trainer(config, !resume.empty(), {&progress, &metrics, &events, &curve});
     const auto result = trainer.run();
     report(result, config, json);
     return result.interrupted_by ? 128 + result.interrupted_by : 0;

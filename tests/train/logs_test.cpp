@@ -298,11 +298,14 @@ TEST(LearningCurve, PictureAndPage) {
 
 TEST(LearningCurve, OddRuns) {
     const test::TempFolder one, none;
-    make_run(one.path(), 1, {{.step = 1, .scores = {{"loss", 2.0}, {"perplexity", NAN}}}});
+    make_run(one.path(), 1,
+             {{.step = 1, .scores = {{"loss", 2.0}, {"perplexity", NAN}, {"</script>", 0.5}}}});
     const auto svg = read_raw(one / "learning_curve.svg");
     EXPECT_EQ(count(svg, ",nan") + count(svg, "=\"nan"), 0u);  // coordinates; in words it may stand
     EXPECT_NE(svg.find(">perplexity<"), std::string::npos);
     EXPECT_EQ(count(svg, "r=\"4\" fill=\"#0072b2\""), 2u);  // one step is a dot, and one in the legend
+    EXPECT_EQ(count(read_raw(one / "learning_curve.html"), "</script>"),
+              2u);  // the data's end and the code's
     make_run(none.path(), 0, {});
     EXPECT_EQ(none.count(), 2);  // run.toml and metrics.jsonl: nothing to draw
 }

@@ -49,7 +49,10 @@ Fields RunConfig::fields() {
         {.name = "label-column",
          .value = &label_column,
          .help = "column of the label: text or integer = class, real = regression"},
-        {.name = "method", .value = &method, .help = "how to adapt. " + summaries(), .choices = method_names()},
+        {.name = "method",
+         .value = &method,
+         .help = "how to adapt. " + summaries(),
+         .choices = method_names()},
         {.name = "targets",
          .value = &targets,
          .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), names that end a module "
@@ -170,12 +173,13 @@ std::string to_toml(RunConfig config) {
     config.lr = config.learning_rate();
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
-    // Empty values are left out: absent means empty. Text stands in literal quotes, in which a regular expression's
-    // backslashes are themselves.
+    // Empty values are left out: absent means empty. Text stands in literal quotes, in which a regular
+    // expression's backslashes are themselves.
     auto add = [&](const Field& field) {
         if (field.text().empty()) return;
         const auto value = field.to_json();
-        text += fmt::format("{} = {}\n", field.name, value.is_string() ? fmt::format("'{}'", field.text()) : value.dump());
+        text += fmt::format("{} = {}\n", field.name,
+                            value.is_string() ? fmt::format("'{}'", field.text()) : value.dump());
     };
     for (const auto& field : config.fields()) add(field);
     const auto options = methods::method_named(config.method).options();

@@ -261,11 +261,13 @@ RunResult Trainer::run() {
             if (const auto log = progress.log_bytes.find(callback->log_name());
                 log != progress.log_bytes.end())
                 callback->resume_log(log->second);
-    } else {
-        io::write_file_atomic(fs::path(config_.out) / "run.toml", to_toml(config_));
     }
     for (auto* callback : callbacks_) callback->on_start(info(progress.step));
-    if (!resume_) save_checkpoint(progress);
+    if (!resume_) {
+        // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.
+        save_checkpoint(progress);
+        io::write_file_atomic(fs::path(config_.out) / "run.toml", to_toml(config_));
+    }
 
     RunResult result;
     const auto start = Clock::now();

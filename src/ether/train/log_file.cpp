@@ -1,0 +1,68 @@
+#include "ether/train/log_file.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+
+#include "ether/core/error.h"
+
+namespace ether::train {
+
+LogFile::~LogFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void LogFile::fail_to(const char* action) const {
+    fail(ErrorKind::file, "{}: cannot {}: {}", path_.string(), action,
+         std::generic_category().message(errno));
+}
+
+void LogFile::on_start(const RunInfo& info) {
+    ETHER_ASSERT(descriptor_ < 0);
+    path_ = info.folder / name_;
+    descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) fail_to("open");
+    const auto found = static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END));
+    if (found == 0) {
+        // The file may be new: a checkpoint that counts on it must find its name after a power cut, too.
+        const int folder = ::open(info.folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (folder < 0) fail_to("sync the folder of");
+        ::fsync(folder);  // some file systems cannot; nothing more can be done there
+        ::close(folder);
+        return;
+    }
+    if (found < kept_)
+        fail(ErrorKind::file,
+             "{}: expected the {} bytes that were there when the checkpoint was made, found {}; put the file "
+             "back, or remove it to go on with a new one",
+             path_.string(), kept_, found);
+    if (found > kept_ && ::ftruncate(descriptor_, kept_) != 0) fail_to("cut to the checkpoint's length");
+    size_ = kept_;
+}
+
+void LogFile::append(std::string_view record) {
+    ETHER_ASSERT(descriptor_ >= 0);
+    for (auto rest = record; !rest.empty();) {
+        const ssize_t count = ::write(descriptor_, rest.data(), rest.size());
+        if (count < 0) {
+            if (errno == EINTR) continue;
+            const int reason = errno;
+            // Half a record would spoil the file for its readers; if this fails too, the resumed run cuts it.
+            [[maybe_unused]] const int ignored = ::ftruncate(descriptor_, size_);
+            errno = reason;
+            fail_to("write");
+        }
+        rest.remove_prefix(static_cast<size_t>(count));
+    }
+    size_ += static_cast<int64_t>(record.size());
+}
+
+int64_t LogFile::log_bytes() const {
+    ETHER_ASSERT(descriptor_ >= 0);
+    if (::fsync(descriptor_) != 0) fail_to("sync to disk");
+    return size_;
+}
+
+}  // namespace ether::train
