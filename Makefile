@@ -14,8 +14,9 @@ build: bootstrap
 	@test -e build/$(PRESET)/build.ninja || cmake --preset $(PRESET)
 	cmake --build --preset $(PRESET) -j $(JOBS)
 
+# Test programs run side by side: threads that wait must not spin.
 test: build
-	ctest --preset $(PRESET) -j $(JOBS)
+	OMP_WAIT_POLICY=passive ctest --preset $(PRESET) -j $(JOBS)
 
 # Variables given on the command line (METHOD=..., LR=...) reach tools/demo through the environment.
 demo: build

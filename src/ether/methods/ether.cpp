@@ -6,7 +6,6 @@
 #include <ATen/Functions.h>
 
 #include <cmath>
-#include <string_view>
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
@@ -24,7 +23,6 @@ struct EtherOptions : MethodOptions {
     int64_t blocks = 4;
     std::string side;
     std::string layout = "block-diagonal";
-    std::string init = "random";
     double dropout = 0, block_dropout = 0;
 
     Fields fields() override {
@@ -43,12 +41,6 @@ struct EtherOptions : MethodOptions {
              .help =
                  "block-diagonal as in the paper, or official: the published code's reading of W's memory",
              .choices = {"block-diagonal", "official"}},
-            {.name = "init",
-             .value = &init,
-             .help = "starting directions: random as in the published code, or minor: where the layer's "
-                     "weight is smallest, "
-                     "so that reflecting there changes the model least",
-             .choices = {"random", "minor"}},
             {.name = "dropout",
              .value = &dropout,
              .help = "ordinary dropout of a layer's input",
@@ -62,30 +54,6 @@ struct EtherOptions : MethodOptions {
         };
     }
 };
-
-// For each of n pieces of W's input or output axis a direction that W nearly annihilates: inverse iteration
-// on the piece's Gram matrix from `start` (n, d/n), with start's lengths. A reflection there changes W x
-// least.
-Tensor minor_directions(const Tensor& weight, bool input_axis, const Tensor& start) {
-    constexpr int kIterations = 8;
-    const at::NoGradGuard no_grad;
-    const int64_t blocks = start.size(0), size = start.size(1);
-    const auto columns = (input_axis ? weight : weight.t()).to(at::kFloat);
-    auto directions = start.clone();
-    for (int64_t block = 0; block < blocks; ++block) {
-        const auto piece = columns.narrow(1, block * size, size);
-        auto gram = piece.t().mm(piece);
-        gram.diagonal().add_(gram.diagonal().mean() * 1e-4);  // keeps it invertible where W lacks rank
-        const auto factor = at::linalg_cholesky(gram);
-        auto direction = start[block].unsqueeze(1);
-        for (int i = 0; i < kIterations; ++i) {
-            direction = at::cholesky_solve(direction, factor);
-            direction = direction / direction.norm();
-        }
-        directions[block].copy_(direction.squeeze(1) * start[block].norm());
-    }
-    return directions;
-}
 
 // One side of one site: u, and v for ETHER+.
 struct Reflection {
@@ -150,10 +118,8 @@ class Ether : public Adapter {
                  options_.blocks, axis, width, site.name());
         const int64_t size = width / options_.blocks;
         // Kaiming-uniform with a = sqrt(5) on (n, d/n), as in the published code.
-        auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
-                         context.random.stream(site.name()).stream(key));
-        if (options_.init == "minor")
-            u = minor_directions(site.linear.weight, axis == std::string_view("input"), u);
+        const auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
+                               context.random.stream(site.name()).stream(key));
         Reflection result;
         result.u = context.parameters.add(parameter_name(site, (key + "_u").c_str()), u);
         if (plus) result.v = context.parameters.add(parameter_name(site, (key + "_v").c_str()), u.neg());
