@@ -28,6 +28,8 @@ CommandLine::CommandLine(std::string verb, std::string description, std::string 
     app_->footer("Example:\n  " + example);
     app_->get_formatter()->column_width(30);
     app_->get_formatter()->label("TEXT", "");
+    app_->set_config("--config", "", "TOML file of options, such as a run's run.toml; the command line wins");
+    app_->allow_config_extras(CLI::config_extras_mode::error);
 }
 
 CommandLine::~CommandLine() = default;
@@ -90,11 +92,6 @@ void CommandLine::add_method_options() {
             ->type_name("VALUE");
         method_option_names_.push_back(name);
     }
-}
-
-void CommandLine::add_config() {
-    app_->set_config("--config", "", "TOML file of options, such as a run's run.toml; the command line wins");
-    app_->allow_config_extras(CLI::config_extras_mode::error);
 }
 
 bool CommandLine::parse(int argc, char** argv) {

@@ -26,8 +26,6 @@ class CommandLine {
     void add_positional(const Field& field);
     // Options of methods: known to the parser, but checked by the chosen method.
     void add_method_options();
-    // --config FILE: TOML with the options' names as keys; the command line wins.
-    void add_config();
 
     // Returns false where help was asked for and printed. Throws Error of kind usage.
     bool parse(int argc, char** argv);

@@ -22,11 +22,15 @@ int eval_main(int argc, char** argv) {
     line.add(
         {
             {.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"},
-            {.name = "text-column", .value = &table.text_column, .help = "column of the text"},
+            {.name = "text-column",
+             .value = &table.text_column,
+             .help = "column of the text; default: as in training"},
             {.name = "pair-column",
              .value = &table.pair_column,
-             .help = "column of a second text; empty: none"},
-            {.name = "label-column", .value = &table.label_column, .help = "column of the label"},
+             .help = "column of a second text; default: as in training"},
+            {.name = "label-column",
+             .value = &table.label_column,
+             .help = "column of the label; default: as in training"},
             {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
             {.name = "json", .value = &json, .help = "print one JSON object"},
         },
@@ -35,6 +39,7 @@ int eval_main(int argc, char** argv) {
 
     const auto loaded = loading.load();
     const auto& task = *loaded.task;
+    table = columns(line, table, loaded.columns);
     table.labels_required = task.labels_required();
     const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
     const auto sequences =

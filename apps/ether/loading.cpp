@@ -32,4 +32,12 @@ eval::LoadedAdapter LoadingOptions::load() const {
     return loaded;
 }
 
+data::TableOptions columns(const CommandLine& line, data::TableOptions given,
+                           const data::TableOptions& trained) {
+    if (!line.given("text-column")) given.text_column = trained.text_column;
+    if (!line.given("pair-column")) given.pair_column = trained.pair_column;
+    if (!line.given("label-column")) given.label_column = trained.label_column;
+    return given;
+}
+
 }  // namespace ether::app

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "command_line.h"
 #include "ether/core/options.h"
 #include "ether/eval/loaded_adapter.h"
 
@@ -17,5 +18,9 @@ struct LoadingOptions {
     // Sets the thread count, loads, and prints notes on standard error.
     eval::LoadedAdapter load() const;
 };
+
+// The columns given on the command line, and for the others those of the training.
+data::TableOptions columns(const CommandLine& line, data::TableOptions given,
+                           const data::TableOptions& trained);
 
 }  // namespace ether::app

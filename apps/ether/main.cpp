@@ -1,15 +1,17 @@
 // ether: the command-line program. The only place that maps errors to exit codes: 0 done, 1 our user's input
 // or data, 2 the command line, 130 and the like interrupted by a signal.
 #include <array>
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iostream>
 #include <new>
 #include <string>
 #include <vector>
 
 #include "ether/core/error.h"
-#include "ether/core/interrupt.h"
 #include "ether/core/near_name.h"
 #include "verb.h"
 
@@ -58,13 +60,25 @@ int dispatch(int argc, char** argv) {
          did_you_mean(name, names));
 }
 
+// Results that did not arrive are an error; a reader that had enough (| head) is not.
+void finish_output() {
+    errno = 0;
+    std::cout.flush();
+    std::fflush(stdout);
+    if (std::cout.good() && !std::ferror(stdout)) return;
+    if (errno == EPIPE) return;
+    fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
+}
+
 }  // namespace
 }  // namespace ether::app
 
 int main(int argc, char** argv) {
-    ether::install_interrupt_handlers();
+    std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write
     try {
-        return ether::app::dispatch(argc, argv);
+        const int code = ether::app::dispatch(argc, argv);
+        ether::app::finish_output();
+        return code;
     } catch (const ether::Error& error) {
         std::fprintf(stderr, "ether: %s\n", error.what());
         return error.kind() == ether::ErrorKind::usage ? 2 : 1;

@@ -5,9 +5,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <sstream>
 
 #include "command_line.h"
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/tasks/classification.h"
 #include "loading.h"
 #include "verb.h"
@@ -47,6 +49,37 @@ void print_class(const at::Tensor& probabilities, const std::vector<std::string>
     std::cout << "\n";
 }
 
+std::string read_all(std::istream& stream) {
+    return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+// Every line of plain text is an example, blank ones too: the output has a line for each line of the input.
+std::vector<data::Example> plain_lines(const std::string& text) {
+    std::vector<data::Example> examples;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        const auto number = static_cast<int64_t>(examples.size()) + 1;
+        if (line.ends_with('\r')) line.pop_back();
+        if (find_invalid_utf8(line) != std::string::npos)
+            fail(ErrorKind::data, "standard input:{}: the line is not UTF-8", number);
+        examples.push_back({.text = std::move(line), .pair = "", .label = {}, .line = number});
+    }
+    return examples;
+}
+
+std::vector<data::Example> read_input(const std::string& text, std::string format,
+                                      const data::TableOptions& table) {
+    const auto first = text.find_first_not_of(" \t\r\n");
+    if (format == "auto") format = first != std::string::npos && text[first] == '{' ? "jsonl" : "text";
+    if (format == "text") return plain_lines(text);
+    if (first == std::string::npos) return {};
+    std::istringstream stream(text);
+    const auto kind = format == "csv"   ? data::TableFormat::csv
+                      : format == "tsv" ? data::TableFormat::tsv
+                                        : data::TableFormat::json;
+    return data::read_examples(stream, "standard input", kind, table);
+}
+
 }  // namespace
 
 int predict_main(int argc, char** argv) {
@@ -81,17 +114,10 @@ int predict_main(int argc, char** argv) {
     const auto loaded = loading.load();
     if (loaded.task->head() != nn::Head::sequence_classification)
         fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
-    std::vector<data::Example> examples;
-    if (input.empty()) {
-        auto kind = data::TableFormat::text;
-        if (format == "auto") format = (std::cin >> std::ws).peek() == '{' ? "jsonl" : "text";
-        if (format == "jsonl") kind = data::TableFormat::json;
-        if (format == "csv") kind = data::TableFormat::csv;
-        if (format == "tsv") kind = data::TableFormat::tsv;
-        examples = data::read_examples(std::cin, "standard input", kind, table);
-    } else {
-        examples = data::read_examples(input, table);
-    }
+    table = columns(line, table, loaded.columns);
+    auto examples =
+        input.empty() ? read_input(read_all(std::cin), format, table) : data::read_examples(input, table);
+    if (examples.empty()) return 0;
     for (auto& example : examples) example.label = std::monostate();
     const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
     const auto sequences = loaded.task->encode(examples, input.empty() ? "standard input" : input, tokenizer,

@@ -6,6 +6,7 @@
 #include "command_line.h"
 #include "console.h"
 #include "ether/core/error.h"
+#include "ether/core/interrupt.h"
 #include "ether/train/learning_curve.h"
 #include "ether/train/metrics_log.h"
 #include "ether/train/tensorboard.h"
@@ -50,7 +51,7 @@ int train_main(int argc, char** argv) {
     const Fields own = {
         {.name = "resume",
          .value = &resume,
-         .help = "run folder to continue where it stopped; takes no other options"},
+         .help = "run folder to continue where it stopped; takes no other options but --threads and --json"},
         {.name = "json", .value = &json, .help = "print the result as one JSON object"},
     };
     CommandLine line("train", "Fine-tunes a model on a file of examples.",
@@ -59,10 +60,15 @@ int train_main(int argc, char** argv) {
     line.add(own);
     line.add(config.fields());
     line.add_method_options();
-    line.add_config();
     if (!line.parse(argc, argv)) return 0;
     if (!resume.empty()) {
-        // The run's own configuration says everything else.
+        for (const auto& field : config.fields())
+            if (line.given(field.name) && field.name != "threads")
+                fail(ErrorKind::usage,
+                     "--resume goes on with the run's own settings, so --{} cannot be given; start a new run "
+                     "with --config {}/run.toml and another --out",
+                     field.name, resume);
+        const auto threads = config.threads;
         const auto saved = (std::filesystem::path(resume) / "run.toml").string();
         if (!std::filesystem::exists(saved))
             fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", resume);
@@ -70,12 +76,12 @@ int train_main(int argc, char** argv) {
         config = {};
         from_file.add(config.fields());
         from_file.add_method_options();
-        from_file.add_config();
         std::vector<std::string> words = {"train", "--config", saved, "--out", resume};
         std::vector<char*> arguments;
         for (auto& word : words) arguments.push_back(word.data());
         from_file.parse(static_cast<int>(arguments.size()), arguments.data());
         config.method_options = from_file.method_options();
+        if (line.given("threads")) config.threads = threads;
     } else {
         config.method_options = line.method_options();
     }
@@ -84,6 +90,7 @@ int train_main(int argc, char** argv) {
     train::TensorBoardLog events;
     train::LearningCurve curve;
     train::Trainer trainer(config, !resume.empty(), {&progress, &metrics, &events, &curve});
+    install_interrupt_handlers();
     const auto result = trainer.run();
     report(result, config, json);
     return result.interrupted_by ? 128 + result.interrupted_by : 0;

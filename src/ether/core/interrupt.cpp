@@ -17,7 +17,6 @@ void remember(int signal) {
 
 void install_interrupt_handlers() {
     for (int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, remember);
-    std::signal(SIGPIPE, SIG_IGN);
 }
 
 int interrupt_signal() { return received; }

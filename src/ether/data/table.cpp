@@ -155,7 +155,8 @@ Label csv_label(const std::string& field) {
     if (field.empty()) return {};
     const char* end = field.data() + field.size();
     int64_t integer = 0;
-    if (const auto [at, code] = std::from_chars(field.data(), end, integer); at == end && code == std::errc())
+    if (const auto [at, code] = std::from_chars(field.data(), end, integer);
+        at == end && code == std::errc() && std::to_string(integer) == field)  // "01" is a name, not 1
         return integer;
     // Only what begins like a number: from_chars also takes "nan" and "infinity", which are words here.
     // Integers too long for 64 bits are identifiers rather than quantities.

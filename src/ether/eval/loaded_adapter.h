@@ -23,6 +23,7 @@ struct LoadedAdapter {
     io::Checkpoint checkpoint;
     std::unique_ptr<methods::AdaptedModel> model;
     std::unique_ptr<tasks::Task> task;
+    data::TableOptions columns;      // as in training
     int64_t max_length = 0;          // the texts' length in training; else the model's positions, at most 512
     std::vector<std::string> notes;  // what a user should know: e.g. an adapter without ether.json
 };

@@ -40,11 +40,10 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, const n
     auto options = method.options();
     const auto fields = options->fields();
     auto known = kCommonKeys;
-    for (const auto& key : method.ignored_keys()) known.insert(key);
     for (const auto& field : fields) known.insert(field.config_key());
     const std::vector<std::string> names(known.begin(), known.end());
     for (const auto& [key, value] : config.items())
-        if (!known.contains(key) && !says_nothing(value))
+        if (!known.contains(key) && !says_nothing(value) && !method.ignores(key, value))
             fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" = {} is not supported for {}{}", key,
                  value.dump(), method.peft_type, did_you_mean(key, names));
     if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
@@ -97,11 +96,15 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
       options_(options_from_config(*method_, files.config)),
       targets_(targets_from_config(files.config)) {
     const auto modules = files.config.value("modules_to_save", nlohmann::json());
-    std::set<std::string> in_file;
-    for (const auto& [key, tensor] : files.tensors) in_file.insert(key);
     // PEFT lists every classification head it knows; only those that the model has are meant.
+    if (!says_nothing(modules) && !modules.is_array())
+        fail(ErrorKind::adapter,
+             "adapter_config.json: key \"modules_to_save\" is {}, expected a list of names", modules.dump());
     if (modules.is_array())
         for (const auto& module : modules) {
+            if (!module.is_string())
+                fail(ErrorKind::adapter,
+                     "adapter_config.json: key \"modules_to_save\" holds {}, expected names", module.dump());
             const auto name = module.get<std::string>();
             const bool known_head = name == "classifier" || name == "score";
             if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
@@ -141,10 +144,24 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
 
 void AdaptedModel::build(const MethodOptions& options, uint64_t seed) {
     for (const auto& name : module_tensors(modules_to_save_, *model_)) {
-        const auto copy = model_->tensors().at(name).front()->detach().to(at::kFloat, false, true);
+        const auto& slots = model_->tensors().at(name);
+        if (slots.size() > 1)  // PEFT would train one use of it and leave the other
+            fail(ErrorKind::usage,
+                 "--modules-to-save: \"{}\" is shared by several layers (tied embeddings), so it cannot "
+                 "be trained whole beside an adapter; --method full can",
+                 name);
+        const auto copy = slots.front()->detach().to(at::kFloat, false, true);
         model_->replace(name, parameters_.add(name, copy, nn::ParameterGroup::head));
     }
-    if (method_->takes_sites) sites_ = select(targets_, *model_);
+    if (method_->takes_sites) {
+        sites_ = select(targets_, *model_);
+        // A layer that is trained whole needs no adapter; PEFT ignores one there.
+        std::erase_if(sites_,
+                      [&](const nn::Site* site) { return parameters_.find(site->name() + ".weight"); });
+        if (sites_.empty())
+            fail(ErrorKind::usage, "--targets: every layer that \"{}\" matches is trained whole already",
+                 targets_.modules);
+    }
     adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter")});
     for (nn::Site* site : sites_)
         if (adapter_->wants_weight_grad(*site))

@@ -180,7 +180,7 @@ Method ether_method() {
             return std::unique_ptr<Adapter>(
                 std::make_unique<Ether>(dynamic_cast<const EtherOptions&>(options), plus, context));
         },
-        [] { return std::vector<std::string>{}; }};
+        [](const std::string&, const nlohmann::json&) { return false; }};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "ether/methods/methods.h"
 #include "ether/nn/forms.h"
@@ -73,20 +74,28 @@ class Lora : public Adapter {
     std::vector<std::pair<at::Tensor, at::Tensor>> factors_;  // A, B by site index
 };
 
+// How a new adapter would start, and settings of features that are off. Starts that move the base's weights
+// (PiSSA, OLoRA, ...) move them again at every load, so their adapters need a base that is not at hand.
+bool ignores(const std::string& key, const nlohmann::json& value) {
+    if (key == "init_lora_weights")
+        return value.is_boolean() || value == "gaussian" || value == "orthogonal" || value == "mica";
+    return key == "megatron_core" || key == "qalora_group_size" || key == "arrow_config";
+}
+
 }  // namespace
 
 Method lora() {
-    return {"lora", "LORA", "low-rank additions B A to a layer's weight", 1e-3, true,
+    return {"lora",
+            "LORA",
+            "low-rank additions B A to a layer's weight",
+            1e-3,
+            true,
             [] { return std::unique_ptr<MethodOptions>(std::make_unique<LoraOptions>()); },
             [](const MethodOptions& options, const MethodContext& context) {
                 return std::unique_ptr<Adapter>(
                     std::make_unique<Lora>(dynamic_cast<const LoraOptions&>(options), context));
             },
-            // How a new adapter would start, and settings of features that are off.
-            [] {
-                return std::vector<std::string>{"init_lora_weights", "megatron_core", "qalora_group_size",
-                                                "arrow_config"};
-            }};
+            ignores};
 }
 
 }  // namespace ether::methods

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -55,9 +56,8 @@ struct Method {
     bool takes_sites;       // false: targets do not apply (head, full)
     std::unique_ptr<MethodOptions> (*options)();
     std::unique_ptr<Adapter> (*make)(const MethodOptions&, const MethodContext&);
-    // Keys that PEFT writes for this type and that say nothing about a trained adapter, or only with these
-    // values.
-    std::vector<std::string> (*ignored_keys)();
+    // Whether a key that PEFT writes for this type says, with this value, nothing about a trained adapter.
+    bool (*ignores)(const std::string& key, const nlohmann::json& value);
 };
 
 // "a.b.q_proj" + "ether_u" -> "a.b.q_proj.ether_u", the name of a site's parameter.

@@ -144,10 +144,15 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
     std::vector<std::string> tensors;
     for (const auto& module : modules) {
         std::vector<std::string> paths, found;
-        for (const auto& [name, slots] : model.tensors()) {
-            paths.push_back(name.substr(0, name.rfind('.')));
-            if (ends_path(paths.back(), module)) found.push_back(name);
-        }
+        for (const auto& [name, slots] : model.tensors())
+            for (auto dot = name.rfind('.'); dot != std::string::npos && dot > 0;
+                 dot = name.rfind('.', dot - 1)) {
+                paths.push_back(name.substr(0, dot));  // the tensor's module, and those that contain it
+                if (ends_path(paths.back(), module)) {
+                    found.push_back(name);
+                    break;
+                }
+            }
         if (found.empty())
             fail(ErrorKind::usage, "--modules-to-save: the model has no module \"{}\"{}", module,
                  did_you_mean(module, paths));

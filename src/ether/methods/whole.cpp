@@ -10,7 +10,7 @@ struct NoOptions : MethodOptions {
 };
 
 std::unique_ptr<MethodOptions> no_options() { return std::make_unique<NoOptions>(); }
-std::vector<std::string> no_keys() { return {}; }
+bool ignores_nothing(const std::string&, const nlohmann::json&) { return false; }
 
 }  // namespace
 
@@ -22,7 +22,7 @@ Method head() {
             false,
             no_options,
             [](const MethodOptions&, const MethodContext&) { return std::make_unique<Adapter>(); },
-            no_keys};
+            ignores_nothing};
 }
 
 Method full() {
@@ -40,7 +40,7 @@ Method full() {
                 }
                 return std::make_unique<Adapter>();
             },
-            no_keys};
+            ignores_nothing};
 }
 
 }  // namespace ether::methods

@@ -98,7 +98,7 @@ class Bert : public nn::Model {
                   .intermediate_size = config_.intermediate_size,
                   .vocab_size = config_.vocab_size,
                   .max_positions = config_.max_positions,
-                  .classes = stored_classes(checkpoint).value_or(options.classes),
+                  .classes = head_classes(checkpoint, options),
                   .causal = false};
         dtype_ = options.dtype;
         Weights weights(*this, checkpoint, "bert.", options.seed);
@@ -112,7 +112,7 @@ class Bert : public nn::Model {
         points_.resize(static_cast<size_t>(config_.layers));
         pooler_ = weights.site("bert.pooler.dense", d, d, true, -1);
         classifier_ = output_site_ =
-            weights.head("classifier", shape_.classes, d, true, config_.initializer_range);
+            weights.head("classifier", shape_.classes, d, true, config_.initializer_range, options.new_head);
     }
 
     Tensor hidden(const Pass& pass) const override {

@@ -116,7 +116,7 @@ class Llama : public nn::Model {
                   .intermediate_size = config_.intermediate_size,
                   .vocab_size = config_.vocab_size,
                   .max_positions = config_.max_positions,
-                  .classes = stored_classes(checkpoint).value_or(options.classes),
+                  .classes = head_classes(checkpoint, options),
                   .causal = true};
         dtype_ = options.dtype;
         Weights weights(*this, checkpoint, "model.", options.seed);
@@ -126,8 +126,8 @@ class Llama : public nn::Model {
         points_.resize(static_cast<size_t>(config_.layers));
         weights.load(&norm_, "model.norm.weight", {config_.hidden_size});
         if (options.head == nn::Head::sequence_classification)
-            output_site_ =
-                weights.head("score", shape_.classes, config_.hidden_size, false, config_.initializer_range);
+            output_site_ = weights.head("score", shape_.classes, config_.hidden_size, false,
+                                        config_.initializer_range, options.new_head);
         else if (config_.tied_embeddings)
             output_site_ = weights.tied_head("lm_head", "model.embed_tokens.weight");
         else

@@ -51,4 +51,19 @@ std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint) {
     return std::nullopt;
 }
 
+std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {
+    std::vector<std::string> names;
+    const auto& config = checkpoint.config();
+    const auto labels = config.has("id2label") ? std::optional(config.object("id2label")) : std::nullopt;
+    for (int64_t i = 0; i < classes; ++i) {
+        const auto key = std::to_string(i);
+        names.push_back(labels && labels->has(key) ? labels->get<std::string>(key) : key);
+    }
+    return names;
+}
+
+int64_t head_classes(const io::Checkpoint& checkpoint, const LoadOptions& options) {
+    return options.new_head ? options.classes : stored_classes(checkpoint).value_or(options.classes);
+}
+
 }  // namespace ether::models

@@ -12,7 +12,8 @@ namespace ether::models {
 
 struct LoadOptions {
     nn::Head head = nn::Head::causal_lm;
-    int64_t classes = 0;  // of a new classification head; ignored where the checkpoint has one of its own
+    int64_t classes = 0;    // of a new classification head
+    bool new_head = false;  // draw a classification head even where the checkpoint has one of its own
     at::ScalarType dtype =
         at::ScalarType::Undefined;  // of weights and activations; undefined: stored_dtype()
     uint64_t seed = 0;              // of a new head's starting values
@@ -38,7 +39,11 @@ std::unique_ptr<nn::Model> load_model(const io::Checkpoint& checkpoint, const Lo
 // in it well).
 at::ScalarType stored_dtype(const io::Checkpoint& checkpoint);
 
-// Whether the checkpoint itself holds a classification head, and how many classes config.json gives it.
+// The number of classes of the checkpoint's own classification head, if it has one.
 std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint);
+// config.json's names for `classes` classes (id2label), their numbers where it has none.
+std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes);
+// Outputs of the head that load_model gives: the stored head's, or options.classes.
+int64_t head_classes(const io::Checkpoint& checkpoint, const LoadOptions& options);
 
 }  // namespace ether::models

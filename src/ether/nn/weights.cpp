@@ -63,8 +63,9 @@ Site* Weights::site(const std::string& module, int64_t out, int64_t in, bool has
     return site;
 }
 
-Site* Weights::head(const std::string& module, int64_t out, int64_t in, bool has_bias, double deviation) {
-    if (contains(module + ".weight")) return site(module, out, in, has_bias, -1, true);
+Site* Weights::head(const std::string& module, int64_t out, int64_t in, bool has_bias, double deviation,
+                    bool draw) {
+    if (!draw && contains(module + ".weight")) return site(module, out, in, has_bias, -1, true);
     Site* site = add_site(module, -1, true);
     const auto random = Random(seed_).stream(module);
     auto weight = at::empty({out, in}, at::kFloat);

@@ -23,8 +23,10 @@ class Weights {
     // A new site from "<module>.weight" and, if has_bias, "<module>.bias".
     Site* site(const std::string& module, int64_t out, int64_t in, bool has_bias, int64_t layer,
                bool is_output = false);
-    // A site for a head: drawn from N(0, deviation^2) with a zero bias where the checkpoint lacks it.
-    Site* head(const std::string& module, int64_t out, int64_t in, bool has_bias, double deviation);
+    // A site for a head: drawn from N(0, deviation^2) with a zero bias where the checkpoint lacks it, or if
+    // `draw`.
+    Site* head(const std::string& module, int64_t out, int64_t in, bool has_bias, double deviation,
+               bool draw);
     // The head that shares another slot's tensor (tied embeddings): registered as a slot of that tensor.
     Site* tied_head(const std::string& module, const std::string& tied_to);
 

@@ -32,17 +32,15 @@ std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data:
     return std::make_unique<Classification>(data::LabelSet::from_examples(examples, file));
 }
 
-std::unique_ptr<Task> task_from(const nlohmann::json& description) {
-    const auto name = description.value("task", "");
+std::unique_ptr<Task> task_from(const io::JsonObject& description) {
+    const auto name = description.get<std::string>("task");
     if (name == "causal-lm") return std::make_unique<CausalLm>();
     if (name == "regression") return std::make_unique<Regression>();
-    if (name == "classify" && description.contains("labels") && description["labels"].is_array())
+    if (name == "classify")
         return std::make_unique<Classification>(
-            data::LabelSet::from_names(description["labels"].get<std::vector<std::string>>()));
-    fail(ErrorKind::adapter,
-         "ether.json: task \"{}\" with its labels is missing or unknown; expected classify with labels, "
-         "regression or causal-lm",
-         name);
+            data::LabelSet::from_names(description.get<std::vector<std::string>>("labels")));
+    fail(ErrorKind::adapter, "{}: task \"{}\" is not known; expected classify, regression or causal-lm",
+         description.name(), name);
 }
 
 }  // namespace ether::tasks

@@ -13,6 +13,7 @@
 #include "ether/data/batch.h"
 #include "ether/data/labels.h"
 #include "ether/data/table.h"
+#include "ether/io/json_reader.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/text/tokenizer.h"
 
@@ -71,7 +72,7 @@ void for_each_batch(const std::vector<data::Sequence>& sequences, int64_t batch,
 std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data::Example>& examples,
                                 const std::string& file);
 // The task that an adapter or checkpoint was trained for, from describe()'s object.
-std::unique_ptr<Task> task_from(const nlohmann::json& description);
+std::unique_ptr<Task> task_from(const io::JsonObject& description);
 
 extern const std::vector<std::string> kTaskNames;
 

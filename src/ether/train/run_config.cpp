@@ -1,5 +1,7 @@
 #include "ether/train/run_config.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
@@ -169,17 +171,37 @@ at::ScalarType dtype_named(const std::string& name) {
     return at::ScalarType::Undefined;
 }
 
+namespace {
+
+// Text in literal quotes, in which a regular expression's backslashes are themselves.
+std::string quoted(const Field& field) {
+    const auto text = field.text();
+    const bool control = std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20; });
+    if (!control && text.find('\'') == std::string::npos) return fmt::format("'{}'", text);
+    if (!control && text.find_first_of("\"\\") == std::string::npos) return fmt::format("\"{}\"", text);
+    fail(ErrorKind::usage,
+         "--{}: a value with quotes or control characters cannot be kept in run.toml; rename {}", field.name,
+         text);
+}
+
+// The same path from wherever the run is resumed.
+void make_absolute(std::string& path) {
+    if (!path.empty() && std::filesystem::exists(path))
+        path = std::filesystem::absolute(path).lexically_normal().string();
+}
+
+}  // namespace
+
 std::string to_toml(RunConfig config) {
     config.lr = config.learning_rate();
+    for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out}) make_absolute(*path);
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
-    // Empty values are left out: absent means empty. Text stands in literal quotes, in which a regular
-    // expression's backslashes are themselves.
+    // Empty values are left out: absent means empty.
     auto add = [&](const Field& field) {
         if (field.text().empty()) return;
         const auto value = field.to_json();
-        text += fmt::format("{} = {}\n", field.name,
-                            value.is_string() ? fmt::format("'{}'", field.text()) : value.dump());
+        text += fmt::format("{} = {}\n", field.name, value.is_string() ? quoted(field) : value.dump());
     };
     for (const auto& field : config.fields()) add(field);
     const auto options = methods::method_named(config.method).options();

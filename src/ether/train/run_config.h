@@ -20,7 +20,7 @@ struct RunConfig {
     std::string targets = "all-linear", exclude, layers;
     std::vector<std::string> modules_to_save;
 
-    double lr = 0, head_lr = 2e-3, weight_decay = 0, warmup = 0.03, clip = 1;
+    double lr = 0, head_lr = 5e-3, weight_decay = 0, warmup = 0.03, clip = 1;
     std::string schedule = "linear";
     double epochs = 2;
     int64_t max_steps = 0, batch = 32, accumulate = 1, max_length = 0;

@@ -23,6 +23,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"best_step", progress.best_step},
             {"evaluations_without_best", progress.evaluations_without_best},
             {"finished", progress.finished},
+            {"inputs", progress.inputs},
             {"log_bytes", progress.log_bytes}};
 }
 
@@ -33,6 +34,7 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.best_step = json.get<int64_t>("best_step");
     progress.evaluations_without_best = json.get<int64_t>("evaluations_without_best");
     progress.finished = json.get<bool>("finished");
+    progress.inputs = json.get<std::string>("inputs");
     const auto logs = json.object("log_bytes");
     for (const auto& name : logs.keys()) progress.log_bytes[name] = logs.get<int64_t>(name);
     return progress;
@@ -50,6 +52,13 @@ std::vector<fs::path> RunState::all() const {
     }
     std::sort(found.begin(), found.end(), std::greater<>());  // numbers are zero-padded
     return found;
+}
+
+void RunState::clear() const {
+    std::error_code error;
+    fs::remove_all(folder_, error);
+    if (error)
+        fail(ErrorKind::file, "{}: cannot remove old checkpoints: {}", folder_.string(), error.message());
 }
 
 std::optional<fs::path> RunState::newest() const {

@@ -20,6 +20,7 @@ struct RunProgress {
     int64_t best_step = 0;
     int64_t evaluations_without_best = 0;
     bool finished = false;
+    std::string inputs;  // base model and data, by hash: a run goes on with the same ones only
     std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
 };
 
@@ -32,6 +33,8 @@ class RunState {
               int64_t keep) const;
     // Loads the newest checkpoint that can be read into the given objects; throws if there is none.
     RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer) const;
+    // Removes all checkpoints: a new run begins.
+    void clear() const;
     // The newest checkpoint's folder, if any.
     std::optional<std::filesystem::path> newest() const;
 

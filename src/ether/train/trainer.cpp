@@ -1,6 +1,7 @@
 #include "ether/train/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 #include "ether/io/file.h"
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
+#include "ether/tasks/classification.h"
 #include "ether/train/memory.h"
 #include "ether/train/schedule.h"
 
@@ -29,6 +31,40 @@ double seconds_since(Clock::time_point start) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Where the model has a classification head for just these labels, the task takes the head's order of them.
+// Returns whether it does.
+bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
+    const auto classes = models::stored_classes(checkpoint);
+    if (!classes || *classes != task->classes()) return false;
+    const auto* classification = dynamic_cast<const tasks::Classification*>(task.get());
+    if (!classification) return true;  // a regression's single output
+    auto own = models::stored_class_names(checkpoint, *classes), wanted = classification->labels().names();
+    auto sorted = own;
+    std::sort(sorted.begin(), sorted.end());
+    std::sort(wanted.begin(), wanted.end());
+    if (sorted != wanted) return false;
+    task = std::make_unique<tasks::Classification>(data::LabelSet::from_names(std::move(own)));
+    return true;
+}
+
+// Tells data sets apart: a hash over all ids and labels.
+uint64_t hash_of(const std::vector<data::Sequence>& sequences) {
+    uint64_t hash = mix64(sequences.size());
+    for (const auto& sequence : sequences) {
+        for (const int64_t id : sequence.ids) hash = mix64(hash ^ static_cast<uint64_t>(id));
+        hash = mix64(hash ^ std::bit_cast<uint64_t>(sequence.label));
+    }
+    return hash;
+}
+
+// What a killed process left half-written.
+void remove_leftovers(const fs::path& folder) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder, ignored))
+        if (entry.path().filename().string().find(".tmp-") != std::string::npos)
+            fs::remove_all(entry.path(), ignored);
+}
+
 void check_finite_weights(const nn::Model& model) {
     for (const auto& [name, slots] : model.tensors())
         if (!slots.front()->isfinite().all().item<bool>())
@@ -36,20 +72,23 @@ void check_finite_weights(const nn::Model& model) {
                  name);
 }
 
+[[noreturn]] void fail_holds_a_run(const fs::path& folder) {
+    fail(ErrorKind::file,
+         "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
+         "--out",
+         folder.string(), folder.string());
+}
+
 }  // namespace
 
 Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks)
     : config_(std::move(config)), resume_(resume), callbacks_(std::move(callbacks)), state_(config_.out) {
     config_.check();
+    to_toml(config_);  // whether it can be kept is told before anything else
     const fs::path out = config_.out;
     if (resume_ && !io::has_entry(out / "run.toml"))
         fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", out.string());
-    if (!resume_ && io::has_entry(out / "run.toml"))
-        fail(
-            ErrorKind::file,
-            "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
-            "--out",
-            out.string(), out.string());
+    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
@@ -60,13 +99,12 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
                              .labels_required = config_.task == "classify"};
     const auto examples = data::read_examples(config_.data, table);
     task_ = tasks::make_task(config_.task, examples, config_.data);
+    const bool own_head = adopt_own_head(checkpoint, task_);
     auto model = models::load_model(checkpoint, {.head = task_->head(),
                                                  .classes = task_->classes(),
+                                                 .new_head = !own_head,
                                                  .dtype = dtype_named(config_.dtype),
                                                  .seed = static_cast<uint64_t>(config_.seed)});
-    if (task_->classes() && model->shape().classes != task_->classes())
-        fail(ErrorKind::data, "{}: the model's own head has {} classes, but {} has {}", config_.model,
-             model->shape().classes, config_.data, task_->classes());
     if (tokenizer.vocab_size() > model->shape().vocab_size)
         fail(
             ErrorKind::model,
@@ -78,15 +116,18 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
         fail(ErrorKind::usage, "--max-length: {} is more than the model's {} positions", config_.max_length,
              positions);
     max_length_ = config_.max_length ? config_.max_length : std::min(kDefaultMaxLength, positions);
-    model_ = std::make_unique<methods::AdaptedModel>(std::move(model), config_.adapter_config());
+    auto adapter_config = config_.adapter_config();
+    // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
+    if (own_head) adapter_config.modules_to_save.push_back(model->output_site().name());
+    model_ = std::make_unique<methods::AdaptedModel>(std::move(model), adapter_config);
     if (model_->parameters().count() == 0)
         fail(ErrorKind::usage,
-             "--method {}: nothing would be trained, since this model has a head already; name it in "
-             "--modules-to-save",
+             "--method {}: nothing would be trained; choose another method or name --modules-to-save",
              config_.method);
     fingerprint_ = checkpoint.fingerprint();
 
     read_data(tokenizer, examples);
+    inputs_ = fmt::format("{}-{:016x}-{:016x}", fingerprint_, hash_of(training_), hash_of(evaluation_));
     std::vector<int64_t> lengths;
     for (const auto& sequence : training_) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
     order_ = std::make_unique<data::EpochOrder>(
@@ -157,6 +198,14 @@ RunInfo Trainer::info(int64_t first_step) const {
         .learning_rate = config_.learning_rate()};
 }
 
+void Trainer::fail_not_finite(const char* what, double value, int64_t step) const {
+    const auto checkpoint = state_.newest();
+    fail(ErrorKind::numeric,
+         "the {} became {} at step {} with learning rate {:g}; the last good checkpoint is {}; try a lower "
+         "--lr",
+         what, value, step + 1, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
+}
+
 StepReport Trainer::train_step(int64_t step) {
     const auto start = Clock::now();
     const int64_t epoch = step / steps_per_epoch_, first = (step % steps_per_epoch_) * config_.accumulate;
@@ -192,18 +241,13 @@ StepReport Trainer::train_step(int64_t step) {
         }
         if (const auto extra = adapter.extra_loss(logits); extra.defined()) loss = loss + extra;
         const double value = loss.item<double>();
-        if (!std::isfinite(value)) {
-            const auto checkpoint = state_.newest();
-            fail(ErrorKind::numeric,
-                 "the loss became {} at step {} with learning rate {:g}; the last good checkpoint is {}; "
-                 "try a lower --lr",
-                 value, step + 1, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
-        }
+        if (!std::isfinite(value)) fail_not_finite("loss", value, step);
         report.loss += value;
         loss.backward();
     }
     adapter.after_backward(step);
     const double norm = optimizer_->gradient_norm();
+    if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
                                           std::llround(config_.warmup * static_cast<double>(total_steps_)));
     optimizer_->step(factor, config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0);
@@ -242,6 +286,8 @@ void Trainer::save_adapter() {
     ether["base_fingerprint"] = fingerprint_;
     ether["max_length"] = max_length_;
     ether["text_column"] = config_.text_column;
+    ether["pair_column"] = config_.pair_column;
+    ether["label_column"] = config_.label_column;
     files.ether = std::move(ether);
     io::write_adapter(config_.out, files);
 }
@@ -252,16 +298,33 @@ void Trainer::save_checkpoint(RunProgress& progress) {
     state_.save(progress, model_->parameters(), *optimizer_, config_.keep);
 }
 
-RunResult Trainer::run() {
+void Trainer::open_folder(RunProgress& progress) {
     lock_ = std::make_unique<RunLock>(config_.out);
-    RunProgress progress;
-    if (resume_) {
-        progress = state_.load(model_->parameters(), *optimizer_);
-        for (auto* callback : callbacks_)
-            if (const auto log = progress.log_bytes.find(callback->log_name());
-                log != progress.log_bytes.end())
-                callback->resume_log(log->second);
+    const fs::path out = config_.out;
+    // Another process may have begun and ended a run since the constructor looked.
+    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
+    remove_leftovers(out);
+    remove_leftovers(out / "checkpoints");
+    if (!resume_) {
+        state_.clear();
+        progress.inputs = inputs_;
+        return;
     }
+    progress = state_.load(model_->parameters(), *optimizer_);
+    if (progress.inputs != inputs_)
+        fail(
+            ErrorKind::data,
+            "{}: the base model or the data are not what the run began with, so it cannot go on; start a new "
+            "run with another --out",
+            out.string());
+    for (auto* callback : callbacks_)
+        if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
+            callback->resume_log(log->second);
+}
+
+RunResult Trainer::run() {
+    RunProgress progress;
+    open_folder(progress);
     for (auto* callback : callbacks_) callback->on_start(info(progress.step));
     if (!resume_) {
         // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.

@@ -45,6 +45,8 @@ class Trainer {
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
     void check_fits() const;
+    void open_folder(RunProgress& progress);
+    [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
     void evaluate(RunProgress& progress);
     void save_adapter();
@@ -56,7 +58,7 @@ class Trainer {
     std::unique_ptr<RunLock> lock_;
     std::unique_ptr<tasks::Task> task_;
     std::unique_ptr<methods::AdaptedModel> model_;
-    std::string fingerprint_;
+    std::string fingerprint_, inputs_;
     std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;
     std::unique_ptr<AdamW> optimizer_;
