@@ -103,6 +103,8 @@ TEST(Table, LabelsMayBeAbsentWhenTold) {
 }
 
 TEST(Table, LabelsAgreeInKind) {
+    EXPECT_EQ(csv("text,label\na,01\nb,x\n")[0].label,
+              Label(std::string("01")));  // a name, not the integer 1
     const auto mixed = csv("text,label\na,1\nb,2.5\nc,-3e2\n");
     EXPECT_EQ(mixed[0].label, Label(1.0));
     EXPECT_EQ(mixed[2].label, Label(-300.0));

@@ -102,6 +102,32 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
                                          std::pair{"llama_layers", test::kFixtureModels[2]}),
                          [](const auto& info) { return std::string(info.param.first); });
 
+TEST(PeftConfig, StartsThatMoveTheBaseAreRefused) {
+    auto files = io::read_adapter("tests/fixtures/peft/bert_lora");
+    for (const char* start : {"pissa", "olora", "pissa_niter_4"}) {
+        files.config["init_lora_weights"] = start;
+        EXPECT_FAILS(adapter, "init_lora_weights", AdaptedModel(test::kBert.load(), files));
+    }
+    files.config["init_lora_weights"] = "gaussian";
+    EXPECT_NO_THROW(AdaptedModel(test::kBert.load(), files));
+}
+
+TEST(Targets, ALayerTrainedWholeHasNoAdapter) {
+    const AdaptedModel adapted(test::kBert.load(), {.method = "lora", .modules_to_save = {"pooler"}});
+    EXPECT_TRUE(adapted.parameters().find("bert.pooler.dense.weight"));
+    EXPECT_FALSE(adapted.parameters().find("bert.pooler.dense.lora_A.weight"));
+    EXPECT_FAILS(usage, "trained whole already",
+                 AdaptedModel(test::kBert.load(), {.method = "lora",
+                                                   .targets = {.modules = "pooler.dense"},
+                                                   .modules_to_save = {"pooler"}}));
+}
+
+TEST(Targets, TiedEmbeddingsAreNotTrainedWhole) {
+    EXPECT_FAILS(
+        usage, "tied embeddings",
+        AdaptedModel(test::kLlamaTied.load(), {.method = "lora", .modules_to_save = {"embed_tokens"}}));
+}
+
 class Files : public testing::Test {
   protected:
     AdaptedModel adapted{test::kBert.load(),

@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 std::string examples() {
     std::string lines;
     for (int i = 0; i < 16; ++i) {
-        std::string text = "w" + std::to_string(40 + i % 3);
-        for (int j = 0; j < 1 + i * 5 % 7; ++j) text += " w" + std::to_string(4 + (i * 7 + j * 3) % 30);
+        std::string text = fmt::format("w{}", 40 + i % 3);
+        for (int j = 0; j < 1 + i * 5 % 7; ++j) text += fmt::format(" w{}", 4 + (i * 7 + j * 3) % 30);
         lines += nlohmann::json({{"text", text}, {"label", std::string(1, static_cast<char>('a' + i % 3))}})
                      .dump() +
                  "\n";
@@ -142,7 +142,8 @@ TEST_F(Runs, RefusesWhatCannotWork) {
     run(settings);
     EXPECT_FAILS(file, "the folder holds a run already", run(settings));
     EXPECT_FAILS(file, "there is no run to resume", run(config("bert_bare", "none"), true));
-    settings = config("bert", "head");
+    settings = config("llama_tied", "head");
+    settings.task = "causal-lm";
     settings.method = "head";
     EXPECT_FAILS(usage, "nothing would be trained", run(settings));
     settings = config("bert_bare", "long");
@@ -156,6 +157,50 @@ TEST_F(Runs, RefusesWhatCannotWork) {
     EXPECT_FAILS(usage, "lr", run(settings));
     for (const char* out : {"none", "head", "long", "missing", "rate"})
         EXPECT_FALSE(fs::exists(folder / out)) << out;
+}
+
+TEST_F(Runs, GoesOnWithTheSameInputsOnly) {
+    const auto settings = config("bert_bare", "run");
+    EXPECT_THROW(run(settings, false, 3), Crash);
+    test::write_raw(folder / "data.jsonl", examples().append("{\"text\": \"w5 w6\", \"label\": \"a\"}\n"));
+    EXPECT_FAILS(data, "not what the run began with", run(settings, true));
+    test::write_raw(folder / "data.jsonl", examples());
+    EXPECT_NO_THROW(run(settings, true));
+}
+
+TEST_F(Runs, AFreshStartClearsWhatAnOlderRunLeft) {
+    auto settings = config("bert_bare", "run");
+    run(settings);
+    const fs::path out = settings.out;
+    fs::remove(out / "run.toml");
+    fs::create_directories(out / "checkpoints" / "step-000000099.tmp-1-1");
+    settings.max_steps = 2;
+    run(settings);
+    std::vector<std::string> left;
+    for (const auto& entry : fs::directory_iterator(out / "checkpoints"))
+        left.push_back(entry.path().filename());
+    std::sort(left.begin(), left.end());
+    EXPECT_EQ(left, (std::vector<std::string>{"step-000000000", "step-000000002"}));
+}
+
+TEST_F(Runs, AModelsOwnHeadKeepsItsOrderOfLabels) {
+    const fs::path source = "tests/fixtures/models/bert", copy = folder / "model";
+    fs::copy(source, copy);
+    auto json = nlohmann::json::parse(test::read_raw(source / "config.json"));
+    json["id2label"] = {{"0", "c"}, {"1", "a"}, {"2", "b"}};
+    test::write_raw(copy / "config.json", json.dump());
+    auto settings = config("bert", "own");
+    settings.model = copy;
+    run(settings);
+    const auto ether = nlohmann::json::parse(test::read_raw(folder / "own" / "ether.json"));
+    EXPECT_EQ(ether["labels"], (nlohmann::json{"c", "a", "b"}));
+    const auto adapter_config = nlohmann::json::parse(test::read_raw(folder / "own" / "adapter_config.json"));
+    EXPECT_EQ(adapter_config["modules_to_save"], nlohmann::json{"classifier"});
+    // Other labels get a head of their own.
+    settings = config("bert", "new");
+    run(settings);
+    EXPECT_EQ(nlohmann::json::parse(test::read_raw(folder / "new" / "ether.json"))["labels"],
+              (nlohmann::json{"a", "b", "c"}));
 }
 
 // A copy of llama_tied whose last norm is multiplied by a factor.
