@@ -73,7 +73,8 @@ void finish_output() {
 }  // namespace
 }  // namespace ether::app
 
-// jemalloc's settings: by default it returns blocks over 8 MB to the system at once, and every step faults them in again.
+// jemalloc's settings: by default it returns blocks over 8 MB to the system at once, and every step faults
+// them in again.
 extern "C" const char* malloc_conf;
 const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:30000";
 
