@@ -1,6 +1,5 @@
 // SIGINT, SIGTERM and SIGHUP as a flag that long work polls between steps, so that it can finish the step and
-// save. A second signal ends the process at once, as by default. Process-wide; SIGPIPE is ignored, so writes
-// report EPIPE.
+// save. A second signal ends the process at once, as by default. Process-wide.
 #pragma once
 
 namespace ether {
