@@ -40,14 +40,15 @@ void CommandLine::add_one(const Field& field, bool required) {
     if (std::holds_alternative<bool*>(field.value)) {
         const bool initially = *std::get<bool*>(field.value);
         option = app_->add_flag("--" + field.name + (initially ? ",!--no-" + field.name : ""), values,
-                                help_text(field));
+                                help_text(field))
+                     ->take_last();
     } else {
         option = app_->add_option("--" + field.name, values, help_text(field));
         if (std::holds_alternative<std::vector<std::string>*>(field.value))
             option->delimiter(',')->type_name("NAMES");
         else
-            option->expected(1)->type_name(std::holds_alternative<std::string*>(field.value) ? "TEXT"
-                                                                                             : "NUMBER");
+            option->expected(1)->take_last()->type_name(
+                std::holds_alternative<std::string*>(field.value) ? "TEXT" : "NUMBER");
     }
     option->required(required);
     fields_.push_back(field);
@@ -68,10 +69,12 @@ void CommandLine::add_method_options() {
     // Methods that share an option's meaning and default share its help.
     std::map<std::string, std::vector<std::pair<std::string, std::string>>>
         options;  // name -> (methods, help)
+    std::set<std::string> flags;
     for (const auto& method : methods::all_methods()) {
         const auto method_options = method.options();
         for (const auto& field : method_options->fields()) {
             auto& variants = options[field.name];
+            if (std::holds_alternative<bool*>(field.value)) flags.insert(field.name);
             const auto help = help_text(field);
             const auto same = std::find_if(variants.begin(), variants.end(),
                                            [&](const auto& variant) { return variant.second == help; });
@@ -86,10 +89,10 @@ void CommandLine::add_method_options() {
         for (const auto& [names, help] : variants)
             text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", names, help);
         auto& values = *(values_[name] = std::make_unique<std::vector<std::string>>());
-        app_->add_option("--" + name, values, text)
-            ->expected(1)
-            ->group("Options of methods")
-            ->type_name("VALUE");
+        auto* option = flags.contains(name)
+                           ? app_->add_flag("--" + name, values, text)
+                           : app_->add_option("--" + name, values, text)->expected(1)->type_name("VALUE");
+        option->take_last()->group("Options of methods");
         method_option_names_.push_back(name);
     }
 }

@@ -43,9 +43,9 @@ void print_class(const at::Tensor& probabilities, const std::vector<std::string>
         std::cout << object.dump() << "\n";
         return;
     }
-    std::cout << names[order[0]];
+    std::cout << printable(names[order[0]], 1000);  // a tab in a name would look like a column
     for (size_t i = 0; i < std::min<size_t>(order.size(), kShown); ++i)
-        std::cout << fmt::format("\t{} {:.4f}", names[order[i]], values[order[i]]);
+        std::cout << fmt::format("\t{} {:.4f}", printable(names[order[i]], 1000), values[order[i]]);
     std::cout << "\n";
 }
 

@@ -99,8 +99,18 @@ TEST_P(Peft, LogitsAgree) {
 INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
                          testing::Values(std::pair{"bert_lora", test::kBert},
                                          std::pair{"llama_rslora", test::kLlamaTied},
-                                         std::pair{"llama_layers", test::kFixtureModels[2]}),
+                                         std::pair{"llama_layers", test::kFixtureModels[2]},
+                                         std::pair{"llama_head", test::kFixtureModels[2]},
+                                         std::pair{"llama_tied_head", test::kLlamaTied}),
                          [](const auto& info) { return std::string(info.param.first); });
+
+TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {
+    auto files = io::read_adapter("tests/fixtures/peft/llama_head");
+    for (auto& [name, tensor] : files.tensors)
+        if (name.ends_with("base_layer.weight")) tensor = tensor + 1;
+    EXPECT_FAILS(adapter, "differs from this base model's weight",
+                 AdaptedModel(test::kFixtureModels[2].load(), files));
+}
 
 TEST(PeftConfig, StartsThatMoveTheBaseAreRefused) {
     auto files = io::read_adapter("tests/fixtures/peft/bert_lora");
@@ -235,10 +245,14 @@ TEST(NewAdapter, TheSeedDecides) {
     EXPECT_FALSE(at::equal(first(1), first(2)));
 }
 
-TEST(Merge, ATiedHeadIsRefused) {
+TEST(Merge, AnAdaptedTiedHeadIsWrittenApart) {
     AdaptedModel adapted(test::kLlamaTied.load(),
                          AdapterConfig{.method = "ether", .targets = {.modules = "lm_head"}});
-    EXPECT_FAILS(adapter, "lm_head shares its weight with another layer", adapted.merged_tensors(at::kFloat));
+    const auto embeddings = adapted.model().tensors().at("model.embed_tokens.weight").front()->clone();
+    std::map<std::string, at::Tensor> merged;
+    for (auto& [name, tensor] : adapted.merged_tensors(at::kFloat)) merged[name] = tensor;
+    EXPECT_TRUE(at::equal(merged.at("model.embed_tokens.weight"), embeddings));
+    EXPECT_FALSE(at::allclose(merged.at("lm_head.weight"), embeddings));
 }
 
 }  // namespace

@@ -26,7 +26,9 @@ Number parse_number(const Field& field, const std::string& text, const char* kin
     return value;
 }
 
-std::vector<std::string> split(const std::string& text) {
+}  // namespace
+
+std::vector<std::string> split_list(const std::string& text) {
     std::vector<std::string> parts;
     for (size_t begin = 0; begin <= text.size();) {
         const size_t end = std::min(text.find(',', begin), text.size());
@@ -35,8 +37,6 @@ std::vector<std::string> split(const std::string& text) {
     }
     return parts;
 }
-
-}  // namespace
 
 std::string Field::config_key() const {
     if (!key.empty()) return key;
@@ -67,7 +67,7 @@ void Field::set(const std::string& text) const {
                    [&](int64_t* v) { *v = parse_number<int64_t>(*this, text, "an integer"); },
                    [&](double* v) { *v = parse_number<double>(*this, text, "a number"); },
                    [&](std::string* v) { *v = text; },
-                   [&](std::vector<std::string>* v) { *v = split(text); },
+                   [&](std::vector<std::string>* v) { *v = split_list(text); },
                },
                value);
     check();

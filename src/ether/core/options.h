@@ -12,6 +12,9 @@
 
 namespace ether {
 
+// "a,b" -> {"a", "b"}; empty parts are left out.
+std::vector<std::string> split_list(const std::string& text);
+
 struct Field {
     using Value = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*>;
 

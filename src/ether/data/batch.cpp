@@ -10,6 +10,12 @@
 
 namespace ether::data {
 
+std::vector<int64_t> lengths_of(std::span<const Sequence> sequences) {
+    std::vector<int64_t> lengths;
+    for (const auto& sequence : sequences) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
+    return lengths;
+}
+
 Batch collate(std::span<const Sequence> sequences, std::span<const int64_t> rows, LabelType labels) {
     ETHER_ASSERT(!rows.empty());
     const auto sequence = [&](int64_t row) -> const Sequence& {

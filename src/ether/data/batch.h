@@ -38,6 +38,9 @@ struct Batch {
 
 enum class LabelType { none, index, real };  // no labels, int64 class indices, float32 values
 
+// Each sequence's number of tokens.
+std::vector<int64_t> lengths_of(std::span<const Sequence> sequences);
+
 // Lays sequences[rows[0]], sequences[rows[1]], ... end to end; `rows` is not empty. Either all of them have
 // targets or none.
 Batch collate(std::span<const Sequence> sequences, std::span<const int64_t> rows, LabelType labels);

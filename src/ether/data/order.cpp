@@ -17,15 +17,6 @@ void check_batch(int64_t batch) {
     if (batch < 1) fail(ErrorKind::usage, "batch size: expected 1 or more, found {}", batch);
 }
 
-std::vector<BatchRows> cut(std::span<const int64_t> rows, int64_t batch) {
-    std::vector<BatchRows> batches;
-    for (size_t start = 0; start < rows.size(); start += static_cast<size_t>(batch)) {
-        const auto part = rows.subspan(start, std::min(static_cast<size_t>(batch), rows.size() - start));
-        batches.emplace_back(part.begin(), part.end());
-    }
-    return batches;
-}
-
 }  // namespace
 
 EpochOrder::EpochOrder(std::vector<int64_t> lengths, const OrderOptions& options)
@@ -56,6 +47,15 @@ std::vector<BatchRows> EpochOrder::epoch(int64_t number) const {
     for (const int64_t batch : random.stream("batches").permutation(full_batches))
         batches.push_back(std::move(sorted[static_cast<size_t>(batch)]));
     if (full_batches < batches_per_epoch()) batches.push_back(std::move(sorted.back()));
+    return batches;
+}
+
+std::vector<BatchRows> cut(std::span<const int64_t> rows, int64_t batch) {
+    std::vector<BatchRows> batches;
+    for (size_t start = 0; start < rows.size(); start += static_cast<size_t>(batch)) {
+        const auto part = rows.subspan(start, std::min(static_cast<size_t>(batch), rows.size() - start));
+        batches.emplace_back(part.begin(), part.end());
+    }
     return batches;
 }
 

@@ -35,6 +35,9 @@ class EpochOrder {
     OrderOptions options_;
 };
 
+// Rows in pieces of `batch`, the last one maybe smaller.
+std::vector<BatchRows> cut(std::span<const int64_t> rows, int64_t batch);
+
 // For evaluation: every example once, longest first (so that memory peaks in the first batch), equal ones by
 // index.
 std::vector<BatchRows> evaluation_order(std::span<const int64_t> lengths, int64_t batch);

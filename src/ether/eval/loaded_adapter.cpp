@@ -12,8 +12,6 @@
 namespace ether::eval {
 namespace {
 
-constexpr int64_t kDefaultMaxLength = 512;
-
 // The classes of an adapter without ether.json: the rows of its own head.
 std::optional<int64_t> head_rows(const io::AdapterFiles& files) {
     for (const auto& [name, tensor] : files.tensors)
@@ -23,6 +21,11 @@ std::optional<int64_t> head_rows(const io::AdapterFiles& files) {
 
 std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes) {
     if (!classes) classes = models::stored_classes(checkpoint);
+    if (!classes && !models::architecture_of(checkpoint).language_model_class)
+        fail(ErrorKind::model,
+             "{}: the model has neither a classification head nor a language model's; give the adapter that "
+             "holds one with --adapter",
+             checkpoint.path().string());
     if (!classes) return std::make_unique<tasks::CausalLm>();
     if (*classes == 1) return std::make_unique<tasks::Regression>();
     return std::make_unique<tasks::Classification>(
@@ -71,7 +74,8 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     if (loaded.max_length < 0 || loaded.max_length > model->shape().max_positions)
         fail(ErrorKind::adapter, "{}/ether.json: max_length {} does not fit the model's {} positions",
              options.adapter, loaded.max_length, model->shape().max_positions);
-    if (!loaded.max_length) loaded.max_length = std::min(kDefaultMaxLength, model->shape().max_positions);
+    if (!loaded.max_length)
+        loaded.max_length = std::min(tasks::kDefaultMaxLength, model->shape().max_positions);
     loaded.model = files ? std::make_unique<methods::AdaptedModel>(std::move(model), *files)
                          : std::make_unique<methods::AdaptedModel>(
                                std::move(model),

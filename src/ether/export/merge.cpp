@@ -73,12 +73,18 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     report.dtype = dtype == at::ScalarType::Undefined ? models::stored_dtype(loaded.checkpoint) : dtype;
 
     io::AtomicFolder folder(out);
-    io::write_file_atomic(folder.path() / "config.json", merged_config(loaded, report.dtype).dump(2) + "\n");
+    const auto tensors = adapted.merged_tensors(report.dtype);
+    auto config = merged_config(loaded, report.dtype);
+    const auto own_head = adapted.model().output_site().name() + ".weight";
+    if (config.value("tie_word_embeddings", false) &&
+        std::any_of(tensors.begin(), tensors.end(),
+                    [&](const auto& tensor) { return tensor.first == own_head; }))
+        config["tie_word_embeddings"] = false;  // the adapter changed the head and not the embeddings
+    io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
         if (fs::exists(loaded.checkpoint.path() / name))
             io::write_file_atomic(folder.path() / name, io::read_text_file(loaded.checkpoint.path() / name));
-    io::write_safetensors(folder.path() / "model.safetensors", adapted.merged_tensors(report.dtype),
-                          {{"format", "pt"}});
+    io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
 
     const auto batch = probe(adapted.model().shape());

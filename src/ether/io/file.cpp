@@ -188,7 +188,7 @@ bool AtomicFolder::check_target() const {
     const bool empty = fs::is_empty(target_, code);
     if (code) fail_system(target_, "list", code.value());
     if (!empty && existing_ == Existing::refuse)
-        fail(ErrorKind::file, "{}: the folder exists and is not empty; name another, or ask to replace it",
+        fail(ErrorKind::file, "{}: the folder exists and is not empty; name another, or remove it first",
              target_.string());
     return !empty;
 }

@@ -9,6 +9,7 @@
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
 #include "ether/methods/registry.h"
+#include "ether/nn/weights.h"
 
 namespace ether::methods {
 namespace {
@@ -62,10 +63,6 @@ std::string required_type(const nlohmann::json& config) {
     return config["peft_type"].get<std::string>();
 }
 
-std::string shape_text(const at::Tensor& t) {
-    return fmt::format("({})", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
-}
-
 }  // namespace
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config)
@@ -87,7 +84,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
-    build(*options_, config.seed);
+    build(*options_, config.seed, TargetsFrom::command_line);
 }
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
@@ -109,7 +106,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
             const bool known_head = name == "classifier" || name == "score";
             if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
         }
-    build(*options_, 0);
+    build(*options_, 0, TargetsFrom::adapter_file);
 
     const at::NoGradGuard no_grad;
     std::set<std::string> used;
@@ -126,23 +123,38 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
         if (found == files.tensors.end())
             fail(ErrorKind::adapter,
                  "the adapter lacks the tensor \"{}\" {}; it was made for another model or is incomplete",
-                 full, shape_text(parameter.value));
+                 full, nn::shape_text(parameter.value.sizes()));
         if (found->second.sizes() != parameter.value.sizes())
             fail(ErrorKind::adapter,
                  "adapter tensor \"{}\" has shape {}, but this model and configuration need {}", found->first,
-                 shape_text(found->second), shape_text(parameter.value));
+                 nn::shape_text(found->second.sizes()), nn::shape_text(parameter.value.sizes()));
         parameter.value.copy_(found->second);
         if (!parameter.value.isfinite().all().item<bool>())
             fail(ErrorKind::numeric, "adapter tensor \"{}\" holds NaN or infinity", found->first);
         used.insert(found->first);
     }
     for (const auto& [key, tensor] : files.tensors)
-        if (!used.contains(key))
+        if (!used.contains(key) && !is_base_weight(key, tensor))
             fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
-                 key, shape_text(tensor));
+                 key, nn::shape_text(tensor.sizes()));
 }
 
-void AdaptedModel::build(const MethodOptions& options, uint64_t seed) {
+bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tensor) const {
+    constexpr std::string_view suffix = ".base_layer.weight";
+    if (!key.starts_with(kPrefix) || !key.ends_with(suffix)) return false;
+    const auto module = key.substr(kPrefix.size(), key.size() - kPrefix.size() - suffix.size());
+    const auto site = std::find_if(sites_.begin(), sites_.end(),
+                                   [&](const nn::Site* candidate) { return candidate->name() == module; });
+    if (site == sites_.end()) return false;
+    const auto& weight = (*site)->linear.weight;
+    if (weight.sizes() == tensor.sizes() && at::equal(weight, tensor.to(weight.scalar_type()))) return true;
+    fail(ErrorKind::adapter,
+         "adapter tensor \"{}\" differs from this base model's weight: the base was changed beside the "
+         "adapter (new tokens?); use the base that the adapter was trained with",
+         key);
+}
+
+void AdaptedModel::build(const MethodOptions& options, uint64_t seed, TargetsFrom from) {
     for (const auto& name : module_tensors(modules_to_save_, *model_)) {
         const auto& slots = model_->tensors().at(name);
         if (slots.size() > 1)  // PEFT would train one use of it and leave the other
@@ -154,7 +166,7 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed) {
         model_->replace(name, parameters_.add(name, copy, nn::ParameterGroup::head));
     }
     if (method_->takes_sites) {
-        sites_ = select(targets_, *model_);
+        sites_ = select(targets_, *model_, from);
         // A layer that is trained whole needs no adapter; PEFT ignores one there.
         std::erase_if(sites_,
                       [&](const nn::Site* site) { return parameters_.find(site->name() + ".weight"); });
@@ -217,9 +229,6 @@ std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at:
         const auto& bias = site->linear.bias;
         const auto [weight, shifted] = nn::merged(site->forms, site->linear.weight.detach().to(wide),
                                                   bias.defined() ? bias.detach().to(wide) : bias);
-        if (!tensors.contains(site->name() + ".weight"))
-            fail(ErrorKind::adapter,
-                 "{} shares its weight with another layer, so its change cannot be merged", site->name());
         tensors[site->name() + ".weight"] = weight;
         if (shifted.defined()) tensors[site->name() + ".bias"] = shifted;
     }

@@ -48,11 +48,13 @@ class AdaptedModel {
 
     // Every tensor of the merged model by name, in the given dtype: weights with the forms multiplied in
     // (computed in float32, or float64 for a float64 model), trained copies, and the rest as it is. Tied
-    // tensors appear once.
+    // tensors appear once, unless forms change one use of them: that one then has a tensor of its own.
     std::vector<std::pair<std::string, at::Tensor>> merged_tensors(at::ScalarType dtype);
 
   private:
-    void build(const MethodOptions& options, uint64_t seed);
+    void build(const MethodOptions& options, uint64_t seed, TargetsFrom from);
+    // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
+    bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
 
     std::unique_ptr<nn::Model> model_;
     nn::ParameterStore parameters_;

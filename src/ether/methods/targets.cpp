@@ -9,19 +9,10 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/options.h"
 
 namespace ether::methods {
 namespace {
-
-std::vector<std::string> split(const std::string& text, char separator) {
-    std::vector<std::string> parts;
-    for (size_t begin = 0; begin <= text.size();) {
-        const size_t end = std::min(text.find(separator, begin), text.size());
-        if (end > begin) parts.push_back(text.substr(begin, end - begin));
-        begin = end + 1;
-    }
-    return parts;
-}
 
 bool ends_path(const std::string& path, const std::string& name) {
     return path == name || (path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
@@ -66,7 +57,7 @@ std::function<bool(const nn::Site&)> matcher(const std::string& expression, cons
             return std::regex_match(site.name(), pattern);
         };
     }
-    const auto names = split(expression, ',');
+    const auto names = split_list(expression);
     const auto known = names_of(model);
     for (const auto& name : names)
         if (std::none_of(known.begin(), known.end(), [&](const auto& path) { return ends_path(path, name); }))
@@ -89,7 +80,7 @@ int64_t parse_layer(const std::string& text, const std::string& layers) {
 
 std::set<int64_t> parse_layers(const std::string& layers, int64_t count) {
     std::set<int64_t> result;
-    for (const auto& part : split(layers, ',')) {
+    for (const auto& part : split_list(layers)) {
         const auto dash = part.find('-');
         const int64_t first = parse_layer(part.substr(0, dash), layers);
         const int64_t last = dash == std::string::npos ? first : parse_layer(part.substr(dash + 1), layers);
@@ -120,10 +111,14 @@ std::string expression_of(const nlohmann::json& value, const char* key) {
 
 }  // namespace
 
-std::vector<nn::Site*> select(const Targets& targets, nn::Model& model) {
-    const auto wanted = matcher(targets.modules, model, "--targets");
-    const auto excluded = targets.exclude.empty() ? [](const nn::Site&) { return false; }
-                                                  : matcher(targets.exclude, model, "--exclude");
+std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, TargetsFrom from) {
+    const bool typed = from == TargetsFrom::command_line;
+    const char* targets_name = typed ? "--targets" : "adapter_config.json: target_modules";
+    const auto wanted = matcher(targets.modules, model, targets_name);
+    const auto excluded =
+        targets.exclude.empty()
+            ? [](const nn::Site&) { return false; }
+            : matcher(targets.exclude, model, typed ? "--exclude" : "adapter_config.json: exclude_modules");
     const auto layers = parse_layers(targets.layers, model.shape().layers);
     std::vector<nn::Site*> sites;
     for (auto& site : model.sites()) {
@@ -132,9 +127,8 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model) {
     }
     if (sites.empty()) {
         const auto known = names_of(model);
-        fail(ErrorKind::usage,
-             "--targets: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
-             targets.modules, model.shape().architecture, did_you_mean(targets.modules, known),
+        fail(ErrorKind::usage, "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
+             targets_name, targets.modules, model.shape().architecture, did_you_mean(targets.modules, known),
              last_parts(model));
     }
     return sites;
@@ -163,7 +157,7 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
 
 void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config) {
     auto list_or_text = [](const std::string& expression) {
-        return is_list(expression) ? nlohmann::json(split(expression, ',')) : nlohmann::json(expression);
+        return is_list(expression) ? nlohmann::json(split_list(expression)) : nlohmann::json(expression);
     };
     if (targets.modules == "all-linear") {  // as PEFT saves it: full paths
         auto& paths = config["target_modules"] = nlohmann::json::array();

@@ -19,9 +19,13 @@ struct Targets {
     std::string layers;
 };
 
+// Who named the targets, for messages.
+enum class TargetsFrom { command_line, adapter_file };
+
 // The chosen sites in the model's order. An expression that matches nothing is an error with the nearest
 // names; so is a listed name that matches nothing.
-std::vector<nn::Site*> select(const Targets& targets, nn::Model& model);
+std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
+                              TargetsFrom from = TargetsFrom::command_line);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.

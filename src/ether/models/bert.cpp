@@ -65,13 +65,14 @@ class Layer {
         options.scale = 1 / std::sqrt(static_cast<double>(config_.hidden_size / config_.heads));
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
+        options.dropout_row = pass.first_token;
         const auto context = attend((*query_)(input, pass), (*key_)(input, pass), (*value_)(input, pass),
                                     points, pass, options);
         return drop((*attention_output_)(context, pass), config_.hidden_dropout, pass, "attention");
     }
 
     Tensor drop(const Tensor& x, double p, const Pass& pass, std::string_view place) const {
-        return pass.training ? ops::dropout(x, p, pass.stream(index_, place)) : x;
+        return pass.training ? ops::dropout(x, p, pass.stream(index_, place), pass.first_token) : x;
     }
 
     const BertConfig& config_;
@@ -130,12 +131,12 @@ class Bert : public nn::Model {
             hidden(pass).index_select(0, offsets.narrow(0, 0, offsets.size(0) - 1).to(at::kLong));
         const auto row_pass = one_token_per_sequence(pass, offsets.narrow(0, 0, offsets.size(0) - 1));
         const auto pooled = at::tanh((*pooler_)(first, row_pass));
-        return (*classifier_)(drop(pooled, config_.classifier_dropout, pass, "classifier"), row_pass);
+        return (*classifier_)(drop(pooled, config_.classifier_dropout, row_pass, "classifier"), row_pass);
     }
 
   private:
     Tensor drop(const Tensor& x, double p, const Pass& pass, std::string_view place) const {
-        return pass.training ? ops::dropout(x, p, pass.stream(-1, place)) : x;
+        return pass.training ? ops::dropout(x, p, pass.stream(-1, place), pass.first_token) : x;
     }
 
     const BertConfig config_;

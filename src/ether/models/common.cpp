@@ -96,6 +96,7 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const nn::Block
 
 nn::Pass one_token_per_sequence(const nn::Pass& pass, const Tensor& tokens) {
     nn::Pass result = pass;
+    result.first_token = pass.first_sequence;
     if (pass.adapter_rows.defined()) result.adapter_rows = pass.adapter_rows.index_select(0, tokens);
     return result;
 }

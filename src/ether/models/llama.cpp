@@ -92,6 +92,7 @@ class Layer {
         options.window = config_.windows[static_cast<size_t>(index_)];
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
+        options.dropout_row = pass.first_token;
         return (*o_)(attend(q, k, (*v_)(input, pass), points, pass, options), pass);
     }
 

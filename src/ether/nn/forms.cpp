@@ -25,7 +25,7 @@ struct Apply {
         return ops::rank1(x, form.left, form.right, form.coefficients, banked ? pass.rows : Tensor());
     }
     Tensor operator()(const LowRank& form) const {
-        const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random) : x;
+        const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
         const auto wide = input.to(form.a.scalar_type());
         return (form.a.dim() == 2 ? product(wide, form.a, form.b) : banked_product(wide, form))
             .mul(form.scale)

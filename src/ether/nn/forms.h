@@ -63,7 +63,8 @@ struct SiteForms {
 struct FormPass {
     bool training = false;
     Random random{0};
-    at::Tensor rows = {};  // (T) int32 or undefined
+    at::Tensor rows = {};   // (T) int32 or undefined
+    int64_t first_row = 0;  // Pass::first_token
 };
 
 // x (T, d) through one form. For a delta: its contribution, (T, out). Differentiable.

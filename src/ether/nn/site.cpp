@@ -6,8 +6,10 @@ namespace ether::nn {
 
 at::Tensor Site::operator()(const at::Tensor& x, const Pass& pass) const {
     if (forms.empty()) return ops::linear(x, linear.weight, linear.bias, weight_grad);
-    const FormPass form_pass{pass.training, pass.stream(index, "forms"), pass.adapter_rows};
-    const auto input = pass.training ? ops::dropout(x, forms.input_dropout, pass.stream(index, "input")) : x;
+    const FormPass form_pass{pass.training, pass.stream(index, "forms"), pass.adapter_rows, pass.first_token};
+    const auto input =
+        pass.training ? ops::dropout(x, forms.input_dropout, pass.stream(index, "input"), pass.first_token)
+                      : x;
     const auto h = apply_chain(forms.pre, input, form_pass);
     at::Tensor y;
     if (forms.post.empty()) {

@@ -8,10 +8,6 @@
 namespace ether::nn {
 namespace {
 
-std::string shape_text(at::IntArrayRef shape) {
-    return fmt::format("({})", fmt::join(shape.begin(), shape.end(), ", "));
-}
-
 // Old BERT files name a LayerNorm's tensors gamma and beta.
 std::string old_name(std::string name) {
     for (auto [now, then] :
@@ -22,6 +18,10 @@ std::string old_name(std::string name) {
 }
 
 }  // namespace
+
+std::string shape_text(at::IntArrayRef shape) {
+    return fmt::format("({})", fmt::join(shape.begin(), shape.end(), ", "));
+}
 
 Weights::Weights(Model& model, const io::Checkpoint& checkpoint, std::string prefix, uint64_t seed)
     : model_(model), checkpoint_(checkpoint), prefix_(std::move(prefix)), seed_(seed) {}

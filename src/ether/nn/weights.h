@@ -10,6 +10,9 @@
 
 namespace ether::nn {
 
+// "(2, 3)", for messages.
+std::string shape_text(at::IntArrayRef shape);
+
 class Weights {
   public:
     // prefix: the base model's name in the Auto class ("bert.", "model."), which files may have or lack.

@@ -26,6 +26,15 @@ inline float exp(float x) {
 }
 inline double exp(double x) { return std::exp(x); }
 
+// Sum of x[j] * v[j] over n values, in v's type.
+template <typename X, typename P>
+P dot(const X* x, const P* v, int64_t n) {
+    P sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; ++j) sum += static_cast<P>(x[j]) * v[j];
+    return sum;
+}
+
 template <typename T>
 T sigmoid(T x) {
     return T{1} / (T{1} + exp(-x));

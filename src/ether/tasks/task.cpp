@@ -16,9 +16,7 @@ const std::vector<std::string> kTaskNames = {"classify", "causal-lm"};
 void for_each_batch(const std::vector<data::Sequence>& sequences, int64_t batch, data::LabelType labels,
                     const std::function<void(const data::Batch&)>& consume) {
     const at::NoGradGuard no_grad;
-    std::vector<int64_t> lengths;
-    for (const auto& sequence : sequences) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
-    for (const auto& rows : data::evaluation_order(lengths, batch))
+    for (const auto& rows : data::evaluation_order(data::lengths_of(sequences), batch))
         consume(data::collate(sequences, rows, labels));
 }
 

@@ -29,6 +29,9 @@ struct LossSum {
 
 using Scores = std::map<std::string, double>;  // e.g. {"accuracy", 0.8}, always with "loss"
 
+// Where nothing else is asked for, and the model has as many positions.
+inline constexpr int64_t kDefaultMaxLength = 512;
+
 struct TextOptions {
     int64_t max_length =
         0;  // tokens, special ones included; longer texts are cut (classify) or split (causal-lm)

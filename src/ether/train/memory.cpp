@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "ether/core/error.h"
@@ -23,9 +24,49 @@ int64_t proc_value(const char* path, const std::string& name) {
     return -1;
 }
 
+// The first number of a file; -1 where there is none ("max", no file).
+int64_t number_in(const std::string& path) {
+    std::ifstream file(path);
+    int64_t value = -1;
+    return file >> value ? value : -1;
+}
+
+// What the control groups that hold this process leave it (version 2: each level has its own limit). Page
+// cache that can be dropped is not counted as used.
+int64_t available_in_groups() {
+    int64_t available = std::numeric_limits<int64_t>::max();
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        if (!line.starts_with("0::")) continue;
+        for (std::string path = line.substr(3);; path.resize(path.rfind('/'))) {
+            const std::string folder = "/sys/fs/cgroup" + path;
+            const int64_t limit = number_in(folder + "/memory.max"),
+                          used = number_in(folder + "/memory.current");
+            if (limit >= 0 && used >= 0) {
+                int64_t cache = 0;
+                std::ifstream statistics(folder + "/memory.stat");
+                std::string name;
+                for (int64_t value = 0; statistics >> name >> value;)
+                    if (name == "inactive_file") cache = value;
+                available = std::min(available, std::max<int64_t>(0, limit - used + cache));
+            }
+            if (path.find('/') == std::string::npos) break;
+        }
+    }
+    return available;
+}
+
 }  // namespace
 
-MemoryEstimate estimate_memory(const methods::AdaptedModel& model, int64_t tokens, int64_t longest) {
+LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
+    std::sort(lengths.rbegin(), lengths.rend());
+    lengths.resize(std::min(lengths.size(), static_cast<size_t>(batch)));
+    return {std::accumulate(lengths.begin(), lengths.end(), int64_t{0}),
+            lengths.empty() ? 0 : lengths.front()};
+}
+
+MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
+                               const LargestBatch& evaluation) {
     const auto& shape = model.model().shape();
     const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
     MemoryEstimate estimate;
@@ -34,18 +75,25 @@ MemoryEstimate estimate_memory(const methods::AdaptedModel& model, int64_t token
     // A block keeps the inputs of its norms, sites, attention and activation: about twelve rows of the hidden
     // size and four of the intermediate size a token; each adapted site its input and its output before the
     // adapter's change.
-    int64_t per_token = shape.layers * (12 * shape.hidden_size + 4 * shape.intermediate_size);
+    const int64_t block = 12 * shape.hidden_size + 4 * shape.intermediate_size;
+    int64_t per_token = shape.layers * block;
     for (const auto* site : model.sites()) per_token += site->linear.in() + site->linear.out();
     const int64_t logits =
         shape.head == nn::Head::causal_lm ? int64_t{1} << 26 : 0;  // linear_cross_entropy's chunk
-    const int64_t scores = 3 * 64 * longest * 4 * 64;              // attention tiles of all threads
-    estimate.activations = per_token * tokens * element + logits + scores;
+    const auto scores = [](int64_t longest) {
+        return 3 * 64 * longest * 4 * 64;
+    };  // attention tiles of all threads
+    // Without gradients a block's values live until the next one.
+    estimate.activations =
+        logits + std::max(per_token * training.tokens * element + scores(training.longest),
+                          block * evaluation.tokens * element + scores(evaluation.longest));
     return estimate;
 }
 
 int64_t available_memory() {
     int64_t available = proc_value("/proc/meminfo", "MemAvailable");
     if (available < 0) available = std::numeric_limits<int64_t>::max();
+    available = std::min(available, available_in_groups());
     rlimit limit{};
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
         const int64_t used = std::max<int64_t>(0, proc_value("/proc/self/status", "VmSize"));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ether/methods/adapted_model.h"
 
@@ -10,14 +11,23 @@ namespace ether::train {
 struct MemoryEstimate {
     int64_t weights = 0;      // base weights in the dtype of the computation
     int64_t trained = 0;      // trained values, their gradients and optimizer state
-    int64_t activations = 0;  // kept between forward and backward for the largest micro-batch
+    int64_t activations = 0;  // of the largest micro-batch, or evaluation batch if that needs more
     int64_t total() const { return weights + trained + activations; }
 };
 
-// tokens: of the largest micro-batch; longest: of its longest sequence. Bytes.
-MemoryEstimate estimate_memory(const methods::AdaptedModel& model, int64_t tokens, int64_t longest);
+// The largest batch of a kind: all its tokens, and those of its longest sequence.
+struct LargestBatch {
+    int64_t tokens = 0, longest = 0;
+};
+// Of `batch` of these lengths, the longest ones.
+LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 
-// What this process may still take: the system's available memory, or less where ulimit -v says so. Bytes.
+// Bytes for training on micro-batches of that size and evaluating on such batches.
+MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
+                               const LargestBatch& evaluation);
+
+// What this process may still take: the system's available memory, or less where ulimit -v or a control group
+// (a container's limit) says so. Bytes.
 int64_t available_memory();
 
 // Throws, saying what to change, if the estimate is beyond what is available.

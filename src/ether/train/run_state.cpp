@@ -23,6 +23,8 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"best_step", progress.best_step},
             {"evaluations_without_best", progress.evaluations_without_best},
             {"finished", progress.finished},
+            {"stopped_early", progress.stopped_early},
+            {"loss", progress.loss},
             {"inputs", progress.inputs},
             {"log_bytes", progress.log_bytes}};
 }
@@ -34,6 +36,8 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.best_step = json.get<int64_t>("best_step");
     progress.evaluations_without_best = json.get<int64_t>("evaluations_without_best");
     progress.finished = json.get<bool>("finished");
+    progress.stopped_early = json.get<bool>("stopped_early");
+    progress.loss = json.get<double>("loss");
     progress.inputs = json.get<std::string>("inputs");
     const auto logs = json.object("log_bytes");
     for (const auto& name : logs.keys()) progress.log_bytes[name] = logs.get<int64_t>(name);

@@ -19,7 +19,8 @@ struct RunProgress {
     std::optional<double> best_score;
     int64_t best_step = 0;
     int64_t evaluations_without_best = 0;
-    bool finished = false;
+    bool finished = false, stopped_early = false;
+    double loss = 0;     // of the last step
     std::string inputs;  // base model and data, by hash: a run goes on with the same ones only
     std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
 };

@@ -15,6 +15,7 @@
 #include "ether/models/registry.h"
 #include "ether/tasks/classification.h"
 #include "ether/train/memory.h"
+#include "ether/train/metrics_log.h"
 #include "ether/train/schedule.h"
 
 namespace ether::train {
@@ -23,13 +24,9 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kDefaultMaxLength = 512;
-
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where the model has a classification head for just these labels, the task takes the head's order of them.
 // Returns whether it does.
@@ -72,6 +69,18 @@ void check_finite_weights(const nn::Model& model) {
                  name);
 }
 
+// A run that was killed before it had its run.toml leaves empty logs at most; anything else is someone's.
+void refuse_foreign_files(const fs::path& folder) {
+    for (const char* name : {kMetricsFile, "adapter_config.json", "adapter_model.safetensors"}) {
+        std::error_code missing;
+        if (fs::file_size(folder / name, missing) > 0 && !missing)
+            fail(ErrorKind::file,
+                 "{}: the folder has no run.toml but holds {}, which a run would replace; choose "
+                 "another --out",
+                 folder.string(), name);
+    }
+}
+
 [[noreturn]] void fail_holds_a_run(const fs::path& folder) {
     fail(ErrorKind::file,
          "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
@@ -84,7 +93,7 @@ void check_finite_weights(const nn::Model& model) {
 Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks)
     : config_(std::move(config)), resume_(resume), callbacks_(std::move(callbacks)), state_(config_.out) {
     config_.check();
-    to_toml(config_);  // whether it can be kept is told before anything else
+    toml_ = to_toml(config_);  // whether it can be kept is told before anything else
     const fs::path out = config_.out;
     if (resume_ && !io::has_entry(out / "run.toml"))
         fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", out.string());
@@ -115,7 +124,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     if (config_.max_length > positions)
         fail(ErrorKind::usage, "--max-length: {} is more than the model's {} positions", config_.max_length,
              positions);
-    max_length_ = config_.max_length ? config_.max_length : std::min(kDefaultMaxLength, positions);
+    max_length_ = config_.max_length ? config_.max_length : std::min(tasks::kDefaultMaxLength, positions);
     auto adapter_config = config_.adapter_config();
     // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
     if (own_head) adapter_config.modules_to_save.push_back(model->output_site().name());
@@ -128,11 +137,12 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
 
     read_data(tokenizer, examples);
     inputs_ = fmt::format("{}-{:016x}-{:016x}", fingerprint_, hash_of(training_), hash_of(evaluation_));
-    std::vector<int64_t> lengths;
-    for (const auto& sequence : training_) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
+    // A step's examples are ordered as one batch and then cut, so that accumulation changes nothing.
     order_ = std::make_unique<data::EpochOrder>(
-        lengths, data::OrderOptions{static_cast<uint64_t>(config_.seed), config_.batch, config_.bucketing});
-    steps_per_epoch_ = ceil_div(order_->batches_per_epoch(), config_.accumulate);
+        data::lengths_of(training_),
+        data::OrderOptions{static_cast<uint64_t>(config_.seed), config_.batch * config_.accumulate,
+                           config_.bucketing});
+    steps_per_epoch_ = order_->batches_per_epoch();
     total_steps_ =
         config_.max_steps
             ? config_.max_steps
@@ -170,13 +180,8 @@ AdamW Trainer::make_optimizer() {
 }
 
 void Trainer::check_fits() const {
-    std::vector<int64_t> lengths;
-    for (const auto& sequence : training_) lengths.push_back(static_cast<int64_t>(sequence.ids.size()));
-    std::sort(lengths.rbegin(), lengths.rend());
-    int64_t tokens = 0;
-    for (size_t i = 0; i < std::min(lengths.size(), static_cast<size_t>(config_.batch)); ++i)
-        tokens += lengths[i];
-    auto estimate = estimate_memory(*model_, tokens, lengths.front());
+    auto estimate = estimate_memory(*model_, largest_batch(data::lengths_of(training_), config_.batch),
+                                    largest_batch(data::lengths_of(evaluation_), config_.eval_batch));
     estimate.weights = 0;  // loaded already
     if (!config_.force) check_memory(estimate, available_memory());
 }
@@ -208,33 +213,34 @@ void Trainer::fail_not_finite(const char* what, double value, int64_t step) cons
 
 StepReport Trainer::train_step(int64_t step) {
     const auto start = Clock::now();
-    const int64_t epoch = step / steps_per_epoch_, first = (step % steps_per_epoch_) * config_.accumulate;
+    const int64_t epoch = step / steps_per_epoch_;
     if (loaded_epoch_ != epoch) {
         epoch_batches_ = order_->epoch(epoch);
         loaded_epoch_ = epoch;
     }
-    const auto last = std::min(first + config_.accumulate, static_cast<int64_t>(epoch_batches_.size()));
     std::vector<data::Batch> batches;
     double weight = 0;
     StepReport report;
-    for (int64_t i = first; i < last; ++i) {
-        batches.push_back(
-            data::collate(training_, epoch_batches_[static_cast<size_t>(i)], task_->label_type()));
+    for (const auto& rows :
+         data::cut(epoch_batches_[static_cast<size_t>(step % steps_per_epoch_)], config_.batch)) {
+        batches.push_back(data::collate(training_, rows, task_->label_type()));
         weight += task_->weight(batches.back());
         report.tokens += batches.back().tokens();
     }
     auto& adapter = model_->adapter();
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
-    for (size_t micro = 0; micro < batches.size(); ++micro) {
+    int64_t first_token = 0, first_sequence = 0;
+    for (const auto& batch : batches) {
         at::Tensor loss;
         std::vector<at::Tensor> logits;
         for (int pass = 0; pass < adapter.forward_passes(); ++pass) {
-            const auto part =
-                task_->loss(*model_, {.batch = batches[micro],
-                                      .training = true,
-                                      .random = random.stream(micro).stream(static_cast<uint64_t>(pass)),
-                                      .index = pass});
+            const auto part = task_->loss(*model_, {.batch = batch,
+                                                    .training = true,
+                                                    .random = random.stream(static_cast<uint64_t>(pass)),
+                                                    .first_token = first_token,
+                                                    .first_sequence = first_sequence,
+                                                    .index = pass});
             const auto scaled = part.sum / weight;
             loss = loss.defined() ? loss + scaled : scaled;
             logits.push_back(part.logits);
@@ -244,6 +250,8 @@ StepReport Trainer::train_step(int64_t step) {
         if (!std::isfinite(value)) fail_not_finite("loss", value, step);
         report.loss += value;
         loss.backward();
+        first_token += batch.tokens();
+        first_sequence += batch.size();
     }
     adapter.after_backward(step);
     const double norm = optimizer_->gradient_norm();
@@ -306,6 +314,7 @@ void Trainer::open_folder(RunProgress& progress) {
     remove_leftovers(out);
     remove_leftovers(out / "checkpoints");
     if (!resume_) {
+        refuse_foreign_files(out);
         state_.clear();
         progress.inputs = inputs_;
         return;
@@ -329,7 +338,7 @@ RunResult Trainer::run() {
     if (!resume_) {
         // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.
         save_checkpoint(progress);
-        io::write_file_atomic(fs::path(config_.out) / "run.toml", to_toml(config_));
+        io::write_file_atomic(fs::path(config_.out) / "run.toml", toml_);
     }
 
     RunResult result;
@@ -339,16 +348,16 @@ RunResult Trainer::run() {
     while (progress.step < total_steps_ && !progress.finished) {
         const auto report = train_step(progress.step);
         progress.step = report.step;
-        result.final_loss = report.loss;
+        progress.loss = report.loss;
         for (auto* callback : callbacks_) callback->on_step(report);
         const bool last = progress.step == total_steps_;
         if (!evaluation_.empty() && (last || progress.step % eval_every == 0)) {
             evaluate(progress);
-            result.stopped_early =
+            progress.stopped_early =
                 config_.patience > 0 && progress.evaluations_without_best >= config_.patience;
         }
         result.interrupted_by = interrupt_signal();
-        progress.finished = last || result.stopped_early;
+        progress.finished = last || progress.stopped_early;
         if (progress.finished && evaluation_.empty()) save_adapter();
         if (progress.finished || result.interrupted_by || progress.step % save_every == 0)
             save_checkpoint(progress);
@@ -356,6 +365,8 @@ RunResult Trainer::run() {
     }
     for (auto* callback : callbacks_) callback->on_end();
     result.steps = progress.step;
+    result.final_loss = progress.loss;
+    result.stopped_early = progress.stopped_early;
     result.best_step = progress.best_step;
     result.best_score = progress.best_score;
     result.best_score_name = task_->main_score();

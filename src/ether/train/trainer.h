@@ -58,7 +58,7 @@ class Trainer {
     std::unique_ptr<RunLock> lock_;
     std::unique_ptr<tasks::Task> task_;
     std::unique_ptr<methods::AdaptedModel> model_;
-    std::string fingerprint_, inputs_;
+    std::string toml_, fingerprint_, inputs_;
     std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;
     std::unique_ptr<AdamW> optimizer_;

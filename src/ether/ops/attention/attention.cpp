@@ -25,7 +25,8 @@ AttentionShape shape_of(const at::Tensor& q, const at::Tensor& query_offsets, co
             options.causal,
             options.window,
             options.dropout,
-            options.random.key()};
+            options.random.key(),
+            options.dropout_row};
 }
 
 // Calls body(float{} or double{}); operands are widened before.
@@ -60,6 +61,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         data["window"] = options.window;
         data["dropout"] = options.dropout;
         data["key"] = static_cast<int64_t>(options.random.key());
+        data["dropout_row"] = options.dropout_row;
         return out.to(q_input.scalar_type());
     }
 
@@ -75,6 +77,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                      {data["heads"].toInt(), data["kv_heads"].toInt(), data["scale"].toDouble(),
                       data["causal"].toBool(), data["window"].toInt(), data["dropout"].toDouble()});
         shape.dropout_key = static_cast<uint64_t>(data["key"].toInt());
+        shape.dropout_row = data["dropout_row"].toInt();
         auto grad_q = at::empty_like(q), grad_k = at::empty_like(k), grad_v = at::empty_like(v);
         dispatch_wide(q, [&](auto type) {
             using T = decltype(type);

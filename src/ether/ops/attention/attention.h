@@ -17,6 +17,8 @@ struct AttentionOptions {
     int64_t window = 0;  // keys a query sees, itself included; 0 = all
     double dropout = 0;
     Random random{0};  // of the dropout mask
+    int64_t dropout_row =
+        0;  // what q's first row counts as in it: a batch in pieces drops what it drops whole
 };
 
 // q: (Tq, heads * head_dim), k, v: (Tk, kv_heads * head_dim); query_offsets, key_offsets: (B + 1) int32. The

@@ -17,6 +17,7 @@ struct AttentionShape {
     int64_t window;  // keys a query sees, itself included; 0 = all (Mistral's sliding window)
     double dropout;  // of the probabilities
     uint64_t dropout_key;
+    int64_t dropout_row;  // what the first query's row counts as in the dropout's mask
 };
 
 // out (query tokens, heads * head_dim) and lse (query tokens, heads), the logarithm of each row's softmax

@@ -63,7 +63,8 @@ class Layout {
     int64_t row_at(const Tile& tile) const { return shape_.query_offsets[tile.sequence] + tile.first_row; }
     // The dropout counter of key 0 (of the sequence) in one row.
     uint64_t counter(const Tile& tile, int64_t row, int64_t head) const {
-        return (static_cast<uint64_t>((row_at(tile) + row) * shape_.heads + head) << 24) +
+        return (static_cast<uint64_t>((shape_.dropout_row + row_at(tile) + row) * shape_.heads + head)
+                << 24) +
                static_cast<uint64_t>(tile.key_begin);
     }
 

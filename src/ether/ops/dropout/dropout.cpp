@@ -3,6 +3,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "ether/core/parallel.h"
 #include "ether/ops/dispatch.h"
 
@@ -12,7 +14,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor masked(const at::Tensor& input, double p, uint64_t key) {
+at::Tensor masked(const at::Tensor& input, double p, uint64_t key, int64_t first_row) {
     const auto x = input.contiguous();
     auto y = at::empty_like(x);
     dispatch(x.scalar_type(), "dropout", [&](auto type) {
@@ -22,10 +24,11 @@ at::Tensor masked(const at::Tensor& input, double p, uint64_t key) {
         X* to = y.template mutable_data_ptr<X>();
         const uint32_t threshold = keep_threshold(p);
         const A scale = static_cast<A>(1 / (1 - p));
+        const int64_t first = first_row * (x.numel() / std::max<int64_t>(1, x.size(0)));
         parallel_for(x.numel(), 8192, [&](int, int64_t begin, int64_t end) {
 #pragma omp simd
             for (int64_t i = begin; i < end; ++i)
-                to[i] = keep(key, static_cast<uint64_t>(i), threshold)
+                to[i] = keep(key, static_cast<uint64_t>(first + i), threshold)
                             ? static_cast<X>(static_cast<A>(from[i]) * scale)
                             : X(0);
         });
@@ -34,14 +37,18 @@ at::Tensor masked(const at::Tensor& input, double p, uint64_t key) {
 }
 
 struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
-    static at::Tensor forward(AutogradContext* context, const at::Tensor& x, double p, int64_t key) {
+    static at::Tensor forward(AutogradContext* context, const at::Tensor& x, double p, int64_t key,
+                              int64_t first_row) {
         context->saved_data["p"] = p;
+        context->saved_data["first_row"] = first_row;
         context->saved_data["key"] = key;
-        return masked(x, p, static_cast<uint64_t>(key));
+        return masked(x, p, static_cast<uint64_t>(key), first_row);
     }
     static variable_list backward(AutogradContext* context, variable_list grads) {
-        return {masked(grads[0], context->saved_data["p"].toDouble(),
-                       static_cast<uint64_t>(context->saved_data["key"].toInt())),
+        auto& data = context->saved_data;
+        return {masked(grads[0], data["p"].toDouble(), static_cast<uint64_t>(data["key"].toInt()),
+                       data["first_row"].toInt()),
+                {},
                 {},
                 {}};
     }
@@ -49,9 +56,9 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
 
 }  // namespace
 
-at::Tensor dropout(const at::Tensor& x, double p, const Random& random) {
+at::Tensor dropout(const at::Tensor& x, double p, const Random& random, int64_t first_row) {
     ETHER_ASSERT(p >= 0 && p < 1);
-    return p == 0 ? x : DropoutFunction::apply(x, p, static_cast<int64_t>(random.key()));
+    return p == 0 ? x : DropoutFunction::apply(x, p, static_cast<int64_t>(random.key()), first_row);
 }
 
 }  // namespace ether::ops

@@ -7,8 +7,8 @@
 
 namespace ether::ops {
 
-// x of any shape, kept with probability 1 - p and then scaled by 1 / (1 - p); p = 0 returns x. The mask is
-// random's.
-at::Tensor dropout(const at::Tensor& x, double p, const Random& random);
+// x (rows, ...), kept with probability 1 - p and then scaled by 1 / (1 - p); p = 0 returns x. The mask is
+// random's; rows are counted from first_row, so that a batch in pieces drops what it drops whole.
+at::Tensor dropout(const at::Tensor& x, double p, const Random& random, int64_t first_row = 0);
 
 }  // namespace ether::ops

@@ -5,19 +5,12 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/rank1/kernel.h"
+#include "ether/ops/vector_math.h"
 
 namespace ether::ops {
 namespace {
 
 constexpr int64_t kGrain = 16;  // tokens below which another thread costs more than it saves
-
-template <typename X, typename P>
-P dot(const X* x, const P* v, int64_t n) {
-    P sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; ++j) sum += static_cast<P>(x[j]) * v[j];
-    return sum;
-}
 
 // accumulator += scale * x
 template <typename X, typename P>

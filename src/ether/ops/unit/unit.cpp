@@ -6,20 +6,13 @@
 #include <cmath>
 
 #include "ether/ops/dispatch.h"
+#include "ether/ops/vector_math.h"
 
 namespace ether::ops {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-template <typename P>
-P dot(const P* a, const P* b, int64_t n) {
-    P sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; ++j) sum += a[j] * b[j];
-    return sum;
-}
 
 // These tensors hold one layer's parameters, a few thousand values: one thread, no parallel loop.
 struct UnitFunction : torch::autograd::Function<UnitFunction> {

