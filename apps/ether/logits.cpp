@@ -64,15 +64,18 @@ int logits_main(int argc, char** argv) {
     const auto loaded = loading.load();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());
     io::NamedTensors tensors;
-    tasks::for_each_batch(sequences, batch, data::LabelType::none, [&](const data::Batch& b) {
-        const auto logits = loaded.model->logits({.batch = b}).to(at::kFloat);
-        const bool per_token = loaded.task->head() == nn::Head::causal_lm;
-        for (int64_t i = 0; i < b.size(); ++i) {
-            const auto begin = b.cu_seqlens[i].item<int64_t>(), end = b.cu_seqlens[i + 1].item<int64_t>();
-            tensors.emplace_back(fmt::format("logits.{}", b.rows[static_cast<size_t>(i)]),
-                                 (per_token ? logits.narrow(0, begin, end - begin) : logits[i]).contiguous());
-        }
-    });
+    const auto compute = [&](const nn::Pass& pass) { return loaded.model->logits(pass).to(at::kFloat); };
+    const auto none = data::LabelType::none;
+    tasks::for_each_batch(
+        *loaded.model, sequences, batch, none, compute, [&](const data::Batch& b, const at::Tensor& logits) {
+            const bool per_token = loaded.task->head() == nn::Head::causal_lm;
+            for (int64_t i = 0; i < b.size(); ++i) {
+                const auto begin = b.cu_seqlens[i].item<int64_t>(), end = b.cu_seqlens[i + 1].item<int64_t>();
+                tensors.emplace_back(
+                    fmt::format("logits.{}", b.rows[static_cast<size_t>(i)]),
+                    (per_token ? logits.narrow(0, begin, end - begin) : logits[i]).contiguous());
+            }
+        });
     io::write_safetensors(out, tensors);
     fmt::print(stderr, "{} rows written to {}\n", tensors.size(), out);
     return 0;

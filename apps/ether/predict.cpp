@@ -23,11 +23,14 @@ constexpr int64_t kShown = 3;  // classes in a line of plain output
 at::Tensor all_logits(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences,
                       int64_t batch) {
     at::Tensor result;
-    tasks::for_each_batch(sequences, batch, data::LabelType::none, [&](const data::Batch& b) {
-        const auto logits = model.logits({.batch = b}).to(at::kFloat);
-        if (!result.defined()) result = at::zeros({static_cast<int64_t>(sequences.size()), logits.size(1)});
-        for (int64_t i = 0; i < b.size(); ++i) result[b.rows[static_cast<size_t>(i)]].copy_(logits[i]);
-    });
+    const auto compute = [&](const nn::Pass& pass) { return model.logits(pass).to(at::kFloat); };
+    const auto none = data::LabelType::none;
+    tasks::for_each_batch(
+        model, sequences, batch, none, compute, [&](const data::Batch& b, const at::Tensor& logits) {
+            if (!result.defined())
+                result = at::zeros({static_cast<int64_t>(sequences.size()), logits.size(1)});
+            for (int64_t i = 0; i < b.size(); ++i) result[b.rows[static_cast<size_t>(i)]].copy_(logits[i]);
+        });
     return result;
 }
 

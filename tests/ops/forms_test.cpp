@@ -1,9 +1,13 @@
 // The ops under an adapter's forms and base layers: rank1, unit, linear, dropout.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cmath>
+
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
 #include "ether/ops/dropout/dropout.h"
+#include "ether/ops/gemm/gemm.h"
 #include "ether/ops/linear/linear.h"
 #include "ether/ops/rank1/rank1.h"
 #include "ether/ops/unit/unit.h"
@@ -116,6 +120,39 @@ TEST(Unit, LengthOneAndGradient) {
 TEST(Unit, ZeroHasNoDirection) {
     EXPECT_THROW(unit(at::zeros({2, 3})), Error);
     EXPECT_THROW(unit(at::full({1, 2}, std::numeric_limits<float>::infinity())), Error);
+}
+
+// The library behind the base products changes with size and type; every one follows double.
+TEST(Gemm, EqualsReferenceAtAllSizes) {
+    for (const auto& [tokens, in, out] : std::vector<std::array<int64_t, 3>>{{1, 7, 5},
+                                                                             {3, 64, 64},
+                                                                             {129, 96, 100},
+                                                                             {257, 65, 67},
+                                                                             {64, 768, 49},
+                                                                             {1, 1100, 1000},
+                                                                             {0, 8, 8}}) {
+        const auto x = normal({tokens, in}, 1), g = normal({tokens, out}, 2), w = normal({out, in}, 3),
+                   b = normal({out}, 4);
+        for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+            const auto to = [&](const Tensor& t) { return t.to(dtype); };
+            const auto wide = [&](const Tensor& t) { return t.to(dtype).to(at::kDouble); };
+            const double eps = dtype == at::kDouble ? 1e-14 : dtype == at::kFloat ? kFloatEps : kBfloatEps;
+            const double tolerance = eps * 4 * std::sqrt(static_cast<double>(in + out));
+            EXPECT_TRUE(
+                near(gemm_nt(to(x), to(w), to(b)), at::addmm(wide(b), wide(x), wide(w).t()), tolerance));
+            EXPECT_TRUE(near(gemm_nt(to(x), to(w)), at::mm(wide(x), wide(w).t()), tolerance));
+            EXPECT_TRUE(near(gemm_nn(to(g), to(w)), at::mm(wide(g), wide(w)), tolerance));
+        }
+    }
+}
+
+TEST(Gemm, ARowOfNaNDoesNotSpread) {
+    auto x = normal({130, 128}, 1).to(at::kFloat);
+    x[70].fill_(NAN);
+    const auto w = normal({96, 128}, 2).to(at::kFloat);
+    const auto bad = gemm_nt(x, w).isnan().any(1);
+    EXPECT_EQ(bad.sum().item<int64_t>(), 1);
+    EXPECT_TRUE(bad[70].item<bool>());
 }
 
 TEST(Linear, EqualsReferenceAndItsGradient) {

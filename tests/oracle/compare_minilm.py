@@ -1,4 +1,5 @@
-"""all-MiniLM-L6-v2 on real sentences: a few steps of ETHER+ with a new head, merged, in transformers."""
+"""all-MiniLM-L6-v2 on real sentences: a few steps of ETHER+ with a new head, merged, in transformers;
+and its pipeline on texts and on pairs of texts against ether predict."""
 
 import json
 import os
@@ -30,4 +31,15 @@ with workplace() as folder:
     ours = ether_logits(rows, tokens, MODEL, "--adapter", folder / "run")
     ether("merge", "--model", MODEL, "--adapter", folder / "run", "--out", folder / "merged")
     report("logits of real sentences", difference(python_logits(auto_class("bert")(folder / "merged"), rows), ours))
+
+    pipeline = transformers.pipeline("text-classification", model=str(folder / "merged"), top_k=None)
+    inputs = folder / "inputs.jsonl"
+    for title, texts in [("probabilities of texts", [{"text": text} for text in SENTENCES]),
+                         ("probabilities of pairs", [{"text": a, "text_pair": b} for a, b in zip(SENTENCES, SENTENCES[1:])])]:
+        inputs.write_text("".join(json.dumps(text) + "\n" for text in texts))
+        more = ["--pair-column", "text_pair"] if "text_pair" in texts[0] else []
+        lines = ether("predict", "--model", folder / "merged", "--input", inputs, "--json", *more).splitlines()
+        ours = [json.loads(line)["probabilities"] for line in lines]
+        theirs = [{score["label"]: score["score"] for score in pipeline(text)} for text in texts]
+        report(title, max(abs(own[label] - their[label]) for own, their in zip(ours, theirs) for label in their))
 finish()

@@ -1,6 +1,8 @@
-"""Logits of freshly drawn models: ether logits against transformers."""
+"""Logits of freshly drawn models: ether logits against transformers; in bfloat16 both against float64."""
 
 import pathlib
+
+import torch
 
 from oracle import (FAMILIES, auto_class, difference, draw_model, draw_tokens, ether_logits, finish, python_logits, report,
                     rng_for, workplace)
@@ -17,4 +19,11 @@ for family in FAMILIES:
             rows, tokens = draw_tokens(rng, folder)
             expected = python_logits(auto_class(family)(folder), rows)
             report(f"{family} {draw}", difference(ether_logits(rows, tokens, folder), expected))
+            # Both round every layer, each in its own places: ours may not be farther off than theirs by much.
+            rounded = auto_class(family)(folder).bfloat16()
+            with torch.no_grad():
+                theirs = [rounded(input_ids=torch.tensor([row])).logits[0].float() for row in rows]
+            exact = python_logits(rounded, rows)
+            report(f"{family} {draw}, bfloat16", difference(ether_logits(rows, tokens, folder, "--dtype", "bf16"), exact),
+                   2 * difference(theirs, exact) + 1e-3)
 finish()

@@ -3,6 +3,8 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <exception>
+#include <vector>
 
 namespace ether {
 
@@ -22,8 +24,17 @@ void parallel_for(int64_t n, int64_t grain, const std::function<void(int, int64_
     if (chunks == 1) {
         run(0);
     } else if (chunks > 1) {
+        std::vector<std::exception_ptr> errors(static_cast<size_t>(chunks));  // none may leave its thread
 #pragma omp parallel for num_threads(chunks) schedule(static, 1)
-        for (int chunk = 0; chunk < chunks; ++chunk) run(chunk);
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            try {
+                run(chunk);
+            } catch (...) {
+                errors[static_cast<size_t>(chunk)] = std::current_exception();
+            }
+        }
+        for (const auto& error : errors)
+            if (error) std::rethrow_exception(error);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "ether/ops/gemm/rate.h"
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
+#include "ether/train/gradient.h"
 #include "ether/train/optimizer.h"
 
 namespace ether::eval {
@@ -88,16 +89,13 @@ BenchResult bench_train_step(const io::Checkpoint& checkpoint, const BenchOption
     const auto sequences = random_sequences(model.model().shape(), options);
     std::vector<int64_t> rows(sequences.size());
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
-    const auto batch = data::collate(sequences, rows, task->label_type());
 
     std::vector<double> seconds;
     for (int64_t step = 0; step <= options.steps; ++step) {
         const auto start = Clock::now();
-        const auto loss =
-            task->loss(model, {.batch = batch,
-                               .training = true,
-                               .random = Random(options.seed).stream(static_cast<uint64_t>(step))});
-        (loss.sum / loss.weight).backward();
+        train::accumulate_gradients(
+            model, *task, sequences, rows,
+            {options.batch, Random(options.seed).stream(static_cast<uint64_t>(step))});
         optimizer.step(1);
         model.parameters().clear_grads();
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());

@@ -187,12 +187,12 @@ void AdaptedModel::bind(const nn::Pass& pass) {
 }
 
 at::Tensor AdaptedModel::hidden(const nn::Pass& pass) {
-    bind(pass);
+    if (!pass.bound) bind(pass);
     return model_->hidden(pass);
 }
 
 at::Tensor AdaptedModel::logits(const nn::Pass& pass) {
-    bind(pass);
+    if (!pass.bound) bind(pass);
     return model_->logits(pass);
 }
 

@@ -29,10 +29,10 @@ class AdaptedModel {
     // An adapter from files. Every tensor must fit and none may be left over; unknown settings are errors.
     AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files);
 
-    // Bind the forms, then run the model.
+    // Bind the forms unless pass.bound, then run the model.
     at::Tensor hidden(const nn::Pass& pass);
     at::Tensor logits(const nn::Pass& pass);
-    // Makes this pass's forms without running; for callers that run parts of the model themselves.
+    // Makes this pass's forms without running: for passes that run side by side and share them.
     void bind(const nn::Pass& pass);
 
     nn::Model& model() { return *model_; }
@@ -40,6 +40,7 @@ class AdaptedModel {
     nn::ParameterStore& parameters() { return parameters_; }
     const nn::ParameterStore& parameters() const { return parameters_; }
     Adapter& adapter() { return *adapter_; }
+    const Adapter& adapter() const { return *adapter_; }
     const Method& method() const { return *method_; }
     const std::vector<nn::Site*>& sites() const { return sites_; }
 

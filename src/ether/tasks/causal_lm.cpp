@@ -61,11 +61,12 @@ LossSum CausalLm::loss(methods::AdaptedModel& model, const nn::Pass& pass) const
 Scores CausalLm::evaluate(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences,
                           int64_t batch) const {
     double sum = 0, items = 0;
-    for_each_batch(sequences, batch, label_type(), [&](const data::Batch& b) {
-        const auto part = loss(model, {.batch = b});
-        sum += part.sum.item<double>();
-        items += part.weight;
-    });
+    for_each_batch(
+        model, sequences, batch, label_type(), [&](const nn::Pass& pass) { return loss(model, pass).sum; },
+        [&](const data::Batch& b, const at::Tensor& part) {
+            sum += part.item<double>();
+            items += weight(b);
+        });
     const double mean = items > 0 ? sum / items : 0;
     return {{"loss", mean}, {"perplexity", std::exp(mean)}};
 }

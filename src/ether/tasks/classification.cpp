@@ -61,18 +61,19 @@ Scores Classification::evaluate(methods::AdaptedModel& model, const std::vector<
     const auto classes_count = static_cast<size_t>(classes());
     std::vector<int64_t> right(classes_count), predicted(classes_count), real(classes_count);
     double loss = 0;
-    for_each_batch(sequences, batch, label_type(), [&](const data::Batch& b) {
-        const auto logits = model.logits({.batch = b}).to(at::kFloat);
-        loss += at::cross_entropy_loss(logits, b.labels, {}, at::Reduction::Sum).item<double>();
-        const auto choice = logits.argmax(-1);
-        for (int64_t i = 0; i < b.size(); ++i) {
-            const auto guess = static_cast<size_t>(choice[i].item<int64_t>()),
-                       truth = static_cast<size_t>(b.labels[i].item<int64_t>());
-            ++predicted[guess];
-            ++real[truth];
-            right[guess] += guess == truth;
-        }
-    });
+    const auto compute = [&](const nn::Pass& pass) { return model.logits(pass).to(at::kFloat); };
+    for_each_batch(
+        model, sequences, batch, label_type(), compute, [&](const data::Batch& b, const at::Tensor& logits) {
+            loss += at::cross_entropy_loss(logits, b.labels, {}, at::Reduction::Sum).item<double>();
+            const auto choice = logits.argmax(-1);
+            for (int64_t i = 0; i < b.size(); ++i) {
+                const auto guess = static_cast<size_t>(choice[i].item<int64_t>()),
+                           truth = static_cast<size_t>(b.labels[i].item<int64_t>());
+                ++predicted[guess];
+                ++real[truth];
+                right[guess] += guess == truth;
+            }
+        });
     const auto count = static_cast<double>(sequences.size());
     int64_t total_right = 0;
     for (const auto value : right) total_right += value;
@@ -99,14 +100,17 @@ LossSum Regression::loss(methods::AdaptedModel& model, const nn::Pass& pass) con
 Scores Regression::evaluate(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences,
                             int64_t batch) const {
     double loss = 0, sum_x = 0, sum_y = 0, sum_xx = 0, sum_yy = 0, sum_xy = 0;
-    for_each_batch(sequences, batch, label_type(), [&](const data::Batch& b) {
-        const auto predictions = model.logits({.batch = b}).squeeze(1).to(at::kFloat).contiguous();
-        for (int64_t i = 0; i < b.size(); ++i) {
-            const double x = predictions[i].item<double>(), y = b.labels[i].item<double>();
-            loss += (x - y) * (x - y);
-            sum_x += x, sum_y += y, sum_xx += x * x, sum_yy += y * y, sum_xy += x * y;
-        }
-    });
+    const auto compute = [&](const nn::Pass& pass) {
+        return model.logits(pass).squeeze(1).to(at::kFloat).contiguous();
+    };
+    for_each_batch(model, sequences, batch, label_type(), compute,
+                   [&](const data::Batch& b, const at::Tensor& predictions) {
+                       for (int64_t i = 0; i < b.size(); ++i) {
+                           const double x = predictions[i].item<double>(), y = b.labels[i].item<double>();
+                           loss += (x - y) * (x - y);
+                           sum_x += x, sum_y += y, sum_xx += x * x, sum_yy += y * y, sum_xy += x * y;
+                       }
+                   });
     const auto n = static_cast<double>(sequences.size());
     const double spread = (n * sum_xx - sum_x * sum_x) * (n * sum_yy - sum_y * sum_y);
     return {{"loss", loss / n},

@@ -2,9 +2,11 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/parallel.h"
 #include "ether/data/order.h"
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
@@ -13,11 +15,25 @@ namespace ether::tasks {
 
 const std::vector<std::string> kTaskNames = {"classify", "causal-lm"};
 
-void for_each_batch(const std::vector<data::Sequence>& sequences, int64_t batch, data::LabelType labels,
-                    const std::function<void(const data::Batch&)>& consume) {
+void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences, int64_t batch,
+                    data::LabelType labels, const std::function<at::Tensor(const nn::Pass&)>& compute,
+                    const std::function<void(const data::Batch&, const at::Tensor&)>& consume) {
     const at::NoGradGuard no_grad;
-    for (const auto& rows : data::evaluation_order(data::lengths_of(sequences), batch))
-        consume(data::collate(sequences, rows, labels));
+    const auto order = data::evaluation_order(data::lengths_of(sequences), batch);
+    const auto threads = static_cast<size_t>(num_threads());
+    for (size_t first = 0; first < order.size(); first += threads) {
+        const size_t count = std::min(threads, order.size() - first);
+        std::vector<data::Batch> batches(count);
+        std::vector<at::Tensor> results(count);
+        for (size_t i = 0; i < count; ++i) batches[i] = data::collate(sequences, order[first + i], labels);
+        model.bind({.batch = batches.front()});
+        parallel_for(static_cast<int64_t>(count), 1, [&](int, int64_t begin, int64_t end) {
+            const at::NoGradGuard no_grad_here;  // it holds for one thread
+            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+                results[i] = compute({.batch = batches[i], .bound = true});
+        });
+        for (size_t i = 0; i < count; ++i) consume(batches[i], results[i]);
+    }
 }
 
 std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data::Example>& examples,

@@ -67,9 +67,11 @@ class Task {
     virtual nlohmann::json describe() const = 0;
 };
 
-// Calls consume(batch) for all sequences, longest first, without gradients.
-void for_each_batch(const std::vector<data::Sequence>& sequences, int64_t batch, data::LabelType labels,
-                    const std::function<void(const data::Batch&)>& consume);
+// Runs compute(pass) on all sequences in batches of like length, longest first, without gradients and with a
+// batch in every thread; consume(batch, result) is called in that order by the calling thread.
+void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences, int64_t batch,
+                    data::LabelType labels, const std::function<at::Tensor(const nn::Pass&)>& compute,
+                    const std::function<void(const data::Batch&, const at::Tensor&)>& consume);
 
 // A task for new training data; classification and regression are told apart by the labels.
 std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data::Example>& examples,

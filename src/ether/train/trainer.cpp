@@ -14,6 +14,7 @@
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
 #include "ether/tasks/classification.h"
+#include "ether/train/gradient.h"
 #include "ether/train/memory.h"
 #include "ether/train/metrics_log.h"
 #include "ether/train/schedule.h"
@@ -218,42 +219,15 @@ StepReport Trainer::train_step(int64_t step) {
         epoch_batches_ = order_->epoch(epoch);
         loaded_epoch_ = epoch;
     }
-    std::vector<data::Batch> batches;
-    double weight = 0;
-    StepReport report;
-    for (const auto& rows :
-         data::cut(epoch_batches_[static_cast<size_t>(step % steps_per_epoch_)], config_.batch)) {
-        batches.push_back(data::collate(training_, rows, task_->label_type()));
-        weight += task_->weight(batches.back());
-        report.tokens += batches.back().tokens();
-    }
-    auto& adapter = model_->adapter();
+    const auto& rows = epoch_batches_[static_cast<size_t>(step % steps_per_epoch_)];
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
-    int64_t first_token = 0, first_sequence = 0;
-    for (const auto& batch : batches) {
-        at::Tensor loss;
-        std::vector<at::Tensor> logits;
-        for (int pass = 0; pass < adapter.forward_passes(); ++pass) {
-            const auto part = task_->loss(*model_, {.batch = batch,
-                                                    .training = true,
-                                                    .random = random.stream(static_cast<uint64_t>(pass)),
-                                                    .first_token = first_token,
-                                                    .first_sequence = first_sequence,
-                                                    .index = pass});
-            const auto scaled = part.sum / weight;
-            loss = loss.defined() ? loss + scaled : scaled;
-            logits.push_back(part.logits);
-        }
-        if (const auto extra = adapter.extra_loss(logits); extra.defined()) loss = loss + extra;
-        const double value = loss.item<double>();
-        if (!std::isfinite(value)) fail_not_finite("loss", value, step);
-        report.loss += value;
-        loss.backward();
-        first_token += batch.tokens();
-        first_sequence += batch.size();
-    }
-    adapter.after_backward(step);
+    const auto sums = accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random});
+    if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
+    StepReport report;
+    report.loss = sums.loss;
+    report.tokens = sums.tokens;
+    model_->adapter().after_backward(step);
     const double norm = optimizer_->gradient_norm();
     if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,

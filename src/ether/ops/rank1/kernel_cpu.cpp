@@ -1,43 +1,86 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/ops/isa.h"
 #include "ether/ops/rank1/kernel.h"
-#include "ether/ops/vector_math.h"
+#include "ether/ops/vector.h"
 
 namespace ether::ops {
 namespace {
 
 constexpr int64_t kGrain = 16;  // tokens below which another thread costs more than it saves
 
-// accumulator += scale * x
-template <typename X, typename P>
-void axpy(P scale, const X* x, P* accumulator, int64_t n) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) accumulator[j] += scale * static_cast<P>(x[j]);
+// One block of one token: `size` values of x, `room` of them to the end of its row, and T vectors a side that
+// lie `stride` apart. The sums of all terms run in one loop, since a single sum waits for itself.
+template <int T, typename X, typename P>
+ETHER_INLINE void forward_block(const P* coefficients, const P* left, const P* right, int64_t stride,
+                                const X* x, X* y, int64_t size, int64_t room) {
+    Vector<P> sums[T] = {};
+    for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
+        const auto xj = load<P>(x + j, lanes);
+        for (int k = 0; k < T; ++k) sums[k] += xj * load<P>(right + k * stride + j, lanes);
+    });
+    P weights[T];
+    for (int k = 0; k < T; ++k) weights[k] = coefficients[k] * sum_of<P>(sums[k]);
+    for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
+        auto value = load<P>(x + j, lanes);
+        for (int k = 0; k < T; ++k) value += weights[k] * load<P>(left + k * stride + j, lanes);
+        store<P>(y + j, value, lanes);
+    });
 }
 
-// out = in + sum_k weights[k] * vectors[k], the vectors `stride` apart. One and two terms (ETHER, ETHER+) in
-// one pass.
-template <typename X, typename P>
-void add_terms(const X* in, X* out, const P* weights, const P* vectors, int64_t terms, int64_t stride,
-               int64_t n, P* scratch) {
-    if (terms == 1) {
-        const P w = weights[0];
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<X>(static_cast<P>(in[j]) + w * vectors[j]);
-    } else if (terms == 2) {
-        const P w0 = weights[0], w1 = weights[1];
-        const P* second = vectors + stride;
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j)
-            out[j] = static_cast<X>(static_cast<P>(in[j]) + (w0 * vectors[j] + w1 * second[j]));
-    } else {
-        for (int64_t j = 0; j < n; ++j) scratch[j] = static_cast<P>(in[j]);
-        for (int64_t k = 0; k < terms; ++k) axpy(weights[k], vectors + k * stride, scratch, n);
-        for (int64_t j = 0; j < n; ++j) out[j] = static_cast<X>(scratch[j]);
+// grad_x = g + sum_k c_k right_k (left_k . g); the vectors' gradients are added to the sums, if given.
+template <int T, typename X, typename P>
+ETHER_INLINE void backward_block(const P* coefficients, const P* left, const P* right, int64_t stride,
+                                 const X* x, const X* g, X* grad_x, P* sum_left, P* sum_right, int64_t size,
+                                 int64_t room) {
+    Vector<P> of_g[T] = {}, of_x[T] = {};
+    for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
+        const auto gj = load<P>(g + j, lanes), xj = load<P>(x + j, lanes);
+        for (int k = 0; k < T; ++k) {
+            of_g[k] += gj * load<P>(left + k * stride + j, lanes);
+            of_x[k] += xj * load<P>(right + k * stride + j, lanes);
+        }
+    });
+    P to_x[T], to_left[T];
+    for (int k = 0; k < T; ++k) {
+        to_x[k] = coefficients[k] * sum_of<P>(of_g[k]);
+        to_left[k] = coefficients[k] * sum_of<P>(of_x[k]);
+    }
+    for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
+        const auto gj = load<P>(g + j, lanes);
+        auto value = gj;
+        for (int k = 0; k < T; ++k) value += to_x[k] * load<P>(right + k * stride + j, lanes);
+        store<P>(grad_x + j, value, lanes);
+        if (!sum_left) return;
+        const auto xj = load<P>(x + j, lanes);
+        for (int k = 0; k < T; ++k) {
+            P *to_l = sum_left + k * stride + j, *to_r = sum_right + k * stride + j;
+            store<P>(to_l, load<P>(to_l, lanes) + to_left[k] * gj, lanes);
+            store<P>(to_r, load<P>(to_r, lanes) + to_x[k] * xj, lanes);
+        }
+    });
+}
+
+// Calls body(std::integral_constant<int, terms>): what methods use, ETHER one term and ETHER+ two.
+template <typename Body>
+void with_terms(int64_t terms, Body&& body) {
+    switch (terms) {
+        case 1:
+            return body(std::integral_constant<int, 1>());
+        case 2:
+            return body(std::integral_constant<int, 2>());
+        case 3:
+            return body(std::integral_constant<int, 3>());
+        case 4:
+            return body(std::integral_constant<int, 4>());
+        default:
+            ETHER_ASSERT(false);
     }
 }
 
@@ -46,20 +89,17 @@ void add_terms(const X* in, X* out, const P* weights, const P* vectors, int64_t 
 template <typename X, typename P>
 void rank1_forward(const Rank1View<P>& form, const X* x, X* y, int64_t tokens) {
     const int64_t width = form.width(), size = form.size;
-    parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-        std::vector<P> weights(static_cast<size_t>(form.terms)), scratch(static_cast<size_t>(size));
-        for (int64_t t = begin; t < end; ++t) {
-            const int64_t entry = form.offset(t);
-            for (int64_t block = 0; block < form.blocks; ++block) {
-                const int64_t at = t * width + block * size;
-                const P* left = form.left + entry + block * size;
-                const P* right = form.right + entry + block * size;
-                for (int64_t k = 0; k < form.terms; ++k)
-                    weights[static_cast<size_t>(k)] =
-                        form.coefficients[k] * dot(x + at, right + k * width, size);
-                add_terms(x + at, y + at, weights.data(), left, form.terms, width, size, scratch.data());
-            }
-        }
+    with_terms(form.terms, [&](auto terms) {
+        parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
+            for_best_isa([&] {
+                for (int64_t t = begin; t < end; ++t)
+                    for (int64_t offset = 0; offset < width; offset += size) {
+                        const int64_t entry = form.offset(t) + offset, at = t * width + offset;
+                        forward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
+                                             x + at, y + at, size, width - offset);
+                    }
+            });
+        });
     });
 }
 
@@ -72,32 +112,30 @@ void rank1_backward(const Rank1View<P>& form, const X* x, const X* grad_y, X* gr
     // alone.
     const int chunks = num_chunks(tokens, kGrain);
     std::vector<P> sums(wants_grad ? static_cast<size_t>(2 * total * chunks) : 0, P{0});
-    parallel_for(tokens, kGrain, [&](int chunk, int64_t begin, int64_t end) {
-        std::vector<P> weights(static_cast<size_t>(form.terms)), scratch(static_cast<size_t>(size));
-        P* sum_left = sums.data() + 2 * total * chunk;
-        P* sum_right = sum_left + total;
-        for (int64_t t = begin; t < end; ++t) {
-            const int64_t entry = form.offset(t);
-            for (int64_t block = 0; block < form.blocks; ++block) {
-                const int64_t at = t * width + block * size, vector = entry + block * size;
-                for (int64_t k = 0; k < form.terms; ++k) {
-                    const int64_t term = vector + k * width;
-                    const P c = form.coefficients[k];
-                    weights[static_cast<size_t>(k)] = c * dot(grad_y + at, form.left + term, size);
-                    if (!wants_grad) continue;
-                    axpy(c * dot(x + at, form.right + term, size), grad_y + at, sum_left + term, size);
-                    axpy(weights[static_cast<size_t>(k)], x + at, sum_right + term, size);
-                }
-                add_terms(grad_y + at, grad_x + at, weights.data(), form.right + vector, form.terms, width,
-                          size, scratch.data());
-            }
-        }
+    with_terms(form.terms, [&](auto terms) {
+        parallel_for(tokens, kGrain, [&](int chunk, int64_t begin, int64_t end) {
+            P* sum_left = wants_grad ? sums.data() + 2 * total * chunk : nullptr;
+            P* sum_right = wants_grad ? sum_left + total : nullptr;
+            for_best_isa([&] {
+                for (int64_t t = begin; t < end; ++t)
+                    for (int64_t offset = 0; offset < width; offset += size) {
+                        const int64_t entry = form.offset(t) + offset, at = t * width + offset;
+                        backward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
+                                              x + at, grad_y + at, grad_x + at,
+                                              sum_left ? sum_left + entry : nullptr,
+                                              sum_left ? sum_right + entry : nullptr, size, width - offset);
+                    }
+            });
+        });
     });
     auto reduce = [&](P* grad, int64_t offset) {
         if (!grad) return;
         std::fill(grad, grad + total, P{0});
-        for (int chunk = 0; chunk < chunks; ++chunk)
-            axpy(P{1}, sums.data() + 2 * total * chunk + offset, grad, total);
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            const P* part = sums.data() + 2 * total * chunk + offset;
+#pragma omp simd
+            for (int64_t j = 0; j < total; ++j) grad[j] += part[j];
+        }
     };
     reduce(grad_left, 0);
     reduce(grad_right, total);

@@ -9,9 +9,9 @@
 
 namespace ether::ops {
 
-// x: (T, d) float32, bfloat16 or float64. left, right: (terms, n, d/n), or (bank, terms, n, d/n) with `rows`
-// (T) int32, which picks the bank entry of each token; float64 for a float64 x, else float32. coefficients:
-// one per term.
+// x: (T, d) float32, bfloat16 or float64. left, right: (terms <= 4, n, d/n), or (bank, terms, n, d/n) with
+// `rows` (T) int32, which picks the bank entry of each token; float64 for a float64 x, else float32.
+// coefficients: one per term.
 at::Tensor rank1(const at::Tensor& x, const at::Tensor& left, const at::Tensor& right,
                  const std::vector<double>& coefficients, const at::Tensor& rows = {});
 

@@ -1,0 +1,136 @@
+#include "ether/train/gradient.h"
+
+#include <ATen/Functions.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+
+#include "ether/core/parallel.h"
+
+namespace ether::train {
+namespace {
+
+// Below this a thread's products are too small to be fast; above that share of the mean, the others wait too
+// long for the fullest slice. Then all threads work on each operation together.
+constexpr int64_t kSmallestSlice = 64;  // tokens
+constexpr double kFullestSlice = 1.15;
+
+// Rows in at most `parts` consecutive pieces of about as many tokens.
+std::vector<data::BatchRows> balanced(std::span<const data::Sequence> sequences, const data::BatchRows& rows,
+                                      int parts) {
+    const auto tokens_of = [&](int64_t row) {
+        return static_cast<int64_t>(sequences[static_cast<size_t>(row)].ids.size());
+    };
+    int64_t total = 0, fullest = 0, done = 0;
+    for (const auto row : rows) total += tokens_of(row);
+    std::vector<data::BatchRows> pieces;
+    size_t next = 0;
+    for (int part = 0; part < parts; ++part) {
+        const double end = static_cast<double>(total) * (part + 1) / parts;
+        data::BatchRows piece;
+        int64_t tokens = 0;
+        // A row belongs to the piece in which its middle lies.
+        for (; next < rows.size() &&
+               static_cast<double>(done) + 0.5 * static_cast<double>(tokens_of(rows[next])) < end;
+             ++next) {
+            piece.push_back(rows[next]);
+            tokens += tokens_of(rows[next]);
+            done += tokens_of(rows[next]);
+        }
+        fullest = std::max(fullest, tokens);
+        if (!piece.empty()) pieces.push_back(std::move(piece));
+    }
+    const double mean = static_cast<double>(total) / parts;
+    const bool pays = mean >= kSmallestSlice && static_cast<double>(fullest) <= kFullestSlice * mean;
+    if (!pays) pieces.assign(1, rows);
+    return pieces;
+}
+
+// Methods that look at a pass as a whole, and copies of whole weights' gradients, are not for slices.
+bool can_slice(const methods::AdaptedModel& model) {
+    const auto& adapter = model.adapter();
+    return adapter.forward_passes() == 1 && model.parameters().count(nn::ParameterGroup::base) == 0 &&
+           std::none_of(model.sites().begin(), model.sites().end(),
+                        [&](const nn::Site* site) { return adapter.wants_weight_grad(*site); });
+}
+
+// The mean loss's share of one batch; its gradient goes to the parameters' grads, or to `gradients` if given.
+double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass pass, const Random& random,
+                double weight, std::span<const at::Tensor> inputs, std::vector<at::Tensor>* gradients) {
+    auto& adapter = model.adapter();
+    at::Tensor loss;
+    std::vector<at::Tensor> logits;
+    for (pass.index = 0; pass.index < adapter.forward_passes(); ++pass.index) {
+        pass.random = random.stream(static_cast<uint64_t>(pass.index));
+        const auto part = task.loss(model, pass);
+        const auto scaled = part.sum / weight;
+        loss = loss.defined() ? loss + scaled : scaled;
+        logits.push_back(part.logits);
+    }
+    if (const auto extra = adapter.extra_loss(logits); extra.defined()) loss = loss + extra;
+    if (gradients && !inputs.empty())
+        // Slices share the graph of the forms, so each keeps it.
+        *gradients = torch::autograd::grad({loss}, {inputs.begin(), inputs.end()}, {}, /*retain_graph=*/true,
+                                           /*create_graph=*/false, /*allow_unused=*/true);
+    else
+        loss.backward();
+    return loss.item<double>();
+}
+
+}  // namespace
+
+StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
+                              std::span<const data::Sequence> sequences, const data::BatchRows& rows,
+                              const StepOptions& options) {
+    const int threads = can_slice(model) ? num_threads() : 1;
+    std::vector<std::vector<data::Batch>> micro_batches;
+    StepSums sums;
+    double weight = 0;
+    for (const auto& micro : data::cut(rows, options.batch)) {
+        auto& slices = micro_batches.emplace_back();
+        for (const auto& slice : balanced(sequences, micro, threads)) {
+            slices.push_back(data::collate(sequences, slice, task.label_type()));
+            weight += task.weight(slices.back());
+            sums.tokens += slices.back().tokens();
+        }
+    }
+    std::vector<at::Tensor> trained;
+    for (const auto& parameter : model.parameters().trained()) trained.push_back(parameter.value);
+    int64_t first_token = 0, first_sequence = 0;
+    for (const auto& slices : micro_batches) {
+        std::vector<nn::Pass> passes;
+        for (const auto& slice : slices) {
+            passes.push_back({.batch = slice,
+                              .training = true,
+                              .first_token = first_token,
+                              .first_sequence = first_sequence,
+                              .bound = slices.size() > 1});
+            first_token += slice.tokens();
+            first_sequence += slice.size();
+        }
+        if (slices.size() == 1) {
+            sums.loss += backward(model, task, passes.front(), options.random, weight, trained, nullptr);
+            continue;
+        }
+        nn::Pass shared = passes.front();
+        shared.random = options.random.stream(uint64_t{0});
+        model.bind(shared);
+        std::vector<double> losses(slices.size());
+        std::vector<std::vector<at::Tensor>> gradients(slices.size());
+        parallel_for(static_cast<int64_t>(slices.size()), 1, [&](int, int64_t begin, int64_t end) {
+            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
+                losses[i] = backward(model, task, passes[i], options.random, weight, trained, &gradients[i]);
+        });
+        for (size_t i = 0; i < slices.size(); ++i) {
+            sums.loss += losses[i];
+            for (size_t j = 0; j < trained.size(); ++j) {
+                auto& sum = trained[j].mutable_grad();
+                if (const auto& part = gradients[i][j]; part.defined())
+                    sum = sum.defined() ? sum.add_(part) : part.clone();
+            }
+        }
+    }
+    return sums;
+}
+
+}  // namespace ether::train

@@ -1,0 +1,94 @@
+// accumulate_gradients: however a step is cut, into micro-batches or slices for threads, its gradient is the
+// same.
+#include "ether/train/gradient.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "ether/core/parallel.h"
+#include "ether/tasks/causal_lm.h"
+#include "ether/tasks/classification.h"
+#include "fixture_models.h"
+#include "tensors.h"
+
+namespace ether::train {
+namespace {
+
+using methods::AdaptedModel;
+
+// `count` sequences of 3 to 16 tokens, with targets and labels.
+std::vector<data::Sequence> sequences(int64_t count, int64_t vocabulary) {
+    const auto random = Random(1);
+    std::vector<data::Sequence> result(static_cast<size_t>(count));
+    uint64_t drawn = 0;
+    for (auto& sequence : result) {
+        const uint64_t length = 3 + random.below(drawn++, 14);
+        for (uint64_t i = 0; i < length; ++i)
+            sequence.ids.push_back(
+                static_cast<int64_t>(random.below(drawn++, static_cast<uint64_t>(vocabulary))));
+        tasks::set_next_token_targets(sequence);
+        sequence.label = static_cast<double>(random.below(drawn++, 3));
+    }
+    return result;
+}
+
+struct Step {
+    StepSums sums;
+    std::vector<at::Tensor> gradients;
+};
+
+Step step(AdaptedModel& model, const tasks::Task& task, const std::vector<data::Sequence>& data,
+          int64_t batch, int threads) {
+    set_num_threads(threads);
+    data::BatchRows rows(data.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    model.parameters().clear_grads();
+    Step result{accumulate_gradients(model, task, data, rows, {batch, Random(5)}), {}};
+    for (const auto& parameter : model.parameters().trained())
+        result.gradients.push_back(parameter.value.grad().clone());
+    return result;
+}
+
+void expect_same(const Step& a, const Step& b, double tolerance) {
+    EXPECT_NEAR(a.sums.loss, b.sums.loss, tolerance * a.sums.loss);
+    EXPECT_EQ(a.sums.tokens, b.sums.tokens);
+    for (size_t i = 0; i < a.gradients.size(); ++i)
+        EXPECT_TRUE(tolerance > 0 ? test::near(a.gradients[i], b.gradients[i], tolerance)
+                                  : at::equal(a.gradients[i], b.gradients[i]));
+}
+
+class Gradient : public testing::TestWithParam<const char*> {
+  protected:
+    ~Gradient() override { set_num_threads(1); }
+};
+
+TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto language = tasks::CausalLm();
+    for (const auto& [fixture, task] :
+         {std::pair<test::FixtureModel, const tasks::Task*>{test::kBert, &classification},
+          {test::kLlamaTied, &language}}) {
+        AdaptedModel model(fixture.load(), {.method = GetParam(), .seed = 2});
+        const auto data = sequences(40, 40);
+        const auto whole = step(model, *task, data, 40, 1);
+        for (const auto& [batch, threads] : {std::pair{40, 2}, {40, 3}, {7, 1}, {20, 2}}) {
+            const auto cut = step(model, *task, data, batch, threads);
+            expect_same(whole, cut, 2e-6);
+            expect_same(cut, step(model, *task, data, batch, threads), 0);
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Gradient, testing::Values("ether", "ether+", "lora"), [](const auto& info) {
+    return std::string(info.param) == "ether+" ? "etherplus" : info.param;
+});
+
+TEST(Gradient, ALossThatIsNotFiniteIsReturned) {
+    AdaptedModel model(test::kLlamaTied.load(), {.method = "lora"});
+    model.parameters().all().front().value.mutable_data_ptr<float>()[0] = NAN;
+    EXPECT_TRUE(std::isnan(step(model, tasks::CausalLm(), sequences(4, 40), 4, 1).sums.loss));
+}
+
+}  // namespace
+}  // namespace ether::train
