@@ -101,7 +101,9 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
                                          std::pair{"llama_rslora", test::kLlamaTied},
                                          std::pair{"llama_layers", test::kFixtureModels[2]},
                                          std::pair{"llama_head", test::kFixtureModels[2]},
-                                         std::pair{"llama_tied_head", test::kLlamaTied}),
+                                         std::pair{"llama_tied_head", test::kLlamaTied},
+                                         std::pair{"bert_ia3", test::kBert},
+                                         std::pair{"llama_ia3", test::kLlamaTied}),
                          [](const auto& info) { return std::string(info.param.first); });
 
 TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {
@@ -120,6 +122,55 @@ TEST(PeftConfig, StartsThatMoveTheBaseAreRefused) {
     }
     files.config["init_lora_weights"] = "gaussian";
     EXPECT_NO_THROW(AdaptedModel(test::kBert.load(), files));
+}
+
+// The walk over all methods scales outputs only; here are inputs, too.
+TEST(Ia3, InputsAndOutputsMerge) {
+    for (const auto& [name, fixture] :
+         {std::pair{"bert_ia3", test::kBert}, std::pair{"llama_ia3", test::kLlamaTied}}) {
+        AdaptedModel adapted(fixture.load(),
+                             io::read_adapter(std::filesystem::path("tests/fixtures/peft") / name));
+        const auto batch = fixture.batch();
+        const auto merged = fixture.load();
+        for (const auto& [tensor, value] : adapted.merged_tensors(at::kFloat)) merged->replace(tensor, value);
+        EXPECT_TRUE(near(merged->logits({.batch = batch}), adapted.logits({.batch = batch}), 1e-5));
+    }
+}
+
+TEST(Ia3, StartsAsTheBase) {
+    AdaptedModel adapted(test::kBert.load(),
+                         {.method = "ia3", .options = {{"feedforward-modules", "output.dense"}}, .seed = 3});
+    EXPECT_EQ(adapted.parameters().find("bert.encoder.layer.0.output.dense.ia3_l")->value.size(0), 1);
+    EXPECT_EQ(adapted.parameters().find("bert.encoder.layer.0.attention.self.query.ia3_l")->value.size(1), 1);
+    const auto batch = test::kBert.batch();
+    EXPECT_TRUE(at::equal(adapted.logits({.batch = batch}), test::kBert.load()->logits({.batch = batch})));
+}
+
+TEST(Ia3, ConfigurationsInPeftsWords) {
+    auto config = [](const Targets& targets) {
+        const AdapterConfig wanted{
+            .method = "ia3", .options = {{"feedforward-modules", "down_proj"}}, .targets = targets};
+        return AdaptedModel(test::kLlamaTied.load(), wanted).files("base").config;
+    };
+    const auto plain = config({.modules = "v_proj,down_proj"});
+    EXPECT_EQ(plain["target_modules"], nlohmann::json({"v_proj", "down_proj"}));
+    EXPECT_EQ(plain["feedforward_modules"], nlohmann::json({"down_proj"}));
+    const auto layer = config({.modules = "v_proj,down_proj", .layers = "1"});
+    EXPECT_FALSE(layer.contains("layers_to_transform"));
+    EXPECT_EQ(layer["target_modules"],
+              nlohmann::json({"model.layers.1.self_attn.v_proj", "model.layers.1.mlp.down_proj"}));
+    EXPECT_EQ(layer["feedforward_modules"], nlohmann::json({"model.layers.1.mlp.down_proj"}));
+    const auto all = config({});
+    EXPECT_EQ(all["target_modules"].size(), 14U);
+    EXPECT_EQ(all["feedforward_modules"],
+              nlohmann::json({"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}));
+}
+
+TEST(Ia3, FeedforwardModulesAreTargets) {
+    EXPECT_FAILS(usage, "--feedforward-modules: no target is named \"output.dens\"",
+                 AdaptedModel(test::kBert.load(), {.method = "ia3",
+                                                   .options = {{"feedforward-modules", "key,output.dens"}},
+                                                   .targets = {.modules = "key,output.dense"}}));
 }
 
 TEST(Targets, ALayerTrainedWholeHasNoAdapter) {

@@ -214,6 +214,7 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
         modules_to_save_.empty() ? nlohmann::json() : nlohmann::json(modules_to_save_);
     if (method_->takes_sites) to_config(targets_, sites_, config);
     for (const auto& field : options_->fields()) config[field.config_key()] = field.to_json();
+    adapter_->to_config(config);
     for (const auto& parameter : parameters_.all())
         files.tensors.emplace_back(std::string(kPrefix) + parameter.name, parameter.value.detach());
     return files;

@@ -31,6 +31,9 @@ class Adapter {
     // The forms of one of the adapter's sites in this pass.
     virtual nn::SiteForms forms(const nn::Site&, const nn::Pass&) { return {}; }
 
+    // Puts an adapter_config.json, complete otherwise, in the words that PEFT knows for this type.
+    virtual void to_config(nlohmann::json& /*config*/) const {}
+
     // Points of a step, for methods that are more than forms. Defaults: one pass, nothing extra.
     virtual int forward_passes() const { return 1; }
     virtual at::Tensor extra_loss(const std::vector<at::Tensor>& /*logits of each pass*/) { return {}; }

@@ -8,6 +8,7 @@ namespace ether::methods {
 Method ether();
 Method ether_plus();
 Method lora();
+Method ia3();
 Method full();
 Method head();
 
