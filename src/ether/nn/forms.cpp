@@ -27,15 +27,27 @@ struct Apply {
     Tensor operator()(const LowRank& form) const {
         const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
         const auto wide = input.to(form.a.scalar_type());
-        return (form.a.dim() == 2 ? product(wide, form.a, form.b) : banked_product(wide, form))
-            .mul(form.scale)
-            .to(x.scalar_type());
+        const auto y = form.a.dim() == 2
+                           ? product(wide, form.a, form.b)
+                           : by_entry(wide, form.a.size(0), form.b.size(1), [&](auto tokens, int64_t entry) {
+                                 return product(tokens, form.a[entry], form.b[entry]);
+                             });
+        return y.mul(form.scale).to(x.scalar_type());
     }
     Tensor operator()(const Scale& form) const {
         return (x.to(form.factor.scalar_type()) * per_token(form.factor, pass)).to(x.scalar_type());
     }
     Tensor operator()(const Shift& form) const {
         return (x.to(form.offset.scalar_type()) + per_token(form.offset, pass)).to(x.scalar_type());
+    }
+    Tensor operator()(const BlockDiagonal& form) const {
+        const auto wide = x.to(form.blocks.scalar_type());
+        const auto y = form.blocks.dim() == 3
+                           ? product(wide, form.blocks)
+                           : by_entry(wide, form.blocks.size(0), x.size(1), [&](auto tokens, int64_t entry) {
+                                 return product(tokens, form.blocks[entry]);
+                             });
+        return y.to(x.scalar_type());
     }
     Tensor operator()(const Overlay& form) const {
         const auto rows = form.indices.div(form.in, "floor"), columns = form.indices.remainder(form.in);
@@ -48,13 +60,19 @@ struct Apply {
   private:
     static Tensor product(const Tensor& x, const Tensor& a, const Tensor& b) { return x.mm(a.t()).mm(b.t()); }
 
-    // Tokens are gathered by bank entry, so each entry is one pair of products.
-    Tensor banked_product(const Tensor& wide, const LowRank& form) const {
-        auto y = at::zeros({wide.size(0), form.b.size(1)}, wide.options());
-        for (int64_t entry = 0; entry < form.a.size(0); ++entry) {
+    static Tensor product(const Tensor& x, const Tensor& blocks) {
+        const auto pieces = x.reshape({x.size(0), blocks.size(0), blocks.size(1)});
+        return pieces.transpose(0, 1).bmm(blocks).transpose(0, 1).reshape(x.sizes());
+    }
+
+    // Tokens are gathered by bank entry, so each entry is one product.
+    template <typename Product>
+    Tensor by_entry(const Tensor& wide, int64_t entries, int64_t width, Product&& product) const {
+        auto y = at::zeros({wide.size(0), width}, wide.options());
+        for (int64_t entry = 0; entry < entries; ++entry) {
             const auto tokens = pass.rows.eq(entry).nonzero().squeeze(1);
             if (tokens.size(0) == 0) continue;
-            y = y.index_add(0, tokens, product(wide.index_select(0, tokens), form.a[entry], form.b[entry]));
+            y = y.index_add(0, tokens, product(wide.index_select(0, tokens), entry));
         }
         return y;
     }
@@ -65,6 +83,8 @@ Tensor apply_transposed(const Form& form, const Tensor& rows) {
     if (const auto* rank1 = std::get_if<Rank1>(&form))
         return ops::rank1(rows, rank1->right, rank1->left, rank1->coefficients);
     if (const auto* scale = std::get_if<Scale>(&form)) return rows * scale->factor;
+    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
+        return apply_form(BlockDiagonal{diagonal->blocks.transpose(1, 2)}, rows);
     fail(ErrorKind::adapter, "this form cannot act on a site's input");
 }
 

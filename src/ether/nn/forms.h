@@ -37,6 +37,12 @@ struct Shift {
     at::Tensor offset;
 };
 
+// Block-wise x R: y_i = x_i R_i over a feature axis of n * b in n pieces of b. blocks: (n, b, b), or
+// (bank, n, b, b). Not as a delta.
+struct BlockDiagonal {
+    at::Tensor blocks;
+};
+
 // values added to single entries of W. indices: (k) int64, row-major in (out, in); values: (k). As a delta
 // only.
 struct Overlay {
@@ -44,7 +50,7 @@ struct Overlay {
     int64_t in = 0, out = 0;
 };
 
-using Form = std::variant<Rank1, LowRank, Scale, Shift, Overlay>;
+using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Overlay>;
 
 // One site's change. Each list is applied in order.
 struct SiteForms {
