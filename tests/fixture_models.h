@@ -69,6 +69,7 @@ inline const std::vector<FixtureModel> kFixtureModels = {
     {"qwen2", nn::Head::causal_lm},
     {"qwen2_window", nn::Head::causal_lm},
     {"qwen3", nn::Head::causal_lm},
+    {"roberta", nn::Head::sequence_classification},
 };
 
 inline void PrintTo(const FixtureModel& model, std::ostream* out) { *out << model.name; }

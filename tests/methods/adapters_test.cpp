@@ -102,6 +102,7 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
                                          std::pair{"llama_layers", test::kFixtureModels[2]},
                                          std::pair{"llama_head", test::kFixtureModels[2]},
                                          std::pair{"llama_tied_head", test::kLlamaTied},
+                                         std::pair{"roberta_lora", test::kFixtureModels.back()},
                                          std::pair{"bert_ia3", test::kBert},
                                          std::pair{"llama_ia3", test::kLlamaTied}),
                          [](const auto& info) { return std::string(info.param.first); });

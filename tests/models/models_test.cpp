@@ -118,6 +118,21 @@ TEST(Bert, DropoutActsInTrainingOnly) {
     EXPECT_FALSE(at::equal(once, model->logits({.batch = batch})));
 }
 
+TEST(Roberta, ANewHeadIsOneModule) {
+    const auto model =
+        load_model(io::Checkpoint::open("tests/fixtures/models/roberta"),
+                   {.head = nn::Head::sequence_classification, .classes = 5, .new_head = true});
+    EXPECT_EQ(model->new_modules(), std::vector<std::string>{"classifier"});
+    EXPECT_EQ(model->module_tensors("classifier").size(), 4U);
+    EXPECT_EQ(model->logits({.batch = test::kBert.batch()}).sizes(), (std::vector<int64_t>{4, 5}));
+}
+
+TEST(Roberta, PaddingTakesPositions) {
+    const auto checkpoint = io::Checkpoint::open("tests/fixtures/models/roberta");
+    EXPECT_EQ(load_model(checkpoint, {.head = nn::Head::sequence_classification})->shape().max_positions, 14);
+    EXPECT_EQ(stored_classes(checkpoint), 3);
+}
+
 TEST(Model, ListsItsTensorsAsTheFileDoes) {
     for (const auto& fixture : test::kFixtureModels) {
         std::set<std::string> stored, known;
@@ -210,6 +225,15 @@ TEST_F(Broken, NonsenseSizes) {
 TEST_F(Broken, AnEncoderGeneratesNothing) {
     start(test::kBert);
     EXPECT_FAILS(model, "use --task classify", load(nn::Head::causal_lm));
+}
+
+TEST_F(Broken, APaddingTokenBehindTheLastPosition) {
+    start(test::kFixtureModels.back());
+    config["pad_token_id"] = 15;
+    EXPECT_FAILS(model, "max_position_embeddings is 16, but positions begin at 16",
+                 load(nn::Head::sequence_classification));
+    config["pad_token_id"] = -1;
+    EXPECT_FAILS(model, "\"pad_token_id\" is -1", load(nn::Head::sequence_classification));
 }
 
 TEST_F(Broken, UnknownActivation) {

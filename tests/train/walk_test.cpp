@@ -26,7 +26,7 @@ class Walk : public testing::TestWithParam<Walked> {
         methods::AdapterConfig config{.method = method.name, .seed = 3};
         if (!method.takes_sites)  // something to train, whatever the method is
             config.modules_to_save = {
-                fixture.classifies() ? std::string(fixture.name) == "bert" ? "classifier" : "score" : "norm"};
+                fixture.classifies() ? nn::top_module(fixture.load()->output_site().name()) : "norm"};
         return config;
     }
     static void train(AdaptedModel& adapted, const FixtureModel& fixture, const data::Batch& batch,

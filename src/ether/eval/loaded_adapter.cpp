@@ -13,9 +13,10 @@ namespace ether::eval {
 namespace {
 
 // The classes of an adapter without ether.json: the rows of its own head.
-std::optional<int64_t> head_rows(const io::AdapterFiles& files) {
+std::optional<int64_t> head_rows(const io::AdapterFiles& files, const io::Checkpoint& checkpoint) {
+    const auto head = std::string(models::architecture_of(checkpoint).classifier) + ".weight";
     for (const auto& [name, tensor] : files.tensors)
-        if (name.ends_with("classifier.weight") || name.ends_with("score.weight")) return tensor.size(0);
+        if (name.ends_with(head)) return tensor.size(0);
     return std::nullopt;
 }
 
@@ -60,7 +61,9 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
             fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",
                         options.adapter));
     }
-    if (!loaded.task) loaded.task = own_task(loaded.checkpoint, files ? head_rows(*files) : std::nullopt);
+    if (!loaded.task)
+        loaded.task =
+            own_task(loaded.checkpoint, files ? head_rows(*files, loaded.checkpoint) : std::nullopt);
     const auto own_classes = models::stored_classes(loaded.checkpoint);
     auto model = models::load_model(
         loaded.checkpoint, {.head = loaded.task->head(),

@@ -202,7 +202,7 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     config["peft_type"] = method_->peft_type;
     config["base_model_name_or_path"] = base;
     // PEFT asks a SEQ_CLS adapter for a head of its own.
-    const auto& head = model_->output_site().name();
+    const auto head = nn::top_module(model_->output_site().name());
     const bool has_head =
         std::find(modules_to_save_.begin(), modules_to_save_.end(), head) != modules_to_save_.end();
     config["task_type"] = model_->shape().head == nn::Head::causal_lm ? nlohmann::json("CAUSAL_LM")

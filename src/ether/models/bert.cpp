@@ -2,176 +2,34 @@
 
 #include <ATen/Functions.h>
 
-#include <cmath>
-
-#include "ether/core/error.h"
-#include "ether/models/common.h"
+#include "ether/models/bert_encoder.h"
 #include "ether/nn/weights.h"
-#include "ether/ops/attention/attention.h"
-#include "ether/ops/dropout/dropout.h"
 
 namespace ether::models {
 namespace {
 
-using at::Tensor;
-using nn::BlockPoints;
-using nn::Pass;
-using nn::Weights;
-
-struct LayerNorm {
-    Tensor weight, bias;
-    double eps = 0;
-
-    void load(Weights& weights, const std::string& name, int64_t width, double epsilon) {
-        weights.load(&weight, name + ".weight", {width});
-        weights.load(&bias, name + ".bias", {width});
-        eps = epsilon;
-    }
-    Tensor operator()(const Tensor& x) const { return at::layer_norm(x, weight.sizes(), weight, bias, eps); }
-};
-
-class Layer {
-  public:
-    Layer(Weights& weights, const BertConfig& config, int64_t index) : config_(config), index_(index) {
-        const std::string at = fmt::format("bert.encoder.layer.{}.", index);
-        const int64_t d = config.hidden_size, wide = config.intermediate_size;
-        query_ = weights.site(at + "attention.self.query", d, d, true, index);
-        key_ = weights.site(at + "attention.self.key", d, d, true, index);
-        value_ = weights.site(at + "attention.self.value", d, d, true, index);
-        attention_output_ = weights.site(at + "attention.output.dense", d, d, true, index);
-        attention_norm_.load(weights, at + "attention.output.LayerNorm", d, config.layer_norm_eps);
-        intermediate_ = weights.site(at + "intermediate.dense", wide, d, true, index);
-        output_ = weights.site(at + "output.dense", d, wide, true, index);
-        output_norm_.load(weights, at + "output.LayerNorm", d, config.layer_norm_eps);
-    }
-
-    Tensor operator()(const Tensor& x, const BlockPoints& points, const Pass& pass) const {
-        const auto attended =
-            attention_norm_(x + BlockPoints::at(points.attn_out, attention(x, points, pass), pass));
-        auto mlp = [&](const Tensor& input) {
-            const auto h =
-                output_->operator()(activation(config_.activation, (*intermediate_)(input, pass)), pass);
-            return drop(h, config_.hidden_dropout, pass, "mlp");
-        };
-        const auto input = BlockPoints::at(points.mlp_in, attended, pass);
-        const auto result = points.mlp ? points.mlp(input, mlp, pass) : mlp(input);
-        return output_norm_(attended + BlockPoints::at(points.mlp_out, result, pass));
-    }
-
-  private:
-    Tensor attention(const Tensor& x, const BlockPoints& points, const Pass& pass) const {
-        const auto input = BlockPoints::at(points.attn_in, x, pass);
-        ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.heads};
-        options.scale = 1 / std::sqrt(static_cast<double>(config_.hidden_size / config_.heads));
-        options.dropout = pass.training ? config_.attention_dropout : 0;
-        options.random = pass.stream(index_, "attention probabilities");
-        options.dropout_row = pass.first_token;
-        const auto context = attend((*query_)(input, pass), (*key_)(input, pass), (*value_)(input, pass),
-                                    points, pass, options);
-        return drop((*attention_output_)(context, pass), config_.hidden_dropout, pass, "attention");
-    }
-
-    Tensor drop(const Tensor& x, double p, const Pass& pass, std::string_view place) const {
-        return pass.training ? ops::dropout(x, p, pass.stream(index_, place), pass.first_token) : x;
-    }
-
-    const BertConfig& config_;
-    int64_t index_;
-    nn::Site *query_, *key_, *value_, *attention_output_, *intermediate_, *output_;
-    LayerNorm attention_norm_, output_norm_;
-};
-
-class Bert : public nn::Model {
+class Bert : public BertEncoder {
   public:
     Bert(const io::Checkpoint& checkpoint, const LoadOptions& options)
-        : config_(BertConfig::from(checkpoint.config())) {
-        if (options.head != nn::Head::sequence_classification)
-            fail(ErrorKind::model, "{}: BERT is an encoder and cannot generate text; use --task classify",
-                 checkpoint.path().string());
-        shape_ = {.architecture = "bert",
-                  .prefix = "bert.",
-                  .head = options.head,
-                  .hidden_size = config_.hidden_size,
-                  .layers = config_.layers,
-                  .heads = config_.heads,
-                  .kv_heads = config_.heads,
-                  .head_dim = config_.hidden_size / config_.heads,
-                  .intermediate_size = config_.intermediate_size,
-                  .vocab_size = config_.vocab_size,
-                  .max_positions = config_.max_positions,
-                  .classes = head_classes(checkpoint, options),
-                  .causal = false};
-        dtype_ = options.dtype;
-        Weights weights(*this, checkpoint, "bert.", options.seed);
+        : BertEncoder(checkpoint, options, "bert", 0) {
+        nn::Weights weights(*this, checkpoint, shape_.prefix, options.seed);
         const int64_t d = config_.hidden_size;
-        weights.load(&words_, "bert.embeddings.word_embeddings.weight", {config_.vocab_size, d});
-        weights.load(&positions_, "bert.embeddings.position_embeddings.weight", {config_.max_positions, d});
-        weights.load(&types_, "bert.embeddings.token_type_embeddings.weight", {config_.type_vocab_size, d});
-        norm_.load(weights, "bert.embeddings.LayerNorm", d, config_.layer_norm_eps);
-        layers_.reserve(static_cast<size_t>(config_.layers));  // slots point into the layers
-        for (int64_t i = 0; i < config_.layers; ++i) layers_.emplace_back(weights, config_, i);
-        points_.resize(static_cast<size_t>(config_.layers));
         pooler_ = weights.site("bert.pooler.dense", d, d, true, -1);
-        classifier_ = output_site_ =
+        output_site_ =
             weights.head("classifier", shape_.classes, d, true, config_.initializer_range, options.new_head);
     }
 
-    Tensor hidden(const Pass& pass) const override {
-        const auto& batch = pass.batch;
-        auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
-                 at::embedding(positions_, batch.positions);
-        x = drop(norm_(x), config_.hidden_dropout, pass, "embeddings");
-        for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i](x, points_[i], pass);
-        return x;
-    }
-
-    Tensor logits(const Pass& pass) const override {
-        const auto& offsets = pass.batch.cu_seqlens;
-        const auto first =
-            hidden(pass).index_select(0, offsets.narrow(0, 0, offsets.size(0) - 1).to(at::kLong));
-        const auto row_pass = one_token_per_sequence(pass, offsets.narrow(0, 0, offsets.size(0) - 1));
+    at::Tensor logits(const nn::Pass& pass) const override {
+        const auto [first, row_pass] = first_tokens(pass);
         const auto pooled = at::tanh((*pooler_)(first, row_pass));
-        return (*classifier_)(drop(pooled, config_.classifier_dropout, row_pass, "classifier"), row_pass);
+        return (*output_site_)(drop(pooled, config_.classifier_dropout, row_pass, "classifier"), row_pass);
     }
 
   private:
-    Tensor drop(const Tensor& x, double p, const Pass& pass, std::string_view place) const {
-        return pass.training ? ops::dropout(x, p, pass.stream(-1, place), pass.first_token) : x;
-    }
-
-    const BertConfig config_;
-    Tensor words_, positions_, types_;
-    LayerNorm norm_;
-    std::vector<Layer> layers_;
-    nn::Site *pooler_, *classifier_;
+    nn::Site* pooler_;
 };
 
 }  // namespace
-
-BertConfig BertConfig::from(const io::JsonObject& config) {
-    if (const auto kind = config.get_or<std::string>("position_embedding_type", "absolute");
-        kind != "absolute")
-        fail(ErrorKind::model, "{}: position_embedding_type \"{}\" is not supported, only \"absolute\"",
-             config.name(), kind);
-    BertConfig result{
-        .vocab_size = positive(config, "vocab_size"),
-        .hidden_size = positive(config, "hidden_size"),
-        .layers = positive(config, "num_hidden_layers"),
-        .heads = positive(config, "num_attention_heads"),
-        .intermediate_size = positive(config, "intermediate_size"),
-        .max_positions = positive(config, "max_position_embeddings"),
-        .type_vocab_size = config.get_or<int64_t>("type_vocab_size", 2),
-        .layer_norm_eps = config.get_or<double>("layer_norm_eps", 1e-12),
-        .hidden_dropout = probability(config, "hidden_dropout_prob", 0.1),
-        .attention_dropout = probability(config, "attention_probs_dropout_prob", 0.1),
-        .classifier_dropout = 0,
-        .initializer_range = config.get_or<double>("initializer_range", 0.02),
-        .activation = checked_activation(config, "hidden_act", "gelu"),
-    };
-    result.classifier_dropout = probability(config, "classifier_dropout", result.hidden_dropout);
-    divides(config, "num_attention_heads", result.heads, "hidden_size", result.hidden_size);
-    return result;
-}
 
 std::unique_ptr<nn::Model> make_bert(const io::Checkpoint& checkpoint, const LoadOptions& options) {
     return std::make_unique<Bert>(checkpoint, options);

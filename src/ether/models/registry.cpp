@@ -5,16 +5,18 @@
 #include "ether/core/error.h"
 #include "ether/models/bert.h"
 #include "ether/models/llama.h"
+#include "ether/models/roberta.h"
 
 namespace ether::models {
 namespace {
 
 constexpr std::array kArchitectures = {
-    Architecture{"bert", make_bert, "BertForSequenceClassification", nullptr},
-    Architecture{"llama", make_llama, "LlamaForSequenceClassification", "LlamaForCausalLM"},
-    Architecture{"mistral", make_llama, "MistralForSequenceClassification", "MistralForCausalLM"},
-    Architecture{"qwen2", make_llama, "Qwen2ForSequenceClassification", "Qwen2ForCausalLM"},
-    Architecture{"qwen3", make_llama, "Qwen3ForSequenceClassification", "Qwen3ForCausalLM"},
+    Architecture{"bert", make_bert, "classifier", "BertForSequenceClassification", nullptr},
+    Architecture{"llama", make_llama, "score", "LlamaForSequenceClassification", "LlamaForCausalLM"},
+    Architecture{"mistral", make_llama, "score", "MistralForSequenceClassification", "MistralForCausalLM"},
+    Architecture{"qwen2", make_llama, "score", "Qwen2ForSequenceClassification", "Qwen2ForCausalLM"},
+    Architecture{"qwen3", make_llama, "score", "Qwen3ForSequenceClassification", "Qwen3ForCausalLM"},
+    Architecture{"roberta", make_roberta, "classifier.out_proj", "RobertaForSequenceClassification", nullptr},
 };
 
 }  // namespace
@@ -46,9 +48,9 @@ at::ScalarType stored_dtype(const io::Checkpoint& checkpoint) {
 }
 
 std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint) {
-    for (const char* head : {"classifier.weight", "score.weight"})
-        if (checkpoint.contains(head)) return checkpoint.info(head).shape.at(0);
-    return std::nullopt;
+    const auto head = std::string(architecture_of(checkpoint).classifier) + ".weight";
+    if (!checkpoint.contains(head)) return std::nullopt;
+    return checkpoint.info(head).shape.at(0);
 }
 
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {

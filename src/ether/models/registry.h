@@ -24,6 +24,7 @@ using MakeModel = std::unique_ptr<nn::Model> (*)(const io::Checkpoint&, const Lo
 struct Architecture {
     const char* model_type;  // config.json's
     MakeModel make;
+    const char* classifier;            // the classification head's last layer: its rows are the classes
     const char* classifier_class;      // transformers' classes, for config.json's "architectures"
     const char* language_model_class;  // null: an encoder, which cannot generate
 };

@@ -4,6 +4,8 @@
 
 namespace ether::nn {
 
+std::string top_module(const std::string& module) { return module.substr(0, module.find('.')); }
+
 void Model::replace(const std::string& name, const at::Tensor& value) {
     const auto found = slots_.find(name);
     ETHER_ASSERT(found != slots_.end());

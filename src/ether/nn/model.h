@@ -50,6 +50,9 @@ struct ModelShape {
     bool causal = true;
 };
 
+// "classifier" for "classifier.out_proj": a head of several layers is trained and saved as one module.
+std::string top_module(const std::string& module);
+
 class Model {
   public:
     Model() = default;

@@ -78,7 +78,9 @@ Site* Weights::head(const std::string& module, int64_t out, int64_t in, bool has
         site->linear.bias = at::zeros({out}, weight.options().dtype(model_.dtype_));
         model_.slots_[module + ".bias"].push_back(&site->linear.bias);
     }
-    model_.new_modules_.push_back(module);
+    auto& drawn = model_.new_modules_;
+    if (const auto whole = top_module(module); std::find(drawn.begin(), drawn.end(), whole) == drawn.end())
+        drawn.push_back(whole);
     return site;
 }
 
