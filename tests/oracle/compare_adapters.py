@@ -1,51 +1,56 @@
-"""LoRA both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; and every
+"""LoRA and IA3 both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; and every
 method's merged folder gives transformers the logits that ether has with the adapter."""
 
 import pathlib
 
 import peft
 import torch
-from oracle import (FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether, ether_logits, finish,
+from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether, ether_logits, finish,
                     python_logits, report, rng_for, workplace)
 
 
-def draw_lora(family, rng):
-    names = (["query", "key", "value", "dense"] if family == "bert" else
+def draw_config(method, family, rng):
+    names = (["query", "key", "value", "dense"] if family in ENCODERS else
              ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    task = "SEQ_CLS" if family in ENCODERS else "CAUSAL_LM"
+    if method == "ia3":
+        targets = rng.sample(names, rng.randint(1, len(names)))
+        return peft.IA3Config(task_type=task, target_modules=targets,
+                              feedforward_modules=[name for name in targets if name in ("down_proj", "output.dense")])
     targets = rng.choice(["all-linear", rng.sample(names, rng.randint(1, len(names)))])
-    return peft.LoraConfig(task_type="SEQ_CLS" if family == "bert" else "CAUSAL_LM", r=rng.randint(1, 6),
-                           lora_alpha=rng.randint(1, 8), use_rslora=rng.random() < 0.5, target_modules=targets)
+    return peft.LoraConfig(task_type=task, r=rng.randint(1, 6), lora_alpha=rng.randint(1, 8),
+                           use_rslora=rng.random() < 0.5, target_modules=targets)
 
 
-def peft_to_ether(family, rng, folder):
-    model = peft.get_peft_model(auto_class(family)(folder / "base"), draw_lora(family, rng))
+def peft_to_ether(method, family, rng, folder):
+    model = peft.get_peft_model(auto_class(family)(folder / "base"), draw_config(method, family, rng))
     generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(folder / "peft" / method)
     rows, tokens = draw_tokens(rng, folder)
-    ours = ether_logits(rows, tokens, folder / "base", "--adapter", folder / "adapter")
-    report(f"{family}: a LoRA of PEFT's", difference(ours, python_logits(model, rows)))
+    ours = ether_logits(rows, tokens, folder / "base", "--adapter", folder / "peft" / method)
+    report(f"{family}: {method} of PEFT's", difference(ours, python_logits(model, rows)))
 
 
 def trained(family, method, rng, folder):
     """The run folder of a few steps on the drawn model."""
     out = folder / method
     data = draw_examples(rng, folder / f"{method}.jsonl")
-    ether("train", "--model", folder / "base", "--task", "classify" if family == "bert" else "causal-lm", "--data", data,
+    ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data,
           "--method", method, "--out", out, "--max-steps", 3, "--batch", 8, "--lr", 1e-3 if method == "full" else 2e-2,
-          *([] if method != "head" else ["--modules-to-save", "classifier" if family == "bert" else "norm"]))
+          *([] if method != "head" else ["--modules-to-save", "classifier" if family in ENCODERS else "norm"]))
     return out
 
 
-def ether_to_peft(family, rng, folder):
-    out = trained(family, "lora", rng, folder)
+def ether_to_peft(method, family, rng, folder):
+    out = trained(family, method, rng, folder)
     rows, tokens = draw_tokens(rng, folder)
     ours = ether_logits(rows, tokens, folder / "base", "--adapter", out)
     model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), out)
-    report(f"{family}: a LoRA of ours in PEFT", difference(python_logits(model, rows), ours))
+    report(f"{family}: {method} of ours in PEFT", difference(python_logits(model, rows), ours))
 
 
 def merged(family, method, rng, folder):
@@ -64,8 +69,9 @@ for family in FAMILIES:
         folder = pathlib.Path(folder)
         draw_model(family, rng, folder / "base")
         (folder / "merged").mkdir()
-        peft_to_ether(family, rng, folder)
-        ether_to_peft(family, rng, folder)
-        for method in ("lora", "ether", "ether+", "full", "head"):
+        for method in ("lora", "ia3"):
+            peft_to_ether(method, family, rng, folder)
+            ether_to_peft(method, family, rng, folder)
+        for method in ("lora", "ia3", "ether", "ether+", "full", "head"):
             merged(family, method, rng, folder)
 finish()

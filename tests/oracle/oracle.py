@@ -23,6 +23,7 @@ transformers.utils.logging.disable_progress_bar()
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ETHER = os.environ.get("ETHER", ROOT / "build/release/bin/ether")
 SEED = int(os.environ.get("ORACLE_SEED", "1"))
+ENCODERS = {"bert", "roberta"}
 TOLERANCE = 1e-5  # relative to max(1, largest reference value)
 
 _spec = importlib.util.spec_from_file_location("make_models", ROOT / "tests/fixtures/make_models.py")
@@ -31,6 +32,7 @@ _spec.loader.exec_module(fixtures)
 
 FAMILIES = {
     "bert": (transformers.BertConfig, transformers.BertForSequenceClassification),
+    "roberta": (transformers.RobertaConfig, transformers.RobertaForSequenceClassification),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
@@ -65,7 +67,7 @@ def draw_config(family, rng):
     config = dict(vocab_size=fixtures.VOCABULARY, hidden_size=heads * head_dim, num_hidden_layers=rng.randint(1, 3),
                   num_attention_heads=heads, intermediate_size=4 * rng.randint(2, 20), max_position_embeddings=128,
                   pad_token_id=0)
-    if family == "bert":
+    if family in ENCODERS:
         config.update(num_labels=3, hidden_act=rng.choice(["gelu", "gelu_new", "relu"]),
                       layer_norm_eps=rng.choice([1e-12, 1e-5]), type_vocab_size=rng.choice([1, 2]))
         return config
@@ -135,7 +137,7 @@ def difference(actual, expected):
 
 
 def auto_class(family):
-    auto = transformers.AutoModelForSequenceClassification if family == "bert" else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForSequenceClassification if family in ENCODERS else transformers.AutoModelForCausalLM
     return lambda folder: auto.from_pretrained(folder, dtype=torch.float32)
 
 

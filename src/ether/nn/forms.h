@@ -32,7 +32,7 @@ struct Scale {
     at::Tensor factor;
 };
 
-// x + offset. offset: (d) or (bank, d). As post or output only.
+// x + offset. offset: (d) or (bank, d). As output only.
 struct Shift {
     at::Tensor offset;
 };
