@@ -33,7 +33,7 @@ TARGETS = r".*encoder.*\.(query|key|value|dense)"  # the pooler stays frozen
 def score(options, method, rate, seed, train, judge):
     """The result of `ether eval --json` for one run; trains it unless --work holds it."""
     folder = options.work / f"{method}-{rate}-seed{seed}-{train.stem}"
-    result = folder.with_suffix(".json")
+    result = folder.with_name(folder.name + ".json")
     if not result.exists():
         common = ["--model", options.model, "--threads", str(options.threads)]
         environment = os.environ | {"OMP_WAIT_POLICY": "passive"}

@@ -21,6 +21,15 @@ template <typename Loop>
 }
 #endif
 
+// Whether a 64-byte vector is one register.
+inline bool has_wide_registers() {
+#if defined(__x86_64__)
+    return has_avx512();
+#else
+    return false;
+#endif
+}
+
 // Calls loop() in the calling thread, compiled twice.
 template <typename Loop>
 void for_best_isa(Loop&& loop) {

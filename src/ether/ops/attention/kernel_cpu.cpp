@@ -6,7 +6,8 @@
 #include "ether/core/parallel.h"
 #include "ether/core/random.h"
 #include "ether/ops/attention/kernel.h"
-#include "ether/ops/gemm/blas.h"
+#include "ether/ops/gemm/tile.h"
+#include "ether/ops/isa.h"
 #include "ether/ops/vector_math.h"
 
 namespace ether::ops {
@@ -68,8 +69,37 @@ class Layout {
                static_cast<uint64_t>(tile.key_begin);
     }
 
+    const AttentionShape& shape() const { return shape_; }
+    // Scratch of one Transposed: tiles begin anywhere and are read in whole vectors.
+    int64_t transposed_values() const {
+        return shape_.head_dim * padded<float>(longest_keys() + padded<float>(1));
+    }
+
   private:
     const AttentionShape& shape_;
+};
+
+// One head's keys or values (keys, head_dim) as (head_dim, keys), zeros behind them: what scores are products
+// with.
+template <typename T>
+class Transposed {
+  public:
+    Transposed(const Layout& layout, const T* x, int64_t sequence, int64_t kv_head, T* scratch)
+        : data_(scratch), row_(padded<T>(layout.keys(sequence) + tile_lanes<T>)) {
+        const int64_t dim = layout.shape().head_dim, keys = layout.keys(sequence),
+                      stride = layout.key_stride();
+        const T* from = x + layout.shape().key_offsets[sequence] * stride + kv_head * dim;
+        for (int64_t j = 0; j < dim; ++j) {
+            T* to = scratch + j * row_;
+            for (int64_t i = 0; i < keys; ++i) to[i] = from[i * stride + j];
+            std::fill(to + keys, to + row_, T{0});
+        }
+    }
+    Strided<const T> from(const Tile& tile) const { return {data_ + tile.key_begin, row_}; }
+
+  private:
+    const T* data_;
+    int64_t row_;
 };
 
 // Calls body(sequence, kv_head, worker) for all pairs; a chunk owns its scratch.
@@ -104,42 +134,46 @@ void attention_forward(const AttentionShape& shape, const T* q, const T* k, cons
     const uint32_t threshold = keep_threshold(shape.dropout);
     const T keep_scale = static_cast<T>(1 / (1 - shape.dropout));
     std::vector<std::vector<T>> scratch(static_cast<size_t>(num_threads()));
-    const size_t tile_values = static_cast<size_t>(kTile * layout.longest_keys());
+    const int64_t tile_values = kTile * padded<T>(layout.longest_keys());
     for_each_head(shape, [&](int64_t sequence, int64_t kv_head, int worker) {
         auto& buffer = scratch[static_cast<size_t>(worker)];
-        buffer.resize(tile_values);
+        buffer.resize(static_cast<size_t>(tile_values + layout.transposed_values()));
         T* scores = buffer.data();
+        const Transposed<T> k_transposed(layout, k, sequence, kv_head, scores + tile_values);
         for (int64_t head = kv_head * layout.group(); head < (kv_head + 1) * layout.group(); ++head) {
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
                 const int64_t keys = tile.keys(), q_at = layout.query_at(tile, head),
                               k_at = layout.key_at(tile, kv_head);
-                tile_gemm(false, true, tile.rows, keys, dim, static_cast<T>(shape.scale), q + q_at, q_stride,
-                          k + k_at, k_stride, T{0}, scores, keys);
-                for (int64_t r = 0; r < tile.rows; ++r) {
-                    T* row = scores + r * keys;
-                    const auto visible = layout.visible(tile, r);
-                    T highest = -std::numeric_limits<T>::infinity();
+                const int64_t width = padded<T>(keys);
+                tile_product<T>(tile.rows, width, dim, static_cast<T>(shape.scale), {q + q_at, q_stride},
+                                k_transposed.from(tile), {scores, width});
+                for_best_isa([&] {
+                    for (int64_t r = 0; r < tile.rows; ++r) {
+                        T* row = scores + r * width;
+                        const auto visible = layout.visible(tile, r);
+                        T highest = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : highest)
-                    for (int64_t j = visible.first; j < visible.second; ++j)
-                        highest = std::max(highest, row[j]);
-                    T sum = 0;
+                        for (int64_t j = visible.first; j < visible.second; ++j)
+                            highest = std::max(highest, row[j]);
+                        T sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = visible.first; j < visible.second; ++j) {
-                        row[j] = exp(row[j] - highest);
-                        sum += row[j];
-                    }
-                    zero_outside(row, visible, keys);
-                    const T inverse = 1 / sum;
+                        for (int64_t j = visible.first; j < visible.second; ++j) {
+                            row[j] = exp(row[j] - highest);
+                            sum += row[j];
+                        }
+                        zero_outside(row, visible, keys);
+                        const T inverse = 1 / sum;
 #pragma omp simd
-                    for (int64_t j = visible.first; j < visible.second; ++j) row[j] *= inverse;
-                    lse[(layout.row_at(tile) + r) * shape.heads + head] = highest + std::log(sum);
-                    if (shape.dropout > 0)
-                        apply_dropout(row, keys, shape.dropout_key, layout.counter(tile, r, head), threshold,
-                                      keep_scale);
-                }
-                tile_gemm(false, false, tile.rows, dim, keys, T{1}, scores, keys, v + k_at, k_stride, T{0},
-                          out + q_at, q_stride);
+                        for (int64_t j = visible.first; j < visible.second; ++j) row[j] *= inverse;
+                        lse[(layout.row_at(tile) + r) * shape.heads + head] = highest + std::log(sum);
+                        if (shape.dropout > 0)
+                            apply_dropout(row, keys, shape.dropout_key, layout.counter(tile, r, head),
+                                          threshold, keep_scale);
+                    }
+                });
+                tile_product<T>(tile.rows, dim, keys, T{1}, {scores, width}, {v + k_at, k_stride},
+                                {out + q_at, q_stride});
             }
         }
     });
@@ -157,50 +191,55 @@ void attention_backward(const AttentionShape& shape, const T* q, const T* k, con
     std::fill(grad_k, grad_k + shape.key_offsets[shape.sequences] * k_stride, T{0});
     std::fill(grad_v, grad_v + shape.key_offsets[shape.sequences] * k_stride, T{0});
     std::vector<std::vector<T>> scratch(static_cast<size_t>(num_threads()));
-    const size_t tile_values = static_cast<size_t>(kTile * layout.longest_keys());
+    const int64_t tile_values = kTile * padded<T>(layout.longest_keys());
     for_each_head(shape, [&](int64_t sequence, int64_t kv_head, int worker) {
         auto& buffer = scratch[static_cast<size_t>(worker)];
-        buffer.resize(3 * tile_values);
+        buffer.resize(static_cast<size_t>(3 * tile_values + 2 * layout.transposed_values()));
         T *p = buffer.data(), *ds = p + tile_values, *dropped = ds + tile_values;
+        const Transposed<T> k_transposed(layout, k, sequence, kv_head, dropped + tile_values),
+            v_transposed(layout, v, sequence, kv_head, dropped + tile_values + layout.transposed_values());
         for (int64_t head = kv_head * layout.group(); head < (kv_head + 1) * layout.group(); ++head) {
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
                 const int64_t keys = tile.keys(), q_at = layout.query_at(tile, head),
                               k_at = layout.key_at(tile, kv_head);
-                tile_gemm(false, true, tile.rows, keys, dim, scale, q + q_at, q_stride, k + k_at, k_stride,
-                          T{0}, p, keys);
-                tile_gemm(false, true, tile.rows, keys, dim, T{1}, grad_out + q_at, q_stride, v + k_at,
-                          k_stride, T{0}, ds, keys);
-                const T* used = p;  // the probabilities that met v
-                for (int64_t r = 0; r < tile.rows; ++r) {
-                    T *p_row = p + r * keys, *ds_row = ds + r * keys;
-                    const auto visible = layout.visible(tile, r);
-                    const T row_lse = lse[(layout.row_at(tile) + r) * shape.heads + head];
-                    const T *o = out + q_at + r * q_stride, *dout = grad_out + q_at + r * q_stride;
-                    T delta = 0;
+                const int64_t width = padded<T>(keys);
+                tile_product<T>(tile.rows, width, dim, scale, {q + q_at, q_stride}, k_transposed.from(tile),
+                                {p, width});
+                tile_product<T>(tile.rows, width, dim, T{1}, {grad_out + q_at, q_stride},
+                                v_transposed.from(tile), {ds, width});
+                const T* used = shape.dropout > 0 ? dropped : p;  // the probabilities that met v
+                for_best_isa([&] {
+                    for (int64_t r = 0; r < tile.rows; ++r) {
+                        T *p_row = p + r * width, *ds_row = ds + r * width;
+                        const auto visible = layout.visible(tile, r);
+                        const T row_lse = lse[(layout.row_at(tile) + r) * shape.heads + head];
+                        const T *o = out + q_at + r * q_stride, *dout = grad_out + q_at + r * q_stride;
+                        T delta = 0;
 #pragma omp simd reduction(+ : delta)
-                    for (int64_t j = 0; j < dim; ++j) delta += o[j] * dout[j];
+                        for (int64_t j = 0; j < dim; ++j) delta += o[j] * dout[j];
 #pragma omp simd
-                    for (int64_t j = visible.first; j < visible.second; ++j)
-                        p_row[j] = exp(p_row[j] - row_lse);
-                    zero_outside(p_row, visible, keys);
-                    if (shape.dropout > 0) {
-                        const uint64_t counter = layout.counter(tile, r, head);
-                        T* dropped_row = dropped + r * keys;
-                        std::copy(p_row, p_row + keys, dropped_row);
-                        apply_dropout(dropped_row, keys, shape.dropout_key, counter, threshold, keep_scale);
-                        apply_dropout(ds_row, keys, shape.dropout_key, counter, threshold, keep_scale);
-                        used = dropped;
+                        for (int64_t j = visible.first; j < visible.second; ++j)
+                            p_row[j] = exp(p_row[j] - row_lse);
+                        zero_outside(p_row, visible, keys);
+                        if (shape.dropout > 0) {
+                            const uint64_t counter = layout.counter(tile, r, head);
+                            T* dropped_row = dropped + r * width;
+                            std::copy(p_row, p_row + keys, dropped_row);
+                            apply_dropout(dropped_row, keys, shape.dropout_key, counter, threshold,
+                                          keep_scale);
+                            apply_dropout(ds_row, keys, shape.dropout_key, counter, threshold, keep_scale);
+                        }
+#pragma omp simd
+                        for (int64_t j = 0; j < keys; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta);
                     }
-#pragma omp simd
-                    for (int64_t j = 0; j < keys; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta);
-                }
-                tile_gemm(true, false, keys, dim, tile.rows, T{1}, used, keys, grad_out + q_at, q_stride,
-                          T{1}, grad_v + k_at, k_stride);
-                tile_gemm(false, false, tile.rows, dim, keys, scale, ds, keys, k + k_at, k_stride, T{0},
-                          grad_q + q_at, q_stride);
-                tile_gemm(true, false, keys, dim, tile.rows, scale, ds, keys, q + q_at, q_stride, T{1},
-                          grad_k + k_at, k_stride);
+                });
+                tile_product<T>(keys, dim, tile.rows, T{1}, {used, 1, width}, {grad_out + q_at, q_stride},
+                                {grad_v + k_at, k_stride}, true);
+                tile_product<T>(tile.rows, dim, keys, scale, {ds, width}, {k + k_at, k_stride},
+                                {grad_q + q_at, q_stride});
+                tile_product<T>(keys, dim, tile.rows, scale, {ds, 1, width}, {q + q_at, q_stride},
+                                {grad_k + k_at, k_stride}, true);
             }
         }
     });

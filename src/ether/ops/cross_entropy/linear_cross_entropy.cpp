@@ -13,6 +13,7 @@
 #include "ether/core/parallel.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/gemm/gemm.h"
+#include "ether/ops/isa.h"
 #include "ether/ops/vector_math.h"
 
 namespace ether::ops {
@@ -70,9 +71,11 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
                 if constexpr (std::is_floating_point_v<A>) {
                     A* rows = logits.template mutable_data_ptr<A>();
                     parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
-                        for (int64_t t = first; t < last; ++t)
-                            losses[static_cast<size_t>(t)] =
-                                loss_and_gradient(rows + t * classes, classes, target[begin + t]);
+                        for_best_isa([&] {
+                            for (int64_t t = first; t < last; ++t)
+                                losses[static_cast<size_t>(t)] =
+                                    loss_and_gradient(rows + t * classes, classes, target[begin + t]);
+                        });
                     });
                 }
             });

@@ -7,6 +7,7 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/dispatch.h"
+#include "ether/ops/isa.h"
 
 namespace ether::ops {
 namespace {
@@ -26,11 +27,13 @@ at::Tensor masked(const at::Tensor& input, double p, uint64_t key, int64_t first
         const A scale = static_cast<A>(1 / (1 - p));
         const int64_t first = first_row * (x.numel() / std::max<int64_t>(1, x.size(0)));
         parallel_for(x.numel(), 8192, [&](int, int64_t begin, int64_t end) {
+            for_best_isa([&] {
 #pragma omp simd
-            for (int64_t i = begin; i < end; ++i)
-                to[i] = keep(key, static_cast<uint64_t>(first + i), threshold)
-                            ? static_cast<X>(static_cast<A>(from[i]) * scale)
-                            : X(0);
+                for (int64_t i = begin; i < end; ++i)
+                    to[i] = keep(key, static_cast<uint64_t>(first + i), threshold)
+                                ? static_cast<X>(static_cast<A>(from[i]) * scale)
+                                : X(0);
+            });
         });
     });
     return y;

@@ -8,6 +8,7 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/dispatch.h"
+#include "ether/ops/isa.h"
 
 namespace ether::ops {
 namespace {
@@ -31,18 +32,20 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
             X* to = y.template mutable_data_ptr<X>();
             A* r = inverse.template mutable_data_ptr<A>();
             parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-                for (int64_t t = begin; t < end; ++t) {
-                    const X* row = from + t * width;
-                    A sum = 0;
+                for_best_isa([&] {
+                    for (int64_t t = begin; t < end; ++t) {
+                        const X* row = from + t * width;
+                        A sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = 0; j < width; ++j)
-                        sum += static_cast<A>(row[j]) * static_cast<A>(row[j]);
-                    r[t] = 1 / std::sqrt(sum / static_cast<A>(width) + static_cast<A>(eps));
-                    X* out = to + t * width;
+                        for (int64_t j = 0; j < width; ++j)
+                            sum += static_cast<A>(row[j]) * static_cast<A>(row[j]);
+                        r[t] = 1 / std::sqrt(sum / static_cast<A>(width) + static_cast<A>(eps));
+                        X* out = to + t * width;
 #pragma omp simd
-                    for (int64_t j = 0; j < width; ++j)
-                        out[j] = static_cast<X>(static_cast<X>(static_cast<A>(row[j]) * r[t]) * scale[j]);
-                }
+                        for (int64_t j = 0; j < width; ++j)
+                            out[j] = static_cast<X>(static_cast<X>(static_cast<A>(row[j]) * r[t]) * scale[j]);
+                    }
+                });
             });
         });
         context->save_for_backward({x, weight, inverse});
@@ -64,21 +67,23 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
             const A* r = inverse.template const_data_ptr<A>();
             X* to = grad_x.template mutable_data_ptr<X>();
             parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-                for (int64_t t = begin; t < end; ++t) {
-                    const X *row = from + t * width, *grad_row = grad + t * width;
-                    A sum = 0;
+                for_best_isa([&] {
+                    for (int64_t t = begin; t < end; ++t) {
+                        const X *row = from + t * width, *grad_row = grad + t * width;
+                        A sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = 0; j < width; ++j)
-                        sum +=
-                            static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) * static_cast<A>(row[j]);
-                    const A mean = sum * r[t] * r[t] / static_cast<A>(width);
-                    X* out = to + t * width;
+                        for (int64_t j = 0; j < width; ++j)
+                            sum += static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) *
+                                   static_cast<A>(row[j]);
+                        const A mean = sum * r[t] * r[t] / static_cast<A>(width);
+                        X* out = to + t * width;
 #pragma omp simd
-                    for (int64_t j = 0; j < width; ++j)
-                        out[j] =
-                            static_cast<X>(r[t] * (static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) -
-                                                   static_cast<A>(row[j]) * mean));
-                }
+                        for (int64_t j = 0; j < width; ++j)
+                            out[j] = static_cast<X>(r[t] *
+                                                    (static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) -
+                                                     static_cast<A>(row[j]) * mean));
+                    }
+                });
             });
         });
         at::Tensor grad_weight;

@@ -5,6 +5,7 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/dispatch.h"
+#include "ether/ops/isa.h"
 #include "ether/ops/vector_math.h"
 
 namespace ether::ops {
@@ -26,11 +27,13 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
             const X *a = gate.template const_data_ptr<X>(), *b = up.template const_data_ptr<X>();
             X* out = y.template mutable_data_ptr<X>();
             parallel_for(gate.numel(), kGrain, [&](int, int64_t begin, int64_t end) {
+                for_best_isa([&] {
 #pragma omp simd
-                for (int64_t i = begin; i < end; ++i) {
-                    const A x = static_cast<A>(a[i]);
-                    out[i] = static_cast<X>(x * sigmoid(x) * static_cast<A>(b[i]));
-                }
+                    for (int64_t i = begin; i < end; ++i) {
+                        const A x = static_cast<A>(a[i]);
+                        out[i] = static_cast<X>(x * sigmoid(x) * static_cast<A>(b[i]));
+                    }
+                });
             });
         });
         context->save_for_backward({gate, up});
@@ -51,12 +54,14 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
             X *to_gate = grad_gate.template mutable_data_ptr<X>(),
               *to_up = grad_up.template mutable_data_ptr<X>();
             parallel_for(gate.numel(), kGrain, [&](int, int64_t begin, int64_t end) {
+                for_best_isa([&] {
 #pragma omp simd
-                for (int64_t i = begin; i < end; ++i) {
-                    const A x = static_cast<A>(a[i]), s = sigmoid(x), dy = static_cast<A>(grad[i]);
-                    to_gate[i] = static_cast<X>(dy * static_cast<A>(b[i]) * s * (1 + x * (1 - s)));
-                    to_up[i] = static_cast<X>(dy * x * s);
-                }
+                    for (int64_t i = begin; i < end; ++i) {
+                        const A x = static_cast<A>(a[i]), s = sigmoid(x), dy = static_cast<A>(grad[i]);
+                        to_gate[i] = static_cast<X>(dy * static_cast<A>(b[i]) * s * (1 + x * (1 - s)));
+                        to_up[i] = static_cast<X>(dy * x * s);
+                    }
+                });
             });
         });
         return {grad_gate, grad_up};

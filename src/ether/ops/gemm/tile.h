@@ -1,0 +1,32 @@
+// Products of small tiles in the calling thread, for kernels whose operands are in the cache already;
+// torch-free. Where MKL's call costs more than it computes (a text of 17 tokens, heads of 32), and 1.3 times
+// its speed on larger tiles.
+#pragma once
+
+#include <cstdint>
+
+namespace ether::ops {
+
+// An operand or result: value (i, j) is data[i * row + j * column].
+template <typename T>
+struct Strided {
+    T* data;
+    int64_t row, column = 1;
+};
+
+// c (m, n) = alpha * a (m, k) b (k, n), added to what c holds if `accumulate`. Columns of b and c are
+// adjacent. Fastest where n is a multiple of tile_lanes<T>; a may be transposed at no cost.
+template <typename T>
+void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
+                  Strided<T> c, bool accumulate = false);
+
+template <typename T>
+inline constexpr int64_t tile_lanes = 64 / sizeof(T);
+
+// n rounded up to whole vectors.
+template <typename T>
+constexpr int64_t padded(int64_t n) {
+    return (n + tile_lanes<T> - 1) / tile_lanes<T> * tile_lanes<T>;
+}
+
+}  // namespace ether::ops

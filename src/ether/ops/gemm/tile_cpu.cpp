@@ -1,0 +1,66 @@
+#include "ether/ops/gemm/tile.h"
+#include "ether/ops/isa.h"
+#include "ether/ops/vector.h"
+
+namespace ether::ops {
+namespace {
+
+// R rows by C vectors of c stay in registers while k goes by.
+template <int R, int C, typename T, typename Lanes>
+ETHER_INLINE void block(int64_t k, T alpha, Strided<const T> a, Strided<const T> b, Strided<T> c,
+                        bool accumulate, const Lanes& lanes) {
+    Vector<T> sums[R][C] = {};
+    for (int64_t i = 0; i < k; ++i) {
+        Vector<T> row[C];
+        for (int v = 0; v < C; ++v) row[v] = load<T>(b.data + i * b.row + v * kLanes<T>, lanes);
+        for (int r = 0; r < R; ++r) {
+            const T factor = a.data[r * a.row + i * a.column];
+            for (int v = 0; v < C; ++v) sums[r][v] += factor * row[v];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < C; ++v) {
+            T* to = c.data + r * c.row + v * kLanes<T>;
+            const auto value = alpha * sums[r][v];
+            store<T>(to, accumulate ? value + load<T>(to, lanes) : value, lanes);
+        }
+}
+
+template <int C, typename T, typename Lanes>
+ETHER_INLINE void columns(int64_t m, int64_t k, T alpha, Strided<const T> a, Strided<const T> b, Strided<T> c,
+                          bool accumulate, const Lanes& lanes) {
+    auto rows = [&]<int R>(std::integral_constant<int, R>) {
+        for (; m >= R; m -= R, a.data += R * a.row, c.data += R * c.row)
+            block<R, C>(k, alpha, a, b, c, accumulate, lanes);
+    };
+    rows(std::integral_constant<int, 6>());
+    rows(std::integral_constant<int, 3>());
+    rows(std::integral_constant<int, 1>());
+}
+
+}  // namespace
+
+template <typename T>
+void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
+                  Strided<T> c, bool accumulate) {
+    for_best_isa([&] {
+        auto vectors = [&]<int C>(std::integral_constant<int, C>) {
+            constexpr int64_t width = C * kLanes<T>;
+            for (; n >= width; n -= width, b.data += width, c.data += width)
+                columns<C>(m, k, alpha, a, b, c, accumulate, AllLanes());
+        };
+        if (has_wide_registers()) {  // 24 of 32 registers for sums; AVX2 has 16 that are half as long
+            vectors(std::integral_constant<int, 4>());
+            vectors(std::integral_constant<int, 2>());
+        }
+        vectors(std::integral_constant<int, 1>());
+        if (n > 0) columns<1>(m, k, alpha, a, b, c, accumulate, n);
+    });
+}
+
+template void tile_product<float>(int64_t, int64_t, int64_t, float, Strided<const float>,
+                                  Strided<const float>, Strided<float>, bool);
+template void tile_product<double>(int64_t, int64_t, int64_t, double, Strided<const double>,
+                                   Strided<const double>, Strided<double>, bool);
+
+}  // namespace ether::ops
