@@ -2,6 +2,7 @@
 // save, and any part of a run can be repeated alone. Streams are named by integers or strings.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -42,14 +43,32 @@ class Random {
 // Whether element `index` is kept by a dropout with probability p; threshold = keep_threshold(p).
 // 32-bit mixing with three multiplications (Wellons' triple32), chosen since it vectorises.
 constexpr uint32_t keep_threshold(double p) { return static_cast<uint32_t>((1.0 - p) * 4294967295.0); }
-inline bool keep(uint64_t key, uint64_t index, uint32_t threshold) {
-    uint32_t x = static_cast<uint32_t>(index) ^ static_cast<uint32_t>(key);
-    x += static_cast<uint32_t>(index >> 32) * 0x9e3779b9U;
+constexpr bool keep_mixed(uint32_t low, uint32_t high, uint64_t key, uint32_t threshold) {
+    uint32_t x = (low ^ static_cast<uint32_t>(key)) + high * 0x9e3779b9U;
     x = (x ^ (x >> 17)) * 0xed5ad4bbU;
     x ^= static_cast<uint32_t>(key >> 32);
     x = (x ^ (x >> 11)) * 0xac4c1b51U;
     x = (x ^ (x >> 15)) * 0x31848babU;
     return (x ^ (x >> 14)) <= threshold;
+}
+constexpr bool keep(uint64_t key, uint64_t index, uint32_t threshold) {
+    return keep_mixed(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), key, threshold);
+}
+
+// Calls body(i, keep(key, first + i, threshold)) for i in [0, count), in 32-bit arithmetic, so that it
+// vectorises.
+template <typename Body>
+void for_kept(uint64_t key, uint64_t first, int64_t count, uint32_t threshold, Body&& body) {
+    for (int64_t done = 0; done < count;) {
+        const uint64_t index = first + static_cast<uint64_t>(done);
+        const auto low = static_cast<uint32_t>(index), high = static_cast<uint32_t>(index >> 32);
+        const auto piece = static_cast<int32_t>(
+            std::min({count - done, (int64_t{1} << 32) - int64_t{low}, int64_t{1} << 30}));
+#pragma omp simd
+        for (int32_t i = 0; i < piece; ++i)
+            body(done + i, keep_mixed(low + static_cast<uint32_t>(i), high, key, threshold));
+        done += piece;
+    }
 }
 
 }  // namespace ether

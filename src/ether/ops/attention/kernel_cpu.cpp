@@ -120,9 +120,8 @@ void zero_outside(T* row, std::pair<int64_t, int64_t> visible, int64_t keys) {
 // Multiplies kept entries by 1 / (1 - p) and clears the others.
 template <typename T>
 void apply_dropout(T* row, int64_t keys, uint64_t key, uint64_t counter, uint32_t threshold, T scale) {
-#pragma omp simd
-    for (int64_t j = 0; j < keys; ++j)
-        row[j] = keep(key, counter + static_cast<uint64_t>(j), threshold) ? row[j] * scale : T{0};
+    for_kept(key, counter, keys, threshold,
+             [=](int64_t j, bool kept) { row[j] = kept ? row[j] * scale : T{0}; });
 }
 
 }  // namespace

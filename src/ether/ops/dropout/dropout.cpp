@@ -28,11 +28,12 @@ at::Tensor masked(const at::Tensor& input, double p, uint64_t key, int64_t first
         const int64_t first = first_row * (x.numel() / std::max<int64_t>(1, x.size(0)));
         parallel_for(x.numel(), 8192, [&](int, int64_t begin, int64_t end) {
             for_best_isa([&] {
-#pragma omp simd
-                for (int64_t i = begin; i < end; ++i)
-                    to[i] = keep(key, static_cast<uint64_t>(first + i), threshold)
-                                ? static_cast<X>(static_cast<A>(from[i]) * scale)
-                                : X(0);
+                const X* source = from + begin;
+                X* target = to + begin;
+                for_kept(key, static_cast<uint64_t>(first + begin), end - begin, threshold,
+                         [=](int64_t i, bool kept) {
+                             target[i] = kept ? static_cast<X>(static_cast<A>(source[i]) * scale) : X(0);
+                         });
             });
         });
     });
