@@ -36,8 +36,8 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.best_step = json.get<int64_t>("best_step");
     progress.evaluations_without_best = json.get<int64_t>("evaluations_without_best");
     progress.finished = json.get<bool>("finished");
-    progress.stopped_early = json.get<bool>("stopped_early");
-    progress.loss = json.get<double>("loss");
+    progress.stopped_early = json.get_or<bool>("stopped_early", false);
+    progress.loss = json.get_or<double>("loss", 0);
     progress.inputs = json.get<std::string>("inputs");
     const auto logs = json.object("log_bytes");
     for (const auto& name : logs.keys()) progress.log_bytes[name] = logs.get<int64_t>(name);
