@@ -28,7 +28,7 @@ CommandLine::CommandLine(std::string verb, std::string description, std::string 
     app_->footer("Example:\n  " + example);
     app_->get_formatter()->column_width(30);
     app_->get_formatter()->label("TEXT", "");
-    app_->set_config("--config", "", "TOML file of options, such as a run's run.toml; the command line wins");
+    app_->set_config("--config", "", "TOML file of options by these names; the command line wins");
     app_->allow_config_extras(CLI::config_extras_mode::error);
 }
 
@@ -47,8 +47,8 @@ void CommandLine::add_one(const Field& field, bool required) {
         if (std::holds_alternative<std::vector<std::string>*>(field.value))
             option->delimiter(',')->type_name("NAMES");
         else
-            option->expected(1)->take_last()->type_name(
-                std::holds_alternative<std::string*>(field.value) ? "TEXT" : "NUMBER");
+            (field.joined ? option->expected(1, 1000) : option->expected(1)->take_last())
+                ->type_name(std::holds_alternative<std::string*>(field.value) ? "TEXT" : "NUMBER");
     }
     option->required(required);
     fields_.push_back(field);

@@ -70,11 +70,15 @@ std::vector<data::Example> plain_lines(const std::string& text) {
     return examples;
 }
 
-std::vector<data::Example> read_input(const std::string& text, std::string format,
+bool plain(const std::string& format, const std::string& text) {
+    const auto first = text.find_first_not_of(" \t\r\n");
+    return format == "text" || (format == "auto" && (first == std::string::npos || text[first] != '{'));
+}
+
+std::vector<data::Example> read_input(const std::string& text, const std::string& format,
                                       const data::TableOptions& table) {
     const auto first = text.find_first_not_of(" \t\r\n");
-    if (format == "auto") format = first != std::string::npos && text[first] == '{' ? "jsonl" : "text";
-    if (format == "text") return plain_lines(text);
+    if (plain(format, text)) return plain_lines(text);
     if (first == std::string::npos) return {};
     std::istringstream stream(text);
     const auto kind = format == "csv"   ? data::TableFormat::csv
@@ -104,8 +108,12 @@ int predict_main(int argc, char** argv) {
          .value = &format,
          .help = "of standard input; auto: JSONL if it begins with {",
          .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
-        {.name = "text-column", .value = &table.text_column, .help = "column of the text"},
-        {.name = "pair-column", .value = &table.pair_column, .help = "column of a second text; empty: none"},
+        {.name = "text-column",
+         .value = &table.text_column,
+         .help = "column of the text; default: as in training"},
+        {.name = "pair-column",
+         .value = &table.pair_column,
+         .help = "column of a second text; default: as in training"},
         {.name = "label-column",
          .value = &table.label_column,
          .help = "column of a label, which is not used"},
@@ -118,8 +126,13 @@ int predict_main(int argc, char** argv) {
     if (loaded.task->head() != nn::Head::sequence_classification)
         fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
     table = columns(line, table, loaded.columns);
-    auto examples =
-        input.empty() ? read_input(read_all(std::cin), format, table) : data::read_examples(input, table);
+    const auto text = input.empty() ? read_all(std::cin) : std::string();
+    if (!text.empty() && !table.pair_column.empty() && plain(format, text))
+        fail(ErrorKind::usage,
+             "this adapter was trained on pairs of texts: give JSONL with the columns \"{}\" and \"{}\", or "
+             "a file",
+             table.text_column, table.pair_column);
+    auto examples = input.empty() ? read_input(text, format, table) : data::read_examples(input, table);
     if (examples.empty()) return 0;
     for (auto& example : examples) example.label = std::monostate();
     const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());

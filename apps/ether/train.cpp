@@ -85,12 +85,12 @@ int train_main(int argc, char** argv) {
     } else {
         config.method_options = line.method_options();
     }
+    install_interrupt_handlers();  // before reading models and data, so that a signal is never lost
     ConsoleProgress progress;
     train::MetricsLog metrics;
     train::TensorBoardLog events;
     train::LearningCurve curve;
     train::Trainer trainer(config, !resume.empty(), {&progress, &metrics, &events, &curve});
-    install_interrupt_handlers();
     const auto result = trainer.run();
     report(result, config, json);
     return result.interrupted_by ? 128 + result.interrupted_by : 0;

@@ -184,6 +184,26 @@ TEST(Targets, ALayerTrainedWholeHasNoAdapter) {
                                                    .modules_to_save = {"pooler"}}));
 }
 
+TEST(Targets, ATiedHeadTrainedWholeLeavesTheEmbeddings) {
+    AdaptedModel adapted(
+        test::kLlamaTied.load(),
+        {.method = "lora", .targets = {.modules = "q_proj"}, .modules_to_save = {"lm_head"}});
+    const auto* head = adapted.parameters().find("lm_head.weight");
+    ASSERT_TRUE(head);
+    head->value.detach().add_(1);
+    const auto& tensors = adapted.model().tensors();
+    EXPECT_FALSE(
+        at::equal(*tensors.at("lm_head.weight").front(), *tensors.at("model.embed_tokens.weight").front()));
+    AdaptedModel again(test::kLlamaTied.load(), adapted.files("base"));
+    EXPECT_TRUE(at::equal(again.parameters().find("lm_head.weight")->value, head->value));
+}
+
+TEST(Targets, ModulesToSaveEndAModulesPathAsInPeft) {  // "norm" is input_layernorm, too
+    const AdaptedModel adapted(test::kLlamaTied.load(), {.method = "lora", .modules_to_save = {"norm"}});
+    EXPECT_TRUE(adapted.parameters().find("model.norm.weight"));
+    EXPECT_TRUE(adapted.parameters().find("model.layers.0.input_layernorm.weight"));
+}
+
 TEST(Targets, TiedEmbeddingsAreNotTrainedWhole) {
     EXPECT_FAILS(
         usage, "tied embeddings",

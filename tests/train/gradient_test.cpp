@@ -17,13 +17,13 @@ namespace {
 
 using methods::AdaptedModel;
 
-// `count` sequences of 3 to 16 tokens, with targets and labels.
+// `count` sequences of 3 to 12 tokens, with targets and labels.
 std::vector<data::Sequence> sequences(int64_t count, int64_t vocabulary) {
     const auto random = Random(1);
     std::vector<data::Sequence> result(static_cast<size_t>(count));
     uint64_t drawn = 0;
     for (auto& sequence : result) {
-        const uint64_t length = 3 + random.below(drawn++, 14);
+        const uint64_t length = 3 + random.below(drawn++, 10);
         for (uint64_t i = 0; i < length; ++i)
             sequence.ids.push_back(
                 static_cast<int64_t>(random.below(drawn++, static_cast<uint64_t>(vocabulary))));
@@ -83,6 +83,24 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
 INSTANTIATE_TEST_SUITE_P(Methods, Gradient, testing::Values("ether", "ether+", "lora"), [](const auto& info) {
     return std::string(info.param) == "ether+" ? "etherplus" : info.param;
 });
+
+// The first passes of a model run side by side, too.
+TEST(Gradient, SlicesShareNoState) {
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto language = tasks::CausalLm();
+    const auto data = sequences(40, 40);
+    for (const auto& fixture : test::kFixtureModels) {
+        const tasks::Task& task =
+            fixture.classifies() ? static_cast<const tasks::Task&>(classification) : language;
+        AdaptedModel one(fixture.load(), {.method = "ether", .seed = 2});
+        const auto expected = step(one, task, data, 40, 1);
+        for (int repeat = 0; repeat < 10; ++repeat) {
+            AdaptedModel model(fixture.load(), {.method = "ether", .seed = 2});
+            expect_same(expected, step(model, task, data, 40, 3), 2e-6);
+        }
+    }
+    set_num_threads(1);
+}
 
 TEST(Gradient, ALossThatIsNotFiniteIsReturned) {
     AdaptedModel model(test::kLlamaTied.load(), {.method = "lora"});

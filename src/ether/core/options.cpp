@@ -32,7 +32,10 @@ std::vector<std::string> split_list(const std::string& text) {
     std::vector<std::string> parts;
     for (size_t begin = 0; begin <= text.size();) {
         const size_t end = std::min(text.find(',', begin), text.size());
-        if (end > begin) parts.push_back(text.substr(begin, end - begin));
+        while (begin < end && text[begin] == ' ') ++begin;
+        size_t last = end;
+        while (last > begin && text[last - 1] == ' ') --last;
+        if (last > begin) parts.push_back(text.substr(begin, last - begin));
         begin = end + 1;
     }
     return parts;

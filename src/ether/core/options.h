@@ -12,7 +12,7 @@
 
 namespace ether {
 
-// "a,b" -> {"a", "b"}; empty parts are left out.
+// "a, b" -> {"a", "b"}; empty parts are left out.
 std::vector<std::string> split_list(const std::string& text);
 
 struct Field {
@@ -24,6 +24,7 @@ struct Field {
     std::optional<double> low = {}, high = {};  // inclusive bounds of a number
     std::vector<std::string> choices = {};      // of a string; empty: any
     std::string key = {};                       // in adapter_config.json; empty: the name with '_' for '-'
+    bool joined = false;                        // of a string: several values are one, comma-separated
 
     std::string config_key() const;
     // The value as text, as it would be typed; lists are comma-separated.

@@ -155,6 +155,10 @@ bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tens
 }
 
 void AdaptedModel::build(const MethodOptions& options, uint64_t seed, TargetsFrom from) {
+    // A tied head that is trained whole leaves the embeddings as they are, as in PEFT.
+    const auto& saved = modules_to_save_;
+    if (std::find(saved.begin(), saved.end(), model_->output_site().name()) != saved.end())
+        model_->untie_output();
     for (const auto& name : module_tensors(modules_to_save_, *model_)) {
         const auto& slots = model_->tensors().at(name);
         if (slots.size() > 1)  // PEFT would train one use of it and leave the other

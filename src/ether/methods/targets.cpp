@@ -22,7 +22,7 @@ bool ends_path(const std::string& path, const std::string& name) {
 bool is_list(const std::string& expression) {
     return std::all_of(expression.begin(), expression.end(),
                        [](unsigned char c) {
-                           return std::isalnum(c) || c == '_' || c == '.' || c == '-' || c == ',';
+                           return std::isalnum(c) || c == '_' || c == '.' || c == '-' || c == ',' || c == ' ';
                        }) &&
            expression.find(".*") == std::string::npos;
 }
@@ -142,7 +142,7 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
             for (auto dot = name.rfind('.'); dot != std::string::npos && dot > 0;
                  dot = name.rfind('.', dot - 1)) {
                 paths.push_back(name.substr(0, dot));  // the tensor's module, and those that contain it
-                if (ends_path(paths.back(), module)) {
+                if (paths.back().ends_with(module)) {  // as PEFT: "norm" means "input_layernorm", too
                     found.push_back(name);
                     break;
                 }

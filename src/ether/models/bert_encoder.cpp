@@ -117,10 +117,27 @@ BertEncoder::BertEncoder(const io::Checkpoint& checkpoint, const LoadOptions& op
 
 BertEncoder::~BertEncoder() = default;
 
+// Where positions begin behind the padding token's number (RoBERTa), such a token in a text has that row and
+// is not counted, as in transformers' create_position_ids_from_input_ids.
+Tensor BertEncoder::position_rows(const data::Batch& batch) const {
+    auto rows = batch.positions + first_position_;
+    const int64_t padding = first_position_ - 1;
+    if (padding < 0 || !batch.token_ids.eq(padding).any().item<bool>()) return rows;
+    const auto *ids = batch.token_ids.const_data_ptr<int64_t>(),
+               *positions = batch.positions.const_data_ptr<int64_t>();
+    auto* row = rows.mutable_data_ptr<int64_t>();
+    int64_t counted = 0;
+    for (int64_t t = 0; t < rows.size(0); ++t) {
+        if (positions[t] == 0) counted = 0;
+        row[t] = ids[t] == padding ? padding : first_position_ + counted++;
+    }
+    return rows;
+}
+
 Tensor BertEncoder::hidden(const Pass& pass) const {
     const auto& batch = pass.batch;
     auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
-             at::embedding(positions_, batch.positions + first_position_);
+             at::embedding(positions_, position_rows(batch));
     x = drop(norm_(x), config_.hidden_dropout, pass, "embeddings");
     for (size_t i = 0; i < layers_.size(); ++i) x = (*layers_[i])(x, points_[i], pass);
     return x;

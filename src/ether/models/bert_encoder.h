@@ -54,6 +54,9 @@ class BertEncoder : public nn::Model {
     const BertConfig config_;
 
   private:
+    // Each token's row of the position table (T).
+    at::Tensor position_rows(const data::Batch& batch) const;
+
     const int64_t first_position_;
     at::Tensor words_, positions_, types_;
     LayerNorm norm_;

@@ -22,13 +22,13 @@ using nn::BlockPoints;
 using nn::Pass;
 using nn::Weights;
 
-// cos and sin of position times frequency, for positions 0..n-1: (n, head_dim / 2) each.
+// cos and sin of position times frequency, for positions 0..n-1: (n, head_dim / 2) each. Made anew for every
+// pass, which costs next to nothing, so that passes may run side by side.
 struct RotaryTables {
     Tensor cos, sin;
 
     // Angles are rounded to float32 as transformers' are.
-    void cover(int64_t positions, const std::vector<float>& frequencies, at::ScalarType dtype) {
-        if (cos.defined() && cos.size(0) >= positions) return;
+    RotaryTables(int64_t positions, const std::vector<float>& frequencies, at::ScalarType dtype) {
         const auto angles =
             at::outer(at::arange(positions, at::kFloat), at::tensor(at::ArrayRef<float>(frequencies)));
         cos = angles.cos().to(dtype);
@@ -136,9 +136,9 @@ class Llama : public nn::Model {
     }
 
     Tensor hidden(const Pass& pass) const override {
-        tables_.cover(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
+        const RotaryTables tables(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
         auto x = at::embedding(embeddings_, pass.batch.token_ids);
-        for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i](x, tables_, points_[i], pass);
+        for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i](x, tables, points_[i], pass);
         return ops::rms_norm(x, norm_, config_.rms_norm_eps);
     }
 
@@ -154,7 +154,6 @@ class Llama : public nn::Model {
 
   private:
     const LlamaConfig config_;
-    mutable RotaryTables tables_;  // grown to the longest sequence seen
     Tensor embeddings_, norm_;
     std::vector<Layer> layers_;
 };

@@ -12,6 +12,15 @@ void Model::replace(const std::string& name, const at::Tensor& value) {
     for (at::Tensor* slot : found->second) *slot = value;
 }
 
+void Model::untie_output() {
+    at::Tensor* weight = &output_site_->linear.weight;
+    const auto own = output_site_->name() + ".weight";
+    if (slots_.contains(own)) return;
+    for (auto& [name, slots] : slots_) std::erase(slots, weight);
+    *weight = weight->clone();
+    slots_[own].push_back(weight);
+}
+
 int64_t Model::parameter_count() const {
     int64_t total = 0;
     for (const auto& [name, slots] : slots_) total += slots.front()->numel();

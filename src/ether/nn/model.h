@@ -76,6 +76,8 @@ class Model {
     // merges).
     const std::map<std::string, std::vector<at::Tensor*>>& tensors() const { return slots_; }
     void replace(const std::string& name, const at::Tensor& value);
+    // Gives an output layer that shares its weight with the embeddings a copy of its own, named after it.
+    void untie_output();
     int64_t parameter_count() const;
     // Module whose tensors the checkpoint lacked, so they were drawn: a new classification head. Trained by
     // default.

@@ -70,8 +70,7 @@ MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const Largest
     const auto& shape = model.model().shape();
     const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
     MemoryEstimate estimate;
-    estimate.weights = model.model().parameter_count() * element;
-    estimate.trained = model.parameters().count() * 4 * 4;  // value, gradient, two moments, in float32
+    estimate.trained = model.parameters().count() * 4 * 5;  // in float32
     // A block keeps the inputs of its norms, sites, attention and activation: about twelve rows of the hidden
     // size and four of the intermediate size a token; each adapted site its input and its output before the
     // adapter's change.
@@ -105,13 +104,13 @@ int64_t available_memory() {
 void check_memory(const MemoryEstimate& estimate, int64_t available) {
     if (estimate.total() <= available) return;
     fail(ErrorKind::memory,
-         "this run needs about {:.1f} GB (weights {:.1f}, trained values and optimizer {:.1f}, activations "
+         "this run needs about {:.1f} GB (trained values and optimizer {:.1f}, activations "
          "{:.1f}), but "
          "{:.1f} GB are free; lower --batch (and raise --accumulate to keep the result) or --max-length, or "
          "use --dtype "
          "bf16; --force tries all the same",
-         gigabytes(estimate.total()), gigabytes(estimate.weights), gigabytes(estimate.trained),
-         gigabytes(estimate.activations), gigabytes(available));
+         gigabytes(estimate.total()), gigabytes(estimate.trained), gigabytes(estimate.activations),
+         gigabytes(available));
 }
 
 }  // namespace ether::train

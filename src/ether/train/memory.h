@@ -9,10 +9,9 @@
 namespace ether::train {
 
 struct MemoryEstimate {
-    int64_t weights = 0;      // base weights in the dtype of the computation
-    int64_t trained = 0;      // trained values, their gradients and optimizer state
+    int64_t trained = 0;      // trained values, gradients, optimizer state, and a product not yet added
     int64_t activations = 0;  // of the largest micro-batch, or evaluation batch if that needs more
-    int64_t total() const { return weights + trained + activations; }
+    int64_t total() const { return trained + activations; }
 };
 
 // The largest batch of a kind: all its tokens, and those of its longest sequence.
@@ -22,7 +21,8 @@ struct LargestBatch {
 // Of `batch` of these lengths, the longest ones.
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 
-// Bytes for training on micro-batches of that size and evaluating on such batches.
+// Bytes, besides the base weights that are loaded already, for training on micro-batches of that size and
+// evaluating on such batches.
 MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
                                const LargestBatch& evaluation);
 

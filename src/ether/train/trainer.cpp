@@ -181,9 +181,8 @@ AdamW Trainer::make_optimizer() {
 }
 
 void Trainer::check_fits() const {
-    auto estimate = estimate_memory(*model_, largest_batch(data::lengths_of(training_), config_.batch),
-                                    largest_batch(data::lengths_of(evaluation_), config_.eval_batch));
-    estimate.weights = 0;  // loaded already
+    const auto estimate = estimate_memory(*model_, largest_batch(data::lengths_of(training_), config_.batch),
+                                          largest_batch(data::lengths_of(evaluation_), config_.eval_batch));
     if (!config_.force) check_memory(estimate, available_memory());
 }
 
@@ -320,6 +319,7 @@ RunResult Trainer::run() {
     const int64_t save_every = config_.save_every ? config_.save_every : steps_per_epoch_;
     const int64_t eval_every = config_.eval_every ? config_.eval_every : steps_per_epoch_;
     while (progress.step < total_steps_ && !progress.finished) {
+        if ((result.interrupted_by = interrupt_signal())) break;  // what is done is saved
         const auto report = train_step(progress.step);
         progress.step = report.step;
         progress.loss = report.loss;
@@ -330,12 +330,10 @@ RunResult Trainer::run() {
             progress.stopped_early =
                 config_.patience > 0 && progress.evaluations_without_best >= config_.patience;
         }
-        result.interrupted_by = interrupt_signal();
+        const bool interrupted = interrupt_signal() != 0;
         progress.finished = last || progress.stopped_early;
         if (progress.finished && evaluation_.empty()) save_adapter();
-        if (progress.finished || result.interrupted_by || progress.step % save_every == 0)
-            save_checkpoint(progress);
-        if (result.interrupted_by) break;
+        if (progress.finished || interrupted || progress.step % save_every == 0) save_checkpoint(progress);
     }
     for (auto* callback : callbacks_) callback->on_end();
     result.steps = progress.step;
