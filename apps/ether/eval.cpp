@@ -19,22 +19,13 @@ int eval_main(int argc, char** argv) {
     CommandLine line("eval", "Scores a model with an adapter on a file of examples.",
                      "ether eval --model DIR --adapter runs/a --data test.jsonl --json");
     line.add(loading.fields(), {"model"});
-    line.add(
-        {
-            {.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"},
-            {.name = "text-column",
-             .value = &table.text_column,
-             .help = "column of the text; default: as in training"},
-            {.name = "pair-column",
-             .value = &table.pair_column,
-             .help = "column of a second text; default: as in training"},
-            {.name = "label-column",
-             .value = &table.label_column,
-             .help = "column of the label; default: as in training"},
-            {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
-            {.name = "json", .value = &json, .help = "print one JSON object"},
-        },
-        {"data"});
+    line.add({{.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"}},
+             {"data"});
+    line.add(column_fields(table, "column of the label; default: as in training"));
+    line.add({
+        {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
+        {.name = "json", .value = &json, .help = "print one JSON object"},
+    });
     if (!line.parse(argc, argv)) return 0;
 
     const auto loaded = loading.load();

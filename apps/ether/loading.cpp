@@ -32,6 +32,18 @@ eval::LoadedAdapter LoadingOptions::load() const {
     return loaded;
 }
 
+Fields column_fields(data::TableOptions& table, const std::string& label_help) {
+    return {
+        {.name = "text-column",
+         .value = &table.text_column,
+         .help = "column of the text; default: as in training"},
+        {.name = "pair-column",
+         .value = &table.pair_column,
+         .help = "column of a second text; default: as in training"},
+        {.name = "label-column", .value = &table.label_column, .help = label_help},
+    };
+}
+
 data::TableOptions columns(const CommandLine& line, data::TableOptions given,
                            const data::TableOptions& trained) {
     if (!line.given("text-column")) given.text_column = trained.text_column;

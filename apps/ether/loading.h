@@ -19,6 +19,9 @@ struct LoadingOptions {
     eval::LoadedAdapter load() const;
 };
 
+// Options that name the columns of a table; label_help: what the label is for.
+Fields column_fields(data::TableOptions& table, const std::string& label_help);
+
 // The columns given on the command line, and for the others those of the training.
 data::TableOptions columns(const CommandLine& line, data::TableOptions given,
                            const data::TableOptions& trained);

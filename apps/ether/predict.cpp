@@ -108,15 +108,9 @@ int predict_main(int argc, char** argv) {
          .value = &format,
          .help = "of standard input; auto: JSONL if it begins with {",
          .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
-        {.name = "text-column",
-         .value = &table.text_column,
-         .help = "column of the text; default: as in training"},
-        {.name = "pair-column",
-         .value = &table.pair_column,
-         .help = "column of a second text; default: as in training"},
-        {.name = "label-column",
-         .value = &table.label_column,
-         .help = "column of a label, which is not used"},
+    });
+    line.add(column_fields(table, "column of a label, which is not used"));
+    line.add({
         {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
         {.name = "json", .value = &json, .help = "print JSON lines"},
     });

@@ -97,11 +97,8 @@ Method ia3() {
             "learned factors on a layer's output, or its input (--feedforward-modules)",
             3e-3,
             true,
-            [] { return std::unique_ptr<MethodOptions>(std::make_unique<Ia3Options>()); },
-            [](const MethodOptions& options, const MethodContext& context) {
-                return std::unique_ptr<Adapter>(
-                    std::make_unique<Ia3>(dynamic_cast<const Ia3Options&>(options), context));
-            },
+            make_options<Ia3Options>,
+            make_adapter<Ia3, Ia3Options>,
             ignores};
 }
 

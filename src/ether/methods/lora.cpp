@@ -90,11 +90,8 @@ Method lora() {
             "low-rank additions B A to a layer's weight",
             1e-3,
             true,
-            [] { return std::unique_ptr<MethodOptions>(std::make_unique<LoraOptions>()); },
-            [](const MethodOptions& options, const MethodContext& context) {
-                return std::unique_ptr<Adapter>(
-                    std::make_unique<Lora>(dynamic_cast<const LoraOptions&>(options), context));
-            },
+            make_options<LoraOptions>,
+            make_adapter<Lora, LoraOptions>,
             ignores};
 }
 

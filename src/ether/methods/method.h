@@ -63,6 +63,16 @@ struct Method {
     bool (*ignores)(const std::string& key, const nlohmann::json& value);
 };
 
+// Factories for Method of options and an adapter that is made from them.
+template <typename Options>
+std::unique_ptr<MethodOptions> make_options() {
+    return std::make_unique<Options>();
+}
+template <typename MethodAdapter, typename Options>
+std::unique_ptr<Adapter> make_adapter(const MethodOptions& options, const MethodContext& context) {
+    return std::make_unique<MethodAdapter>(dynamic_cast<const Options&>(options), context);
+}
+
 // "a.b.q_proj" + "ether_u" -> "a.b.q_proj.ether_u", the name of a site's parameter.
 inline std::string parameter_name(const nn::Site& site, const char* suffix) {
     return site.name() + "." + suffix;

@@ -9,7 +9,6 @@ struct NoOptions : MethodOptions {
     Fields fields() override { return {}; }
 };
 
-std::unique_ptr<MethodOptions> no_options() { return std::make_unique<NoOptions>(); }
 bool ignores_nothing(const std::string&, const nlohmann::json&) { return false; }
 
 }  // namespace
@@ -20,7 +19,7 @@ Method head() {
             "nothing but the task's head",
             1e-2,
             false,
-            no_options,
+            make_options<NoOptions>,
             [](const MethodOptions&, const MethodContext&) { return std::make_unique<Adapter>(); },
             ignores_nothing};
 }
@@ -31,7 +30,7 @@ Method full() {
             "full fine-tuning: every weight of the model",
             5e-5,
             false,
-            no_options,
+            make_options<NoOptions>,
             [](const MethodOptions&, const MethodContext& context) {
                 for (const auto& [name, slots] : context.model.tensors()) {
                     if (context.parameters.find(name)) continue;  // a head that is trained anyway

@@ -21,12 +21,12 @@ void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequen
     const at::NoGradGuard no_grad;
     const auto order = data::evaluation_order(data::lengths_of(sequences), batch);
     const auto threads = static_cast<size_t>(num_threads());
+    model.bind(nn::Pass{data::Batch{}});  // without dropout forms are the same for all batches
     for (size_t first = 0; first < order.size(); first += threads) {
         const size_t count = std::min(threads, order.size() - first);
         std::vector<data::Batch> batches(count);
         std::vector<at::Tensor> results(count);
         for (size_t i = 0; i < count; ++i) batches[i] = data::collate(sequences, order[first + i], labels);
-        model.bind({.batch = batches.front()});
         parallel_for(static_cast<int64_t>(count), 1, [&](int, int64_t begin, int64_t end) {
             const at::NoGradGuard no_grad_here;  // it holds for one thread
             for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)

@@ -85,7 +85,7 @@ template <typename T>
 class Transposed {
   public:
     Transposed(const Layout& layout, const T* x, int64_t sequence, int64_t kv_head, T* scratch)
-        : data_(scratch), row_(padded<T>(layout.keys(sequence) + tile_lanes<T>)) {
+        : data_(scratch), row_(padded<T>(layout.keys(sequence) + kLanes<T>)) {
         const int64_t dim = layout.shape().head_dim, keys = layout.keys(sequence),
                       stride = layout.key_stride();
         const T* from = x + layout.shape().key_offsets[sequence] * stride + kv_head * dim;
@@ -214,9 +214,7 @@ void attention_backward(const AttentionShape& shape, const T* q, const T* k, con
                         const auto visible = layout.visible(tile, r);
                         const T row_lse = lse[(layout.row_at(tile) + r) * shape.heads + head];
                         const T *o = out + q_at + r * q_stride, *dout = grad_out + q_at + r * q_stride;
-                        T delta = 0;
-#pragma omp simd reduction(+ : delta)
-                        for (int64_t j = 0; j < dim; ++j) delta += o[j] * dout[j];
+                        const T delta = dot(o, dout, dim);
 #pragma omp simd
                         for (int64_t j = visible.first; j < visible.second; ++j)
                             p_row[j] = exp(p_row[j] - row_lse);

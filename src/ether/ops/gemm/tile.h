@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "ether/ops/vector.h"
+
 namespace ether::ops {
 
 // An operand or result: value (i, j) is data[i * row + j * column].
@@ -15,18 +17,15 @@ struct Strided {
 };
 
 // c (m, n) = alpha * a (m, k) b (k, n), added to what c holds if `accumulate`. Columns of b and c are
-// adjacent. Fastest where n is a multiple of tile_lanes<T>; a may be transposed at no cost.
+// adjacent. Fastest where n is a multiple of kLanes<T>; a may be transposed at no cost.
 template <typename T>
 void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
                   Strided<T> c, bool accumulate = false);
 
-template <typename T>
-inline constexpr int64_t tile_lanes = 64 / sizeof(T);
-
 // n rounded up to whole vectors.
 template <typename T>
 constexpr int64_t padded(int64_t n) {
-    return (n + tile_lanes<T> - 1) / tile_lanes<T> * tile_lanes<T>;
+    return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
 }  // namespace ether::ops

@@ -1,6 +1,5 @@
 #include "ether/ops/gemm/tile.h"
 #include "ether/ops/isa.h"
-#include "ether/ops/vector.h"
 
 namespace ether::ops {
 namespace {
