@@ -49,6 +49,9 @@ int bench_main(int argc, char** argv) {
          .value = &dtype,
          .help = "of weights and activations",
          .choices = {"auto", "f32", "bf16"}},
+        {.name = "checkpoint-activations",
+         .value = &options.checkpoint_activations,
+         .help = "keep the input of each block alone and compute the rest again in backward"},
         {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
         {.name = "json", .value = &json, .help = "print one JSON object"},
     });

@@ -51,6 +51,10 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
         info.method, info.device, info.adapter_parameters, info.head_parameters, info.model_parameters,
         info.training_examples,
         info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "", info.learning_rate);
+    if (info.checkpoint_activations)
+        fmt::print(
+            stderr,
+            "activations are computed again in backward, block by block: less memory, a third more time\n");
     if (info.first_step) fmt::print(stderr, "resumed at step {} of {}\n", info.first_step, info.total_steps);
     start_ = last_drawn_ = Clock::now();
 }

@@ -39,12 +39,12 @@ struct Step {
 };
 
 Step step(AdaptedModel& model, const tasks::Task& task, const std::vector<data::Sequence>& data,
-          int64_t batch, int threads) {
+          int64_t batch, int threads, bool checkpoints = false) {
     set_num_threads(threads);
     data::BatchRows rows(data.size());
     std::iota(rows.begin(), rows.end(), 0);
     model.parameters().clear_grads();
-    Step result{accumulate_gradients(model, task, data, rows, {batch, Random(5)}), {}};
+    Step result{accumulate_gradients(model, task, data, rows, {batch, Random(5), checkpoints}), {}};
     for (const auto& parameter : model.parameters().trained())
         result.gradients.push_back(parameter.value.grad().clone());
     return result;
@@ -80,9 +80,33 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Gradient, testing::Values("ether", "ether+", "lora"), [](const auto& info) {
-    return std::string(info.param) == "ether+" ? "etherplus" : info.param;
-});
+// Blocks that are run again in backward give the same bits, dropouts and weights trained whole included.
+TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto language = tasks::CausalLm();
+    const std::string method = GetParam();
+    std::map<std::string, std::string> options;
+    if (method.starts_with("ether")) options = {{"block-dropout", "0.3"}, {"side", "both"}};
+    if (method == "lora") options = {{"dropout", "0.3"}};
+    for (const auto& [fixture, task] :
+         {std::pair<test::FixtureModel, const tasks::Task*>{test::kBert, &classification},
+          {test::kLlamaTied, &language}}) {
+        AdaptedModel model(fixture.load(), {.method = method, .options = options, .seed = 2});
+        const at::NoGradGuard no_grad;
+        for (const auto& parameter : model.parameters().trained())  // LoRA's B starts at zero
+            parameter.value.mul_(1.1).add_(0.03);
+        const at::AutoGradMode grad(true);
+        const auto data = sequences(40, 40);
+        for (const auto& [batch, threads] : {std::pair{40, 1}, {7, 1}, {40, 2}})
+            expect_same(step(model, *task, data, batch, threads),
+                        step(model, *task, data, batch, threads, true), 0);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Gradient, testing::Values("ether", "ether+", "lora", "full"),
+                         [](const auto& info) {
+                             return std::string(info.param) == "ether+" ? "etherplus" : info.param;
+                         });
 
 // The first passes of a model run side by side, too.
 TEST(Gradient, SlicesShareNoState) {

@@ -93,9 +93,9 @@ BenchResult bench_train_step(const io::Checkpoint& checkpoint, const BenchOption
     std::vector<double> seconds;
     for (int64_t step = 0; step <= options.steps; ++step) {
         const auto start = Clock::now();
-        train::accumulate_gradients(
-            model, *task, sequences, rows,
-            {options.batch, Random(options.seed).stream(static_cast<uint64_t>(step))});
+        train::accumulate_gradients(model, *task, sequences, rows,
+                                    {options.batch, Random(options.seed).stream(static_cast<uint64_t>(step)),
+                                     options.checkpoint_activations});
         optimizer.step(1);
         model.parameters().clear_grads();
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());

@@ -14,6 +14,7 @@ struct BenchOptions {
     int64_t batch = 2, tokens = 256, steps = 5;
     at::ScalarType dtype = at::ScalarType::Undefined;
     uint64_t seed = 0;
+    bool checkpoint_activations = false;
 };
 
 struct BenchResult {

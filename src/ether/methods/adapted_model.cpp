@@ -188,6 +188,7 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed, TargetsFro
 
 void AdaptedModel::bind(const nn::Pass& pass) {
     for (nn::Site* site : sites_) site->forms = adapter_->forms(*site, pass);
+    model_->checkpoint_blocks(pass.checkpoint_activations);
 }
 
 at::Tensor AdaptedModel::hidden(const nn::Pass& pass) {

@@ -139,7 +139,8 @@ Tensor BertEncoder::hidden(const Pass& pass) const {
     auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
              at::embedding(positions_, position_rows(batch));
     x = drop(norm_(x), config_.hidden_dropout, pass, "embeddings");
-    for (size_t i = 0; i < layers_.size(); ++i) x = (*layers_[i])(x, points_[i], pass);
+    for (size_t i = 0; i < layers_.size(); ++i)
+        x = through(i, x, [this, i, pass](const Tensor& h) { return (*layers_[i])(h, points_[i], pass); });
     return x;
 }
 

@@ -138,7 +138,10 @@ class Llama : public nn::Model {
     Tensor hidden(const Pass& pass) const override {
         const RotaryTables tables(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
         auto x = at::embedding(embeddings_, pass.batch.token_ids);
-        for (size_t i = 0; i < layers_.size(); ++i) x = layers_[i](x, tables, points_[i], pass);
+        for (size_t i = 0; i < layers_.size(); ++i)
+            x = through(i, x, [this, i, tables, pass](const Tensor& h) {
+                return layers_[i](h, tables, points_[i], pass);
+            });
         return ops::rms_norm(x, norm_, config_.rms_norm_eps);
     }
 

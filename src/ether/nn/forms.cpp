@@ -130,7 +130,18 @@ const Rank1& as_rank1(const Form& form) {
     fail_not_low_rank();
 }
 
+struct Tensors {
+    std::vector<Tensor*> operator()(Rank1& form) const { return {&form.left, &form.right}; }
+    std::vector<Tensor*> operator()(LowRank& form) const { return {&form.a, &form.b}; }
+    std::vector<Tensor*> operator()(Scale& form) const { return {&form.factor}; }
+    std::vector<Tensor*> operator()(Shift& form) const { return {&form.offset}; }
+    std::vector<Tensor*> operator()(BlockDiagonal& form) const { return {&form.blocks}; }
+    std::vector<Tensor*> operator()(Overlay& form) const { return {&form.values}; }
+};
+
 }  // namespace
+
+std::vector<Tensor*> tensors_of(Form& form) { return std::visit(Tensors{}, form); }
 
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
     return std::visit(Apply{x, pass}, form);

@@ -52,6 +52,9 @@ struct Overlay {
 
 using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Overlay>;
 
+// A form's tensors that may be trained.
+std::vector<at::Tensor*> tensors_of(Form& form);
+
 // One site's change. Each list is applied in order.
 struct SiteForms {
     double input_dropout = 0;  // ordinary dropout of x, before everything else

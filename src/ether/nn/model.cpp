@@ -1,8 +1,23 @@
 #include "ether/nn/model.h"
 
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <optional>
+
 #include "ether/core/error.h"
 
 namespace ether::nn {
+namespace {
+
+// 3 for "model.layers.3.mlp.up_proj.weight": the only number in a name is its block's, in all architectures.
+std::optional<size_t> block_number(const std::string& name) {
+    const auto first = name.find_first_of("0123456789");
+    if (first == std::string::npos || first == 0 || name[first - 1] != '.') return std::nullopt;
+    return std::stoul(name.substr(first));
+}
+
+}  // namespace
 
 std::string top_module(const std::string& module) { return module.substr(0, module.find('.')); }
 
@@ -34,7 +49,35 @@ std::vector<std::string> Model::module_tensors(const std::string& module) const 
     return names;
 }
 
+bool Model::can_checkpoint_blocks() const {
+    return std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); });
+}
+
+void Model::checkpoint_blocks(bool on) {
+    checkpoints_.clear();
+    if (!on) return;
+    ETHER_ASSERT(can_checkpoint_blocks());
+    checkpoints_.resize(points_.size());
+    for (auto& site : sites_) {
+        if (site.layer < 0) continue;
+        auto& inputs = checkpoints_[static_cast<size_t>(site.layer)];
+        for (auto* chain : {&site.forms.pre, &site.forms.post, &site.forms.output, &site.forms.delta})
+            for (auto& form : *chain)
+                for (at::Tensor* tensor : tensors_of(form))
+                    if (tensor->requires_grad()) *tensor = inputs.leaf_for(*tensor);
+    }
+    for (const auto& [name, slots] : slots_)  // weights that are trained themselves
+        if (const auto layer = block_number(name); layer && slots.front()->requires_grad())
+            checkpoints_.at(*layer).leaf_for(*slots.front());
+}
+
+at::Tensor Model::through(size_t layer, const at::Tensor& x, const Block& block) const {
+    if (checkpoints_.empty() || !at::GradMode::is_enabled()) return block(x);
+    return checkpointed(block, x, checkpoints_[layer]);
+}
+
 void Model::unbind() {
+    checkpoints_.clear();
     for (auto& site : sites_) {
         site.forms = {};
         site.weight_grad = {};

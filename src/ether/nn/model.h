@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ether/nn/checkpointing.h"
 #include "ether/nn/parameters.h"
 #include "ether/nn/pass.h"
 #include "ether/nn/site.h"
@@ -34,6 +35,8 @@ struct BlockPoints {
     Map attn_in, attn_out, mlp_in, mlp_out;
     std::function<ExtraKeyValues(const Pass&)> extra_kv;
     std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
+
+    bool empty() const { return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp; }
 
     static at::Tensor at(const Map& point, const at::Tensor& x, const Pass& pass) {
         return point ? point(x, pass) : x;
@@ -84,10 +87,19 @@ class Model {
     const std::vector<std::string>& new_modules() const { return new_modules_; }
     std::vector<std::string> module_tensors(const std::string& module) const;
 
+    // Not where a point is set: nobody knows what its function trains.
+    bool can_checkpoint_blocks() const;
+    // Whether blocks of the passes to come keep their input alone (checkpointing.h). Called after forms are
+    // bound: those of blocks then hold leaves.
+    void checkpoint_blocks(bool on);
+
     // Removes what adapters bound: forms, sinks, points.
     void unbind();
 
   protected:
+    // x through the block with that number, checkpointed or not.
+    at::Tensor through(size_t layer, const at::Tensor& x, const Block& block) const;
+
     ModelShape shape_;
     at::ScalarType dtype_ = at::kFloat;
     std::deque<Site> sites_;
@@ -95,6 +107,7 @@ class Model {
     std::map<std::string, std::vector<at::Tensor*>> slots_;
     std::vector<std::string> new_modules_;
     Site* output_site_ = nullptr;
+    std::vector<BlockInputs> checkpoints_;  // by block; empty: not checkpointed
 
     friend class Weights;
 };

@@ -16,6 +16,7 @@ struct RunInfo {
     int64_t adapter_parameters = 0, head_parameters = 0, model_parameters = 0;
     int64_t training_examples = 0, eval_examples = 0;
     std::string device;  // "cpu, 2 threads"
+    bool checkpoint_activations = false;
     std::string method;
     double learning_rate = 0;
 };

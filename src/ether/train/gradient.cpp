@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "ether/core/error.h"
 #include "ether/core/parallel.h"
 
 namespace ether::train {
@@ -79,9 +80,18 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
 
 }  // namespace
 
+bool can_checkpoint(const methods::AdaptedModel& model) {
+    return model.adapter().forward_passes() == 1 && model.model().can_checkpoint_blocks();
+}
+
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
                               std::span<const data::Sequence> sequences, const data::BatchRows& rows,
                               const StepOptions& options) {
+    if (options.checkpoint_activations && !can_checkpoint(model))
+        fail(ErrorKind::usage,
+             "--checkpoint-activations: this method's blocks cannot be run again, as they are changed at "
+             "more than their "
+             "linear layers or run several times a step; leave the option out");
     const int threads = can_slice(model) ? num_threads() : 1;
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;
@@ -104,7 +114,8 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
                               .training = true,
                               .first_token = first_token,
                               .first_sequence = first_sequence,
-                              .bound = slices.size() > 1});
+                              .bound = slices.size() > 1,
+                              .checkpoint_activations = options.checkpoint_activations});
             first_token += slice.tokens();
             first_sequence += slice.size();
         }

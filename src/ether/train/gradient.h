@@ -17,12 +17,17 @@ namespace ether::train {
 struct StepOptions {
     int64_t batch = 32;  // sequences of a micro-batch
     Random random{0};    // of this step's dropouts
+    bool checkpoint_activations =
+        false;  // keep each block's input alone; the same bits, for about a third more time
 };
 
 struct StepSums {
     double loss = 0;  // mean over the step's items
     int64_t tokens = 0;
 };
+
+// Whether this model's blocks can be run again in backward.
+bool can_checkpoint(const methods::AdaptedModel& model);
 
 // Adds the gradient of the mean loss over sequences[rows] to the grads of the model's trained parameters. How
 // the rows are cut changes nothing but rounding; same cut and thread count: the same bits. A loss that is not

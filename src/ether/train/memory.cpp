@@ -66,7 +66,7 @@ LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
 }
 
 MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation) {
+                               const LargestBatch& evaluation, bool checkpoint_activations) {
     const auto& shape = model.model().shape();
     const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
     MemoryEstimate estimate;
@@ -77,6 +77,9 @@ MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const Largest
     const int64_t block = 12 * shape.hidden_size + 4 * shape.intermediate_size;
     int64_t per_token = shape.layers * block;
     for (const auto* site : model.sites()) per_token += site->linear.in() + site->linear.out();
+    // One block's values, half as much again for their gradients, and every block's input.
+    if (checkpoint_activations)
+        per_token = 3 * per_token / (2 * shape.layers) + shape.layers * shape.hidden_size;
     const int64_t logits =
         shape.head == nn::Head::causal_lm ? int64_t{1} << 26 : 0;  // linear_cross_entropy's chunk
     const auto scores = [](int64_t longest) {
@@ -107,8 +110,7 @@ void check_memory(const MemoryEstimate& estimate, int64_t available) {
          "this run needs about {:.1f} GB (trained values and optimizer {:.1f}, activations "
          "{:.1f}), but "
          "{:.1f} GB are free; lower --batch (and raise --accumulate to keep the result) or --max-length, or "
-         "use --dtype "
-         "bf16; --force tries all the same",
+         "use --dtype bf16; --force tries all the same",
          gigabytes(estimate.total()), gigabytes(estimate.trained), gigabytes(estimate.activations),
          gigabytes(available));
 }

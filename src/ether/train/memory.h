@@ -22,9 +22,9 @@ struct LargestBatch {
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 
 // Bytes, besides the base weights that are loaded already, for training on micro-batches of that size and
-// evaluating on such batches.
+// evaluating on such batches; with checkpointed activations, the blocks' inputs and one block's values.
 MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation);
+                               const LargestBatch& evaluation, bool checkpoint_activations);
 
 // What this process may still take: the system's available memory, or less where ulimit -v or a control group
 // (a container's limit) says so. Bytes.

@@ -148,7 +148,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
         config_.max_steps
             ? config_.max_steps
             : std::max<int64_t>(1, std::llround(config_.epochs * static_cast<double>(steps_per_epoch_)));
-    check_fits();
+    choose_memory_mode();
     optimizer_ = std::make_unique<AdamW>(make_optimizer());
 }
 
@@ -180,10 +180,16 @@ AdamW Trainer::make_optimizer() {
     return AdamW(std::move(parameters));
 }
 
-void Trainer::check_fits() const {
-    const auto estimate = estimate_memory(*model_, largest_batch(data::lengths_of(training_), config_.batch),
-                                          largest_batch(data::lengths_of(evaluation_), config_.eval_batch));
-    if (!config_.force) check_memory(estimate, available_memory());
+void Trainer::choose_memory_mode() {
+    const auto training = largest_batch(data::lengths_of(training_), config_.batch),
+               evaluation = largest_batch(data::lengths_of(evaluation_), config_.eval_batch);
+    const auto estimate = [&](bool checkpoints) {
+        return estimate_memory(*model_, training, evaluation, checkpoints);
+    };
+    const int64_t available = available_memory();
+    checkpoints_ =
+        config_.checkpoint_activations || (can_checkpoint(*model_) && estimate(false).total() > available);
+    if (!config_.force) check_memory(estimate(checkpoints_), available);
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
@@ -199,6 +205,7 @@ RunInfo Trainer::info(int64_t first_step) const {
         .training_examples = static_cast<int64_t>(training_.size()),
         .eval_examples = static_cast<int64_t>(evaluation_.size()),
         .device = fmt::format("cpu, {} threads, {}", num_threads(), c10::toString(model_->model().dtype())),
+        .checkpoint_activations = checkpoints_,
         .method = config_.method,
         .learning_rate = config_.learning_rate()};
 }
@@ -221,7 +228,8 @@ StepReport Trainer::train_step(int64_t step) {
     const auto& rows = epoch_batches_[static_cast<size_t>(step % steps_per_epoch_)];
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
-    const auto sums = accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random});
+    const auto sums =
+        accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random, checkpoints_});
     if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
     StepReport report;
     report.loss = sums.loss;

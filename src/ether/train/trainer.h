@@ -44,7 +44,7 @@ class Trainer {
     void read_data(const text::Tokenizer& tokenizer, const std::vector<data::Example>& examples);
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
-    void check_fits() const;
+    void choose_memory_mode();
     void open_folder(RunProgress& progress);
     [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
@@ -54,6 +54,7 @@ class Trainer {
 
     RunConfig config_;
     const bool resume_;
+    bool checkpoints_ = false;  // activations are checkpointed
     std::vector<Callback*> callbacks_;
     std::unique_ptr<RunLock> lock_;
     std::unique_ptr<tasks::Task> task_;
