@@ -47,7 +47,8 @@ void CommandLine::add_one(const Field& field, bool required) {
         if (std::holds_alternative<std::vector<std::string>*>(field.value))
             option->delimiter(',')->type_name("NAMES");
         else
-            (field.joined ? option->expected(1, 1000) : option->expected(1)->take_last())
+            (field.joined ? option->expected(1, 1000)
+                          : option->expected(1)->allow_extra_args(false)->take_last())
                 ->type_name(std::holds_alternative<std::string*>(field.value) ? "TEXT" : "NUMBER");
     }
     option->required(required);
@@ -61,7 +62,11 @@ void CommandLine::add(const Fields& fields, const std::vector<std::string>& requ
 
 void CommandLine::add_positional(const Field& field) {
     auto& values = *(values_[field.name] = std::make_unique<std::vector<std::string>>());
-    app_->add_option(field.name, values, field.help)->required()->expected(1)->type_name("TEXT");
+    app_->add_option(field.name, values, field.help)
+        ->required()
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->type_name("TEXT");
     fields_.push_back(field);
 }
 
@@ -89,9 +94,11 @@ void CommandLine::add_method_options() {
         for (const auto& [names, help] : variants)
             text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", names, help);
         auto& values = *(values_[name] = std::make_unique<std::vector<std::string>>());
-        auto* option = flags.contains(name)
-                           ? app_->add_flag("--" + name, values, text)
-                           : app_->add_option("--" + name, values, text)->expected(1)->type_name("VALUE");
+        auto* option = flags.contains(name) ? app_->add_flag("--" + name, values, text)
+                                            : app_->add_option("--" + name, values, text)
+                                                  ->expected(1)
+                                                  ->allow_extra_args(false)
+                                                  ->type_name("VALUE");
         option->take_last()->group("Options of methods");
         method_option_names_.push_back(name);
     }
@@ -109,6 +116,9 @@ bool CommandLine::parse(int argc, char** argv) {
         known.insert(known.end(), {"--config", "--help"});
         const auto extras = app_->remaining();
         const auto name = extras.front().substr(0, extras.front().find('='));
+        if (!name.starts_with('-'))
+            fail(ErrorKind::usage, "\"{}\" belongs to no option: each takes one value; see ether {} --help",
+                 extras.front(), verb_);
         fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
              did_you_mean(name, known), verb_);
     } catch (const CLI::ConfigError& error) {  // its text ends in the unknown key

@@ -137,7 +137,9 @@ int inspect_main(int argc, char** argv) {
     line.add({{.name = "json", .value = &json, .help = "print one JSON object"}});
     if (!line.parse(argc, argv)) return 0;
 
-    const bool adapter = std::filesystem::exists(std::filesystem::path(folder) / "adapter_config.json");
+    const auto path = std::filesystem::path(folder);
+    const bool adapter =
+        std::filesystem::exists(path / "adapter_config.json") || std::filesystem::exists(path / "run.toml");
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)
         std::printf("%s\n", object.dump().c_str());

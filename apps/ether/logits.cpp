@@ -46,11 +46,12 @@ int logits_main(int argc, char** argv) {
     LoadingOptions loading;
     std::string tokens, out;
     int64_t batch = 16;
-    CommandLine line("logits",
-                     "Writes the logits of rows of token ids, float32, one tensor logits.N a row: (tokens, "
-                     "vocabulary) of a "
-                     "language model, (classes) of a classifier. Needs no tokenizer.",
-                     "ether logits --model DIR --tokens tokens.json --out logits.safetensors");
+    CommandLine line(
+        "logits",
+        "Writes the logits of rows of token ids, float32, one tensor logits.N a row: (tokens, "
+        "vocabulary) of a "
+        "language model, (classes) of a classifier. Needs no tokenizer.",
+        "ether logits --model DIR --adapter runs/a --tokens tokens.json --out logits.safetensors");
     line.add(loading.fields(), {"model"});
     line.add(
         {

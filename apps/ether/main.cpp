@@ -1,5 +1,8 @@
 // ether: the command-line program. The only place that maps errors to exit codes: 0 done, 1 our user's input
 // or data, 2 the command line, 130 and the like interrupted by a signal.
+#include <poll.h>
+#include <unistd.h>
+
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -66,7 +69,9 @@ void finish_output() {
     std::cout.flush();
     std::fflush(stdout);
     if (std::cout.good() && !std::ferror(stdout)) return;
-    if (errno == EPIPE) return;
+    // An earlier write may have failed, and errno since been used for something else.
+    pollfd output{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+    if (errno == EPIPE || (poll(&output, 1, 0) == 1 && (output.revents & POLLERR))) return;
     fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
 }
 

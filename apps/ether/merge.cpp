@@ -33,16 +33,20 @@ int merge_main(int argc, char** argv) {
                                             {"dtype", c10::toString(report.dtype)},
                                             {"largest_difference", report.largest_difference},
                                             {"largest_logit", report.largest_logit},
-                                            {"adapter_effect", report.adapter_effect}})
+                                            {"adapter_effect", report.adapter_effect
+                                                                   ? nlohmann::json(*report.adapter_effect)
+                                                                   : nlohmann::json()}})
                                 .dump()
                                 .c_str());
     else
         fmt::print(
             "{}: {:.1f} MB in {}; probe logits differ from the adapter's by at most {:.2g} (largest logit "
-            "{:.3g}, "
-            "the adapter changes them by up to {:.3g})\n",
+            "{:.3g}{})\n",
             out, static_cast<double>(report.bytes) / 1e6, c10::toString(report.dtype),
-            report.largest_difference, report.largest_logit, report.adapter_effect);
+            report.largest_difference, report.largest_logit,
+            report.adapter_effect
+                ? fmt::format(", the adapter changes them by up to {:.3g}", *report.adapter_effect)
+                : "");
     return 0;
 }
 

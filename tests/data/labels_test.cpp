@@ -32,6 +32,11 @@ TEST(LabelSet, NamesKeepTheirOrder) {
     for (int64_t i = 0; i < labels.size(); ++i)
         EXPECT_EQ(labels.index(one(labels.names()[static_cast<size_t>(i)]), "f"), i);
     EXPECT_EQ(LabelSet::from_names({"0", "1"}).index(one(int64_t{1}), "f"), 1);
+    // Classes without names of their own are known by their numbers, too.
+    const LabelSet nameless = LabelSet::from_names({"LABEL_0", "LABEL_1"});
+    EXPECT_EQ(nameless.index(one(int64_t{1}), "f"), 1);
+    EXPECT_EQ(nameless.index(one("LABEL_1"), "f"), 1);
+    EXPECT_FAILS(data, "unknown label \"2\"", nameless.index(one(int64_t{2}), "f"));
     EXPECT_FAILS(data, "\"a\" stands there twice", LabelSet::from_names({"a", "b", "a"}));
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "io/test_files.h"
@@ -48,6 +49,18 @@ TEST(Checkpoint, ReadsOneFileOrShards) {
     EXPECT_EQ(one.names(), shards.names());
     EXPECT_EQ(one.fingerprint(), shards.fingerprint());
     EXPECT_EQ(one.fingerprint().size(), 32u);
+}
+
+TEST(Checkpoint, KnowsWhereTheTokenizerCuts) {
+    const Sharded sharded;
+    const auto unlimited = std::numeric_limits<int64_t>::max();
+    EXPECT_EQ(sharded.open().tokenizer_max_length(), unlimited);
+    write_raw(sharded.folder / "tokenizer_config.json", R"({"model_max_length": 64})");
+    EXPECT_EQ(sharded.open().tokenizer_max_length(), 64);
+    for (const char* nothing : {R"({})", R"({"model_max_length": 1e30})", R"({"model_max_length": null})"}) {
+        write_raw(sharded.folder / "tokenizer_config.json", nothing);
+        EXPECT_EQ(sharded.open().tokenizer_max_length(), unlimited) << nothing;
+    }
 }
 
 TEST(Checkpoint, FingerprintSeesNamesShapesDtypesAndValues) {

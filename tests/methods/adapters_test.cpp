@@ -285,7 +285,7 @@ TEST_F(Files, ConfigurationsThatAreNotUnderstood) {
 }
 
 TEST_F(Files, HeadsThatPeftListsNeedNotExist) {
-    files.config["modules_to_save"] = {"classifier", "score"};
+    files.config["modules_to_save"] = {"classifier", "score", "classifier", "score"};
     EXPECT_FAILS(adapter, "lacks the tensor \"base_model.model.classifier.", load());
     const auto head = adapted.model().module_tensors("classifier");
     for (const auto& name : head)
@@ -315,6 +315,13 @@ TEST(NewAdapter, TheSeedDecides) {
     };
     EXPECT_TRUE(at::equal(first(1), first(1)));
     EXPECT_FALSE(at::equal(first(1), first(2)));
+}
+
+TEST(ModulesToSave, ThatOverlapAreTrainedOnce) {
+    const AdaptedModel once(test::kBert.load(), {.method = "lora", .modules_to_save = {"pooler"}}),
+        twice(test::kBert.load(),
+              {.method = "lora", .modules_to_save = {"pooler", "pooler.dense", "bert.pooler", "pooler"}});
+    EXPECT_EQ(twice.parameters().count(), once.parameters().count());
 }
 
 TEST(Merge, AnAdaptedTiedHeadIsWrittenApart) {

@@ -63,6 +63,10 @@ int64_t LabelSet::index(const Example& example, const std::string& file) const {
         return std::string_view(names_[static_cast<size_t>(i)]);
     });
     if (found != by_name_.end() && names_[static_cast<size_t>(*found)] == name) return *found;
+    // Without names of their own classes are called LABEL_0, LABEL_1, ...; their numbers say as much.
+    if (const auto* number = std::get_if<int64_t>(&example.label);
+        number && *number >= 0 && *number < size() && names_[static_cast<size_t>(*number)] == "LABEL_" + name)
+        return *number;
     std::string list;
     for (size_t i = 0; i < std::min(names_.size(), kShownNames); ++i)
         list += (i == 0 ? "" : ", ") + printable(names_[i]);

@@ -288,6 +288,9 @@ TableFormat table_format(const fs::path& path) {
 }
 
 std::vector<Example> read_examples(const fs::path& path, const TableOptions& options) {
+    if (!fs::exists(path)) fail(ErrorKind::file, "{}: there is no such file", path.string());
+    if (fs::is_directory(path))
+        fail(ErrorKind::file, "{}: expected a file of examples, found a folder", path.string());
     const TableFormat format = table_format(path);
     return read_text(io::read_text_file(path), path.string(), format, options);
 }

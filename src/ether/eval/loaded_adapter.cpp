@@ -78,7 +78,8 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
         fail(ErrorKind::adapter, "{}/ether.json: max_length {} does not fit the model's {} positions",
              options.adapter, loaded.max_length, model->shape().max_positions);
     if (!loaded.max_length)
-        loaded.max_length = std::min(tasks::kDefaultMaxLength, model->shape().max_positions);
+        loaded.max_length = std::min({tasks::kDefaultMaxLength, model->shape().max_positions,
+                                      loaded.checkpoint.tokenizer_max_length()});
     loaded.model = files ? std::make_unique<methods::AdaptedModel>(std::move(model), *files)
                          : std::make_unique<methods::AdaptedModel>(
                                std::move(model),

@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
-                                           "tokenizer_config.json",
+                                           io::kTokenizerConfigFile,
                                            "special_tokens_map.json",
                                            "added_tokens.json",
                                            "vocab.txt",
@@ -47,6 +47,16 @@ nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType d
         config["label2id"][names[i]] = i;
     }
     return config;
+}
+
+// A tokenizer's file as the merged model needs it: a classifier cuts texts where the adapter's training did.
+std::string tokenizer_file(const eval::LoadedAdapter& loaded, const std::string& name) {
+    const auto path = loaded.checkpoint.path() / name;
+    if (name != io::kTokenizerConfigFile || loaded.task->head() != nn::Head::sequence_classification)
+        return io::read_text_file(path);
+    auto config = io::JsonObject::load(path).document();
+    config["model_max_length"] = loaded.max_length;
+    return config.dump(2) + "\n";
 }
 
 // A few rows of random ids, the same in every run.
@@ -83,21 +93,21 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
         if (fs::exists(loaded.checkpoint.path() / name))
-            io::write_file_atomic(folder.path() / name, io::read_text_file(loaded.checkpoint.path() / name));
+            io::write_file_atomic(folder.path() / name, tokenizer_file(loaded, name));
     io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
 
     const auto batch = probe(adapted.model().shape());
     const auto expected = adapted.logits({.batch = batch}).to(at::kDouble);
     adapted.model().unbind();
-    const auto base = adapted.model().logits({.batch = batch}).to(at::kDouble);
+    if (adapted.parameters().count(nn::ParameterGroup::base) == 0)
+        report.adapter_effect = largest(expected - adapted.model().logits({.batch = batch}).to(at::kDouble));
     const auto again = models::load_model(
         io::Checkpoint::open(folder.path()),
         {.head = loaded.task->head(), .classes = loaded.task->classes(), .dtype = adapted.model().dtype()});
     const auto found = again->logits({.batch = batch}).to(at::kDouble);
     report.largest_logit = largest(expected);
     report.largest_difference = largest(found - expected);
-    report.adapter_effect = largest(expected - base);
     const bool exact = report.dtype == at::kFloat && adapted.model().dtype() == at::kFloat;
     const double tolerance = (exact ? 1e-4 : 5e-2) * std::max(1.0, report.largest_logit);
     if (!(report.largest_difference <= tolerance))

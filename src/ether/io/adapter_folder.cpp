@@ -36,6 +36,10 @@ AdapterFiles read_adapter(const fs::path& folder) {
              code ? code.message() : "it does not exist");
     if (!fs::is_directory(status))
         fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
+    if (!has_entry(folder / kConfigFile) && has_entry(folder / "run.toml"))
+        fail(ErrorKind::adapter,
+             "{0}: this run has saved no adapter yet; ether train --resume {0} goes on with it",
+             folder.string());
     if (!has_entry(folder / kConfigFile))
         fail(ErrorKind::adapter,
              "{}: holds no {}, so it is not an adapter's folder or was not written to its end",

@@ -1,6 +1,7 @@
 #include "ether/io/checkpoint.h"
 
 #include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
@@ -59,6 +60,16 @@ class Hash {
 };
 
 }  // namespace
+
+int64_t Checkpoint::tokenizer_max_length() const {
+    const auto path = path_ / kTokenizerConfigFile;
+    const auto unlimited = std::numeric_limits<int64_t>::max();
+    if (!has_entry(path)) return unlimited;
+    const auto config = JsonObject::load(path);
+    const auto value = config.document().find("model_max_length");  // 1e30 where transformers knows none
+    if (value == config.document().end() || !value->is_number_integer() || *value < 1) return unlimited;
+    return value->get<int64_t>();
+}
 
 Checkpoint Checkpoint::open(const fs::path& folder) {
     std::error_code code;

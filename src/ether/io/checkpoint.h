@@ -16,6 +16,8 @@
 
 namespace ether::io {
 
+inline constexpr const char* kTokenizerConfigFile = "tokenizer_config.json";
+
 class Checkpoint {
   public:
     // Reads config.json and every header; no tensor data. Tensors are known by their names in the files.
@@ -23,6 +25,9 @@ class Checkpoint {
 
     const std::filesystem::path& path() const { return path_; }
     const JsonObject& config() const { return config_; }
+
+    // model_max_length of tokenizer_config.json; the largest integer where it says nothing.
+    int64_t tokenizer_max_length() const;
 
     std::vector<std::string> names() const;  // sorted
     bool contains(std::string_view name) const { return shard_of_.contains(name); }

@@ -150,7 +150,8 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
         if (found.empty())
             fail(ErrorKind::usage, "--modules-to-save: the model has no module \"{}\"{}", module,
                  did_you_mean(module, paths));
-        tensors.insert(tensors.end(), found.begin(), found.end());
+        for (const auto& name : found)  // PEFT writes lists in which modules repeat
+            if (std::find(tensors.begin(), tensors.end(), name) == tensors.end()) tensors.push_back(name);
     }
     return tensors;
 }

@@ -13,6 +13,8 @@ namespace ether::train {
 struct RunInfo {
     std::filesystem::path folder;
     int64_t first_step = 0, total_steps = 0, steps_per_epoch = 0;
+    // Trained by the method (full fine-tuning: the model's own) and besides it (heads and other whole
+    // modules).
     int64_t adapter_parameters = 0, head_parameters = 0, model_parameters = 0;
     int64_t training_examples = 0, eval_examples = 0;
     std::string device;  // "cpu, 2 threads"

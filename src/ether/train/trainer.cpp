@@ -199,7 +199,8 @@ RunInfo Trainer::info(int64_t first_step) const {
         .first_step = first_step,
         .total_steps = total_steps_,
         .steps_per_epoch = steps_per_epoch_,
-        .adapter_parameters = parameters.count(nn::ParameterGroup::adapter),
+        .adapter_parameters =
+            parameters.count(nn::ParameterGroup::adapter) + parameters.count(nn::ParameterGroup::base),
         .head_parameters = parameters.count(nn::ParameterGroup::head),
         .model_parameters = model_->model().parameter_count(),
         .training_examples = static_cast<int64_t>(training_.size()),
