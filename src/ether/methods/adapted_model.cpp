@@ -104,10 +104,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
                      "adapter_config.json: key \"modules_to_save\" holds {}, expected names", module.dump());
             const auto name = module.get<std::string>();
             const bool known_head = name == "classifier" || name == "score";
-            const bool listed = std::find(modules_to_save_.begin(), modules_to_save_.end(), name) !=
-                                modules_to_save_.end();  // PEFT writes its heads' names twice
-            if (!listed && (!known_head || !model_->module_tensors(name).empty()))
-                modules_to_save_.push_back(name);
+            if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
         }
     build(*options_, 0, TargetsFrom::adapter_file);
 

@@ -90,8 +90,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     if (options.checkpoint_activations && !can_checkpoint(model))
         fail(ErrorKind::usage,
              "--checkpoint-activations: this method's blocks cannot be run again, as they are changed at "
-             "more than their "
-             "linear layers or run several times a step; leave the option out");
+             "more than their linear layers or run several times a step; leave the option out");
     const int threads = can_slice(model) ? num_threads() : 1;
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;

@@ -149,9 +149,8 @@ Fields RunConfig::fields() {
         {.name = "checkpoint-activations",
          .value = &checkpoint_activations,
          .help = "keep the input of each block alone and compute the rest again in backward: the same result "
-                 "in a "
-                 "fraction of the memory, for about a third more time; turned on by itself where a run fits "
-                 "only so"},
+                 "in a fraction of the memory, for about a third more time; turned on by itself where a run "
+                 "fits only so"},
         {.name = "force", .value = &force, .help = "go on where the memory estimate says the run cannot fit"},
     };
 }
