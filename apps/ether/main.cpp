@@ -79,7 +79,8 @@ void finish_output() {
 }  // namespace ether::app
 
 // jemalloc's settings: freed memory stays for the next step, which needs about the same. Returned to the
-// system, as by default, it faults in again page by page: 15% of a MiniLM step.
+// system, as by default, it faults in again page by page: 15% of a MiniLM step. The trainer returns it now
+// and then (core/memory.h).
 extern "C" const char* malloc_conf;
 const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1";
 

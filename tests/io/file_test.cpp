@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <csignal>
+#include <fstream>
 #include <string>
 
 #include "io/test_files.h"
@@ -28,6 +29,28 @@ TEST(MappedFile, ShowsTheBytes) {
     EXPECT_EQ(text_of(file), std::string("x\0y", 3));
     write_raw(folder / "empty", "");
     EXPECT_TRUE(MappedFile(folder / "empty").bytes().empty());
+}
+
+// The process's resident memory that is mapped from files, in bytes.
+int64_t resident_file_bytes() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with("RssFile:")) return std::stoll(line.substr(8)) * 1024;
+    return -1;
+}
+
+TEST(MappedFile, ReleasesPagesThatReadAgain) {
+    const TempFolder folder;
+    const std::string text(int64_t{8} << 20, 'x');
+    write_file_atomic(folder / "a", text);
+    const MappedFile file(folder / "a");
+    EXPECT_EQ(text_of(file), text);
+    const auto before = resident_file_bytes();
+    file.release(file.bytes().subspan(1));
+    EXPECT_LT(resident_file_bytes(), before - (int64_t{7} << 20));
+    EXPECT_EQ(text_of(file), text);
+    file.release(file.bytes().first(10));  // less than a page
+    file.release({});
 }
 
 TEST(MappedFile, NamesPathAndReason) {

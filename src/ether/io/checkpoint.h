@@ -35,6 +35,7 @@ class Checkpoint {
     at::Tensor tensor(std::string_view name) const {
         return shard(name).tensor(name);
     }  // see SafetensorsFile::tensor
+    void release(std::string_view name) const { shard(name).release(name); }
 
     // 32 hex digits that tell models apart, to check that an adapter meets its base: a hash (not a
     // cryptographic one) over each tensor's name, dtype, shape and up to 4096 bytes of its data, in order of

@@ -22,6 +22,9 @@ class MappedFile {
     MappedFile& operator=(const MappedFile&) = delete;
 
     std::span<const std::byte> bytes() const { return {data_, size_}; }
+    // Takes the pages that lie within a part of bytes() out of this process's memory; reading brings them
+    // back.
+    void release(std::span<const std::byte> part) const;
     const std::filesystem::path& path() const { return path_; }
 
   private:

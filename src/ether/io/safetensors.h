@@ -44,6 +44,8 @@ class SafetensorsFile {
     // not lie at a multiple of the element's size, a copy of them.
     at::Tensor tensor(std::string_view name) const;
     std::span<const std::byte> bytes(std::string_view name) const;
+    // The tensor's data need not stay in memory: a copy of them took their place.
+    void release(std::string_view name) const { map_->release(bytes(name)); }
 
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::filesystem::path& path() const { return map_->path(); }

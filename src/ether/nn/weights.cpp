@@ -46,6 +46,7 @@ void Weights::load(at::Tensor* slot, const std::string& name, at::IntArrayRef sh
         fail(ErrorKind::model, "{}: tensor \"{}\" has shape {}, but config.json asks for {}",
              checkpoint_.path().string(), *stored, shape_text(tensor.sizes()), shape_text(shape));
     *slot = tensor.to(model_.dtype_);
+    if (tensor.scalar_type() != model_.dtype_) checkpoint_.release(*stored);
     model_.slots_[name].push_back(slot);
 }
 

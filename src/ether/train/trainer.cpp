@@ -8,6 +8,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
+#include "ether/core/memory.h"
 #include "ether/core/parallel.h"
 #include "ether/io/checkpoint.h"
 #include "ether/io/file.h"
@@ -24,6 +25,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
+
+// A return costs the page faults of about one step.
+constexpr int64_t kStepsBetweenReturns = 64;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -332,6 +336,7 @@ RunResult Trainer::run() {
         const auto report = train_step(progress.step);
         progress.step = report.step;
         progress.loss = report.loss;
+        if (progress.step % kStepsBetweenReturns == 0) return_freed_memory();
         for (auto* callback : callbacks_) callback->on_step(report);
         const bool last = progress.step == total_steps_;
         if (!evaluation_.empty() && (last || progress.step % eval_every == 0)) {
