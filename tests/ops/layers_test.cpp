@@ -1,10 +1,12 @@
-// The ops inside a transformer block and its loss: rms_norm, rotary, swiglu, linear_cross_entropy, exp.
+// The ops inside a transformer block and its loss: norms, rotary, activations, linear_cross_entropy, exp.
 #include <gtest/gtest.h>
 
 #include <limits>
 
 #include "ether/core/random.h"
 #include "ether/ops/cross_entropy/linear_cross_entropy.h"
+#include "ether/ops/gelu/gelu.h"
+#include "ether/ops/norm/layer_norm.h"
 #include "ether/ops/norm/rms_norm.h"
 #include "ether/ops/rotary/rotary.h"
 #include "ether/ops/swiglu/swiglu.h"
@@ -40,6 +42,63 @@ TEST(RmsNorm, EqualsReferenceAndItsGradient) {
         EXPECT_TRUE(
             near(rms_norm(narrow, narrow_w, 1e-5), rms_reference(narrow, narrow_w, 1e-5), 2 * kBfloatEps));
     }
+}
+
+TEST(RmsNorm, OfEachHead) {
+    const auto x = normal({5, 12}, 1), w = normal({4}, 2);
+    const auto expected = rms_reference(x.view({15, 4}), w, 1e-5).view({5, 12});
+    EXPECT_TRUE(near(rms_norm(x, w, 1e-5), expected, 1e-14));
+}
+
+Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+    Rows rows;
+    return rows.run(layer_norm(rows, rows.input(x), weight, bias, eps));
+}
+
+TEST(LayerNorm, EqualsReferenceAndItsGradient) {
+    for (const auto& [tokens, width] : {std::pair<int64_t, int64_t>{1, 2}, {3, 7}, {17, 64}, {40, 65}}) {
+        const auto x = normal({tokens, width}, 1) + 3, w = normal({width}, 2), b = normal({width}, 3);
+        const auto reference = [&](const Tensor& input) {
+            return at::layer_norm(input.to(at::kDouble), {width}, w, b, 1e-5);
+        };
+        EXPECT_TRUE(near(layer_norm(x, w, b, 1e-5), reference(x), 1e-13));
+        EXPECT_TRUE(gradcheck([](const Tensors& in) { return layer_norm(in[0], in[1], in[2], 1e-2); },
+                              {{"x", x}, {"weight", w}, {"bias", b}}));
+        const auto narrow = x.to(at::kFloat);
+        EXPECT_TRUE(near(layer_norm(narrow, w, b, 1e-5), reference(narrow), 1e-5));
+    }
+}
+
+Tensor own_gelu(const Tensor& x) {
+    Rows rows;
+    return rows.run(gelu(rows, rows.input(x)));
+}
+
+TEST(Gelu, EqualsReferenceAndItsGradient) {
+    const auto x = normal({9, 37}, 1) * 3;
+    EXPECT_TRUE(near(own_gelu(x), at::gelu(x), 1e-15));
+    EXPECT_TRUE(gradcheck([](const Tensors& in) { return own_gelu(in[0]); }, {{"x", x}}));
+    const auto grid = at::linspace(-9, 9, 100001, at::kFloat).view({-1, 1});
+    EXPECT_LT((own_gelu(grid).to(at::kDouble) - at::gelu(grid.to(at::kDouble))).abs().max().item().toDouble(),
+              1e-6);
+    const auto wide = grid.view({1, -1}).requires_grad_(true),
+               exact = wide.detach().to(at::kDouble).requires_grad_(true);
+    own_gelu(wide).sum().backward();
+    at::gelu(exact).sum().backward();
+    EXPECT_LT((wide.grad().to(at::kDouble) - exact.grad()).abs().max().item<double>(), 2e-6);
+    const auto narrow = x.to(at::kBFloat16);
+    EXPECT_TRUE(near(own_gelu(narrow), at::gelu(narrow.to(at::kDouble)), kBfloatEps));
+}
+
+Tensor rotary(const Tensor& x, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+    Rows rows;
+    return rows.run(rotary(rows, rows.input(x), positions, cos, sin));
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+    Rows rows;
+    const auto g = rows.input(gate), u = rows.input(up);
+    return rows.run(swiglu(rows, g, u));
 }
 
 Tensor rotary_reference(const Tensor& x, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
@@ -81,8 +140,8 @@ TEST(Swiglu, EqualsReferenceAndItsGradient) {
         const auto g = gate.to(at::kBFloat16), u = up.to(at::kBFloat16);
         EXPECT_TRUE(near(swiglu(g, u), reference(g, u), kBfloatEps));
     }
-    const auto extreme = at::tensor({-200.0F, 200.0F}), ones = at::ones({2});
-    EXPECT_TRUE(near(swiglu(extreme, ones), at::tensor({0.0F, 200.0F}), 1e-6));
+    const auto extreme = at::tensor({-200.0F, 200.0F}).view({1, 2}), ones = at::ones({1, 2});
+    EXPECT_TRUE(near(swiglu(extreme, ones), at::tensor({0.0F, 200.0F}).view({1, 2}), 1e-6));
 }
 
 Tensor loss_reference(const Tensor& hidden, const Tensor& weight, const Tensor& targets) {
@@ -130,6 +189,8 @@ TEST(VectorMath, ExpIsWithinTwoUnitsInTheLastPlace) {
         const double unit =
             std::nextafter(rounded, std::numeric_limits<float>::infinity()) - static_cast<double>(rounded);
         ASSERT_LE(std::abs(static_cast<double>(exp(x)) - exact), 2 * unit) << "x = " << x;
+        const Vector<float> lanes = exp(Vector<float>{} + x);
+        ASSERT_LE(std::abs(static_cast<double>(lanes[3]) - exact), 2 * unit) << "x = " << x;
     }
     EXPECT_EQ(exp(0.0F), 1.0F);
     EXPECT_EQ(exp(-88.0F), 0.0F);

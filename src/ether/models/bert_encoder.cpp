@@ -9,13 +9,17 @@
 #include "ether/nn/weights.h"
 #include "ether/ops/attention/attention.h"
 #include "ether/ops/dropout/dropout.h"
+#include "ether/ops/elementwise/elementwise.h"
+#include "ether/ops/norm/layer_norm.h"
 
 namespace ether::models {
 
 using at::Tensor;
 using nn::BlockPoints;
 using nn::Pass;
+using nn::Projections;
 using nn::Weights;
+using ops::Rows;
 
 void LayerNorm::load(Weights& weights, const std::string& name, int64_t width, double epsilon) {
     weights.load(&weight, name + ".weight", {width});
@@ -23,8 +27,8 @@ void LayerNorm::load(Weights& weights, const std::string& name, int64_t width, d
     eps = epsilon;
 }
 
-Tensor LayerNorm::operator()(const Tensor& x) const {
-    return at::layer_norm(x, weight.sizes(), weight, bias, eps);
+Rows::Value LayerNorm::operator()(Rows& rows, Rows::Value x) const {
+    return ops::layer_norm(rows, x, weight, bias, eps);
 }
 
 class BertLayer {
@@ -44,33 +48,61 @@ class BertLayer {
     }
 
     Tensor operator()(const Tensor& x, const BlockPoints& points, const Pass& pass) const {
+        Rows before_attention, before_output, rows, last;
+        const auto stream = before_attention.input(x);
+        const auto context = attention(
+            before_attention, BlockPoints::at(points.attn_in, before_attention, stream, pass), points, pass);
+        const Projections output(before_output, before_output.input(context), {attention_output_}, pass);
         const auto attended =
-            attention_norm_(x + BlockPoints::at(points.attn_out, attention(x, points, pass), pass));
-        auto mlp = [&](const Tensor& input) {
-            const auto h =
-                output_->operator()(activation(config_.activation, (*intermediate_)(input, pass)), pass);
-            return drop(h, config_.hidden_dropout, pass, "mlp");
-        };
-        const auto input = BlockPoints::at(points.mlp_in, attended, pass);
-        const auto result = points.mlp ? points.mlp(input, mlp, pass) : mlp(input);
-        return output_norm_(attended + BlockPoints::at(points.mlp_out, result, pass));
+            sublayer_end(rows, rows.input(x), output, "attention", points.attn_out, attention_norm_, pass);
+        const auto input = BlockPoints::at(points.mlp_in, rows, attended, pass);
+        if (points.mlp) {
+            const auto tensors = rows.run({attended, input});
+            auto mlp_of = [&](const Tensor& h) {
+                Rows from, to;
+                const auto end = mlp({from, from.input(h), {intermediate_}, pass}, pass);
+                return to.run(drop(to, end.finish(0, to), "mlp", pass));
+            };
+            const auto result =
+                BlockPoints::at(points.mlp_out, last, last.input(points.mlp(tensors[1], mlp_of, pass)), pass);
+            return last.run(output_norm_(last, ops::add(last, last.input(tensors[0]), result)));
+        }
+        const Projections intermediate(rows, input, {intermediate_}, pass, {attended});
+        return last.run(sublayer_end(last, last.input(intermediate.other(0)), mlp(intermediate, pass), "mlp",
+                                     points.mlp_out, output_norm_, pass));
     }
 
   private:
-    Tensor attention(const Tensor& x, const BlockPoints& points, const Pass& pass) const {
-        const auto input = BlockPoints::at(points.attn_in, x, pass);
+    // What the sublayer's output layer reads.
+    Tensor attention(Rows& rows, Rows::Value input, const BlockPoints& points, const Pass& pass) const {
+        const Projections qkv(rows, input, {query_, key_, value_}, pass);
+        Rows heads;
+        const auto tensors = heads.run({qkv.finish(0, heads), qkv.finish(1, heads), qkv.finish(2, heads)});
         ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.heads};
         options.scale = 1 / std::sqrt(static_cast<double>(config_.hidden_size / config_.heads));
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
-        const auto context = attend((*query_)(input, pass), (*key_)(input, pass), (*value_)(input, pass),
-                                    points, pass, options);
-        return drop((*attention_output_)(context, pass), config_.hidden_dropout, pass, "attention");
+        return attend(tensors[0], tensors[1], tensors[2], points, pass, options);
     }
 
-    Tensor drop(const Tensor& x, double p, const Pass& pass, std::string_view place) const {
-        return pass.training ? ops::dropout(x, p, pass.stream(index_, place), pass.first_token) : x;
+    // The sublayer from its first layer to the product of its second.
+    Projections mlp(const Projections& intermediate, const Pass& pass) const {
+        Rows rows;
+        const auto h = activation(config_.activation, rows, intermediate.finish(0, rows));
+        return {rows, h, {output_}, pass};
+    }
+
+    // norm(x + point(dropout(the sublayer's output))).
+    Rows::Value sublayer_end(Rows& rows, Rows::Value x, const Projections& output, std::string_view place,
+                             const BlockPoints::Map& point, const LayerNorm& norm, const Pass& pass) const {
+        const auto result = drop(rows, output.finish(0, rows), place, pass);
+        return norm(rows, ops::add(rows, x, BlockPoints::at(point, rows, result, pass)));
+    }
+
+    Rows::Value drop(Rows& rows, Rows::Value x, std::string_view place, const Pass& pass) const {
+        if (!pass.training) return x;
+        return ops::dropout(rows, x, config_.hidden_dropout, pass.stream(index_, place), pass.first_token);
     }
 
     const BertConfig& config_;
@@ -138,7 +170,8 @@ Tensor BertEncoder::hidden(const Pass& pass) const {
     const auto& batch = pass.batch;
     auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
              at::embedding(positions_, position_rows(batch));
-    x = drop(norm_(x), config_.hidden_dropout, pass, "embeddings");
+    Rows rows;
+    x = drop(rows.run(norm_(rows, rows.input(x))), config_.hidden_dropout, pass, "embeddings");
     for (size_t i = 0; i < layers_.size(); ++i)
         x = through(i, x, [this, i, pass](const Tensor& h) { return (*layers_[i])(h, points_[i], pass); });
     return x;

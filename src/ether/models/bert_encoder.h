@@ -30,7 +30,7 @@ struct LayerNorm {
     double eps = 0;
 
     void load(nn::Weights& weights, const std::string& name, int64_t width, double epsilon);
-    at::Tensor operator()(const at::Tensor& x) const;
+    ops::Rows::Value operator()(ops::Rows& rows, ops::Rows::Value x) const;
 };
 
 class BertLayer;

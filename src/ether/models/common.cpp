@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "ether/core/error.h"
+#include "ether/ops/gelu/gelu.h"
 
 namespace ether::models {
 namespace {
@@ -14,11 +15,11 @@ using at::Tensor;
 
 struct Activation {
     const char* name;
-    Tensor (*apply)(const Tensor&);
+    Tensor (*apply)(const Tensor&);  // null: the graph's own
 };
 
 constexpr std::array kActivations = {
-    Activation{"gelu", [](const Tensor& x) { return at::gelu(x); }},
+    Activation{"gelu", nullptr},
     Activation{"gelu_new", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
     Activation{"gelu_pytorch_tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }},
     Activation{"relu", [](const Tensor& x) { return at::relu(x); }},
@@ -77,9 +78,10 @@ std::string checked_activation(const io::JsonObject& config, const char* key, co
          key, name, known);
 }
 
-Tensor activation(const std::string& name, const Tensor& x) {
+ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows::Value x) {
     for (const auto& entry : kActivations)
-        if (name == entry.name) return entry.apply(x);
+        if (name == entry.name)
+            return entry.apply ? rows.input(entry.apply(rows.run(x))) : ops::gelu(rows, x);
     ETHER_ASSERT(false);
 }
 

@@ -23,7 +23,7 @@ void divides(const io::JsonObject& config, const char* divisor_key, int64_t divi
 
 // transformers' ACT2FN: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh.
 std::string checked_activation(const io::JsonObject& config, const char* key, const char* fallback);
-at::Tensor activation(const std::string& name, const at::Tensor& x);
+ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows::Value x);
 
 // Attention over the batch's sequences, with the block's extra keys and values in front of each one's own.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

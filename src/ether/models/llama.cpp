@@ -10,6 +10,7 @@
 #include "ether/nn/weights.h"
 #include "ether/ops/attention/attention.h"
 #include "ether/ops/dispatch.h"
+#include "ether/ops/elementwise/elementwise.h"
 #include "ether/ops/norm/rms_norm.h"
 #include "ether/ops/rotary/rotary.h"
 #include "ether/ops/swiglu/swiglu.h"
@@ -20,7 +21,9 @@ namespace {
 using at::Tensor;
 using nn::BlockPoints;
 using nn::Pass;
+using nn::Projections;
 using nn::Weights;
+using ops::Rows;
 
 // cos and sin of position times frequency, for positions 0..n-1: (n, head_dim / 2) each. Made anew for every
 // pass, which costs next to nothing, so that passes may run side by side.
@@ -60,32 +63,50 @@ class Layer {
 
     Tensor operator()(const Tensor& x, const RotaryTables& tables, const BlockPoints& points,
                       const Pass& pass) const {
-        const auto attended = x + BlockPoints::at(points.attn_out, attention(x, tables, points, pass), pass);
-        const auto input = BlockPoints::at(points.mlp_in, norm(attended, mlp_norm_), pass);
-        auto mlp = [&](const Tensor& h) {
-            return (*down_)(ops::swiglu((*gate_)(h, pass), (*up_)(h, pass)), pass);
-        };
-        const auto result = points.mlp ? points.mlp(input, mlp, pass) : mlp(input);
-        return attended + BlockPoints::at(points.mlp_out, result, pass);
+        const auto context = attention(x, tables, points, pass);
+        Rows before_o, rows, last;
+        const Projections o(before_o, before_o.input(context), {o_}, pass);
+        const auto attended =
+            ops::add(rows, rows.input(x), BlockPoints::at(points.attn_out, rows, o.finish(0, rows), pass));
+        const auto input = BlockPoints::at(points.mlp_in, rows, norm(rows, attended, mlp_norm_), pass);
+        Rows::Value residual, result;
+        if (points.mlp) {
+            const auto tensors = rows.run({attended, input});
+            residual = last.input(tensors[0]);
+            result = last.input(points.mlp(
+                tensors[1],
+                [&](const Tensor& h) {
+                    Rows from, to;
+                    const auto down = mlp({from, from.input(h), {gate_, up_}, pass}, pass);
+                    return to.run(down.finish(0, to));
+                },
+                pass));
+        } else {
+            const Projections gate_up(rows, input, {gate_, up_}, pass, {attended});
+            residual = last.input(gate_up.other(0));
+            result = mlp(gate_up, pass).finish(0, last);
+        }
+        return last.run(ops::add(last, residual, BlockPoints::at(points.mlp_out, last, result, pass)));
     }
 
   private:
-    Tensor norm(const Tensor& x, const Tensor& weight) const {
-        return ops::rms_norm(x, weight, config_.rms_norm_eps);
+    Rows::Value norm(Rows& rows, Rows::Value x, const Tensor& weight) const {
+        return ops::rms_norm(rows, x, weight, config_.rms_norm_eps);
     }
 
-    Tensor head_norm(const Tensor& x, const Tensor& weight) const {
-        return weight.defined() ? norm(x.reshape({-1, config_.head_dim}), weight).view(x.sizes()) : x;
-    }
-
+    // What o_proj reads.
     Tensor attention(const Tensor& x, const RotaryTables& tables, const BlockPoints& points,
                      const Pass& pass) const {
-        const auto input = BlockPoints::at(points.attn_in, norm(x, attention_norm_), pass);
-        auto rotate = [&](const Tensor& h) {
-            return ops::rotary(h, pass.batch.positions, tables.cos, tables.sin);
+        Rows rows, heads;
+        const auto input =
+            BlockPoints::at(points.attn_in, rows, norm(rows, rows.input(x), attention_norm_), pass);
+        const Projections qkv(rows, input, {q_, k_, v_}, pass);
+        auto rotated = [&](size_t i, const Tensor& head_norm) {
+            auto h = qkv.finish(i, heads);
+            if (head_norm.defined()) h = norm(heads, h, head_norm);
+            return ops::rotary(heads, h, pass.batch.positions, tables.cos, tables.sin);
         };
-        const auto q = rotate(head_norm((*q_)(input, pass), q_norm_)),
-                   k = rotate(head_norm((*k_)(input, pass), k_norm_));
+        const auto tensors = heads.run({rotated(0, q_norm_), rotated(1, k_norm_), qkv.finish(2, heads)});
         ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.kv_heads};
         options.scale = 1 / std::sqrt(static_cast<double>(config_.head_dim));
         options.causal = true;
@@ -93,7 +114,14 @@ class Layer {
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
-        return (*o_)(attend(q, k, (*v_)(input, pass), points, pass, options), pass);
+        return attend(tensors[0], tensors[1], tensors[2], points, pass, options);
+    }
+
+    // The sublayer from gate and up to down's product.
+    Projections mlp(const Projections& gate_up, const Pass& pass) const {
+        Rows rows;
+        const auto gate = gate_up.finish(0, rows), up = gate_up.finish(1, rows);
+        return {rows, ops::swiglu(rows, gate, up), {down_}, pass};
     }
 
     const LlamaConfig& config_;

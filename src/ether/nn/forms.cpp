@@ -4,6 +4,7 @@
 
 #include "ether/core/error.h"
 #include "ether/ops/dropout/dropout.h"
+#include "ether/ops/elementwise/elementwise.h"
 #include "ether/ops/rank1/rank1.h"
 
 namespace ether::nn {
@@ -11,18 +12,14 @@ namespace {
 
 using at::Tensor;
 
-// A (d) or (bank, d) vector as one row a token or one row for all.
-Tensor per_token(const Tensor& vector, const FormPass& pass) {
-    return vector.dim() == 1 ? vector : vector.index_select(0, pass.rows);
-}
-
 struct Apply {
     const Tensor& x;
     const FormPass& pass;
 
-    Tensor operator()(const Rank1& form) const {
-        const bool banked = form.left.dim() == 4;
-        return ops::rank1(x, form.left, form.right, form.coefficients, banked ? pass.rows : Tensor());
+    // What acts row by row: a graph of its own.
+    template <typename Other>
+    Tensor operator()(const Other& form) const {
+        return apply_chain({Form(form)}, x, pass);
     }
     Tensor operator()(const LowRank& form) const {
         const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
@@ -33,12 +30,6 @@ struct Apply {
                                  return product(tokens, form.a[entry], form.b[entry]);
                              });
         return y.mul(form.scale).to(x.scalar_type());
-    }
-    Tensor operator()(const Scale& form) const {
-        return (x.to(form.factor.scalar_type()) * per_token(form.factor, pass)).to(x.scalar_type());
-    }
-    Tensor operator()(const Shift& form) const {
-        return (x.to(form.offset.scalar_type()) + per_token(form.offset, pass)).to(x.scalar_type());
     }
     Tensor operator()(const BlockDiagonal& form) const {
         const auto wide = x.to(form.blocks.scalar_type());
@@ -75,6 +66,27 @@ struct Apply {
             y = y.index_add(0, tokens, product(wide.index_select(0, tokens), entry));
         }
         return y;
+    }
+};
+
+struct ApplyToRows {
+    ops::Rows& rows;
+    ops::Rows::Value x;
+    const FormPass& pass;
+
+    ops::Rows::Value operator()(const Rank1& form) const {
+        const bool banked = form.left.dim() == 4;
+        return ops::rank1(rows, x, form.left, form.right, form.coefficients, banked ? pass.rows : Tensor());
+    }
+    ops::Rows::Value operator()(const Scale& form) const {
+        return ops::scale(rows, x, form.factor, pass.rows);
+    }
+    ops::Rows::Value operator()(const Shift& form) const {
+        return ops::shift(rows, x, form.offset, pass.rows);
+    }
+    template <typename Other>
+    ops::Rows::Value operator()(const Other& form) const {
+        return rows.input(apply_form(form, rows.run(x), pass));
     }
 };
 
@@ -147,9 +159,15 @@ Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
     return std::visit(Apply{x, pass}, form);
 }
 
-Tensor apply_chain(const std::vector<Form>& chain, Tensor x, const FormPass& pass) {
-    for (const auto& form : chain) x = apply_form(form, x, pass);
+ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
+                             const FormPass& pass) {
+    for (const auto& form : chain) x = std::visit(ApplyToRows{rows, x, pass}, form);
     return x;
+}
+
+Tensor apply_chain(const std::vector<Form>& chain, const Tensor& x, const FormPass& pass) {
+    ops::Rows rows;
+    return rows.run(apply_chain(chain, rows, rows.input(x), pass));
 }
 
 std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, const Tensor& bias) {

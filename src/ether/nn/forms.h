@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ether/core/random.h"
+#include "ether/ops/rows/rows.h"
 
 namespace ether::nn {
 
@@ -79,8 +80,11 @@ struct FormPass {
 // x (T, d) through one form. For a delta: its contribution, (T, out). Differentiable.
 at::Tensor apply_form(const Form& form, const at::Tensor& x, const FormPass& pass = {});
 
-// x through a chain, in order.
-at::Tensor apply_chain(const std::vector<Form>& chain, at::Tensor x, const FormPass& pass);
+// x through a chain, in order: forms that act on each token by itself join the graph, others (BlockDiagonal)
+// run it up to them.
+ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
+                             const FormPass& pass);
+at::Tensor apply_chain(const std::vector<Form>& chain, const at::Tensor& x, const FormPass& pass);
 
 // A site's weight (out, in) and bias (out, or undefined) with its forms multiplied in, in the weight's dtype,
 // which must be float32 or float64. A form that shifts the output creates a bias.

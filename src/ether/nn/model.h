@@ -38,8 +38,9 @@ struct BlockPoints {
 
     bool empty() const { return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp; }
 
-    static at::Tensor at(const Map& point, const at::Tensor& x, const Pass& pass) {
-        return point ? point(x, pass) : x;
+    // A value of a graph through a point's function, for which the graph runs up to it.
+    static ops::Rows::Value at(const Map& point, ops::Rows& rows, ops::Rows::Value x, const Pass& pass) {
+        return point ? rows.input(point(rows.run(x), pass)) : x;
     }
 };
 

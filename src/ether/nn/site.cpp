@@ -1,25 +1,64 @@
 #include "ether/nn/site.h"
 
 #include "ether/ops/dropout/dropout.h"
+#include "ether/ops/elementwise/elementwise.h"
 
 namespace ether::nn {
 
+using ops::Rows;
+
 at::Tensor Site::operator()(const at::Tensor& x, const Pass& pass) const {
-    if (forms.empty()) return ops::linear(x, linear.weight, linear.bias, weight_grad);
-    const FormPass form_pass{pass.training, pass.stream(index, "forms"), pass.adapter_rows, pass.first_token};
-    const auto input =
-        pass.training ? ops::dropout(x, forms.input_dropout, pass.stream(index, "input"), pass.first_token)
-                      : x;
-    const auto h = apply_chain(forms.pre, input, form_pass);
-    at::Tensor y;
-    if (forms.post.empty()) {
-        y = ops::linear(h, linear.weight, linear.bias, weight_grad);
-    } else {
-        y = apply_chain(forms.post, ops::linear(h, linear.weight, {}, weight_grad), form_pass);
-        if (linear.bias.defined()) y = y + linear.bias;
+    Rows before;
+    const Projections projection(before, before.input(x), {this}, pass);
+    Rows after;
+    return after.run(projection.finish(0, after));
+}
+
+Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sites, const Pass& pass,
+                         const std::vector<Rows::Value>& others)
+    : sites_(std::move(sites)) {
+    std::vector<Rows::Value> wanted = others;
+    std::vector<Rows::Value> inputs;  // of a site's forms: x, dropped
+    for (const auto* site : sites_) {
+        passes_.push_back(
+            {pass.training, pass.stream(site->index, "forms"), pass.adapter_rows, pass.first_token});
+        const auto& forms = site->forms;
+        inputs.push_back(pass.training ? ops::dropout(rows, x, forms.input_dropout,
+                                                      pass.stream(site->index, "input"), pass.first_token)
+                                       : x);
+        wanted.push_back(apply_chain(forms.pre, rows, inputs.back(), passes_.back()));
     }
-    y = apply_chain(forms.output, y, form_pass);
-    for (const auto& form : forms.delta) y = y + apply_form(form, input, form_pass);
+    const size_t first = others.size();
+    for (size_t i = 0; i < sites_.size(); ++i)
+        if (!sites_[i]->forms.delta.empty()) wanted.push_back(inputs[i]);
+    auto tensors = rows.run(wanted);
+    auto delta_input = tensors.begin() + static_cast<int64_t>(first + sites_.size());
+    for (size_t i = 0; i < sites_.size(); ++i) {
+        const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
+        const bool bias_follows = !forms.post.empty() && linear.bias.defined();
+        products_.push_back(ops::linear(tensors[first + i], linear.weight,
+                                        bias_follows ? at::Tensor() : linear.bias, sites_[i]->weight_grad));
+        auto& deltas = deltas_.emplace_back();
+        for (const auto& form : forms.delta) {
+            const auto delta = apply_form(form, *delta_input, passes_[i]);
+            // One tensor to keep instead of two, where nothing comes between.
+            if (forms.post.empty() && forms.output.empty())
+                products_.back() = products_.back() + delta;
+            else
+                deltas.push_back(delta);
+        }
+        if (!forms.delta.empty()) ++delta_input;
+    }
+    tensors.resize(first);
+    others_ = std::move(tensors);
+}
+
+Rows::Value Projections::finish(size_t i, Rows& rows) const {
+    const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
+    auto y = apply_chain(forms.post, rows, rows.input(products_[i]), passes_[i]);
+    if (!forms.post.empty() && linear.bias.defined()) y = ops::shift(rows, y, linear.bias);
+    y = apply_chain(forms.output, rows, y, passes_[i]);
+    for (const auto& delta : deltas_[i]) y = ops::add(rows, y, rows.input(delta));
     return y;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <vector>
 
 #include "ether/nn/forms.h"
 #include "ether/nn/pass.h"
@@ -39,6 +40,26 @@ class Site {
     ops::WeightGradSink weight_grad;  // if set, backward streams the frozen weight's gradient to it
 
     const std::string& name() const { return linear.name; }
+};
+
+// What several sites make of one value of a graph, up to their products: W pre(x), and delta(x) where a form
+// adds one. Models put the rest into a graph with what follows, so that neither side of a product is a pass
+// over memory of its own.
+class Projections {
+  public:
+    // Runs `rows` for what the products read and for `others`, which are returned by other(i).
+    Projections(ops::Rows& rows, ops::Rows::Value x, std::vector<const Site*> sites, const Pass& pass,
+                const std::vector<ops::Rows::Value>& others = {});
+
+    const at::Tensor& other(size_t i) const { return others_[i]; }
+    // The i-th site's output, y as above.
+    ops::Rows::Value finish(size_t i, ops::Rows& rows) const;
+
+  private:
+    std::vector<const Site*> sites_;
+    std::vector<FormPass> passes_;
+    std::vector<at::Tensor> products_, others_;
+    std::vector<std::vector<at::Tensor>> deltas_;  // of each site, where they are not in its product
 };
 
 }  // namespace ether::nn

@@ -1,10 +1,12 @@
-// Scalar functions written so that compilers vectorise the loops around them.
+// Functions of scalars, written so that compilers vectorise the loops around them, and of vectors.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+
+#include "ether/ops/vector.h"
 
 namespace ether::ops {
 
@@ -35,9 +37,56 @@ P dot(const X* x, const P* v, int64_t n) {
     return sum;
 }
 
+// The same function, lane by lane.
+ETHER_INLINE Vector<float> exp(const Vector<float>& x) {
+    typedef int32_t Integers __attribute__((vector_size(64)));
+    constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+    const Vector<float> low = Vector<float>{} - 87.3F, high = Vector<float>{} + 88.0F;
+    auto clamped = x < low ? low : x;
+    clamped = clamped > high ? high : clamped;
+    const Vector<float> k = (clamped * 1.44269504F + kRound) - kRound;
+    const Vector<float> r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
+    Vector<float> p = Vector<float>{} + 1.9875691500e-4F;
+    p = p * r + 1.3981999507e-3F;
+    p = p * r + 8.3334519073e-3F;
+    p = p * r + 4.1665795894e-2F;
+    p = p * r + 1.6666665459e-1F;
+    p = p * r + 5.0000001201e-1F;
+    p = p * r * r + r + 1.0F;
+    const auto scale = (Vector<float>)((__builtin_convertvector(k, Integers) + 127) << 23);
+    return x < low ? Vector<float>{} : p * scale;
+}
+ETHER_INLINE Vector<double> exp(const Vector<double>& x) {
+    Vector<double> y;
+    for (int64_t lane = 0; lane < kLanes<double>; ++lane) y[lane] = std::exp(x[lane]);
+    return y;
+}
+
+// erf to 4e-7 (absolute): 1 - erf(x) = exp(-x^2) t P(t) with t = 1 / (1 + 0.45 x) for x >= 0, P fitted by
+// least squares. gaussian: exp(-x^2), which callers need beside it.
+ETHER_INLINE Vector<float> erf(const Vector<float>& x, Vector<float>* gaussian) {
+    *gaussian = exp(-(x * x));
+    const auto t = 1 / (1 + 0.45F * (x < 0 ? -x : x));
+    Vector<float> p = Vector<float>{} + 0.0925746933F;
+    p = p * t - 0.494128674F;
+    p = p * t + 0.857216358F;
+    p = p * t - 0.375854105F;
+    p = p * t + 0.460200906F;
+    p = p * t + 0.200999916F;
+    p = p * t + 0.258990914F;
+    const auto positive = 1 - *gaussian * t * p;
+    return x < 0 ? -positive : positive;
+}
+ETHER_INLINE Vector<double> erf(const Vector<double>& x, Vector<double>* gaussian) {
+    *gaussian = exp(-(x * x));
+    Vector<double> y;
+    for (int64_t lane = 0; lane < kLanes<double>; ++lane) y[lane] = std::erf(x[lane]);
+    return y;
+}
+
 template <typename T>
-T sigmoid(T x) {
-    return T{1} / (T{1} + exp(-x));
+ETHER_INLINE T sigmoid(const T& x) {
+    return 1 / (1 + exp(-x));
 }
 
 }  // namespace ether::ops

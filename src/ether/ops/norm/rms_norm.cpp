@@ -1,105 +1,88 @@
 #include "ether/ops/norm/rms_norm.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/custom_function.h>
-
 #include <cmath>
 
-#include "ether/core/parallel.h"
-#include "ether/ops/dispatch.h"
+#include "ether/core/error.h"
 #include "ether/ops/isa.h"
+#include "ether/ops/vector.h"
 
 namespace ether::ops {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
+class RmsNorm : public RowOpOf<RmsNorm> {
+  public:
+    RmsNorm(const at::Tensor& weight, double eps, int64_t pieces)
+        : eps_(eps), size_(weight.size(0)), pieces_(pieces) {
+        parameters = {weight};
+    }
 
-constexpr int64_t kGrain = 16;
+    bool reads_arguments(bool) const override { return true; }
 
-struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-    static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight,
-                              double eps) {
-        const auto x = input.contiguous(), w = weight.to(x.scalar_type()).contiguous();
-        const int64_t tokens = x.size(0), width = x.size(1);
-        auto y = at::empty_like(x);
-        auto inverse = at::empty({tokens}, x.options().dtype(accumulate_dtype(x.scalar_type())));
-        dispatch(x.scalar_type(), "rms_norm", [&](auto type) {
-            using X = decltype(type);
-            using A = accumulate_t<X>;
-            const X *from = x.template const_data_ptr<X>(), *scale = w.template const_data_ptr<X>();
-            X* to = y.template mutable_data_ptr<X>();
-            A* r = inverse.template mutable_data_ptr<A>();
-            parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-                for_best_isa([&] {
-                    for (int64_t t = begin; t < end; ++t) {
-                        const X* row = from + t * width;
-                        A sum = 0;
-#pragma omp simd reduction(+ : sum)
-                        for (int64_t j = 0; j < width; ++j)
-                            sum += static_cast<A>(row[j]) * static_cast<A>(row[j]);
-                        r[t] = 1 / std::sqrt(sum / static_cast<A>(width) + static_cast<A>(eps));
-                        X* out = to + t * width;
-#pragma omp simd
-                        for (int64_t j = 0; j < width; ++j)
-                            out[j] = static_cast<X>(static_cast<X>(static_cast<A>(row[j]) * r[t]) * scale[j]);
-                    }
+    template <typename P>
+    void run(const RowTile<P>& tile, P* y) const {
+        for_best_isa([&] {
+            for (int64_t piece = 0; piece < tile.count * pieces_; ++piece) {
+                const P *x = tile.x[0] + piece * size_, *weight = tile.parameters[0];
+                const P scale = inverse(x);
+                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                    store<P>(y + piece * size_ + j,
+                             load<P>(x + j, lanes) * scale * load<P>(weight + j, lanes), lanes);
                 });
-            });
+            }
         });
-        context->save_for_backward({x, weight, inverse});
-        return y;
     }
 
     // With n = x r: grad_x = r (w g - n mean(w g n)), grad_w = sum over tokens of g n.
-    static variable_list backward(AutogradContext* context, variable_list grads) {
-        const auto saved = context->get_saved_variables();
-        const auto &x = saved[0], &weight = saved[1], &inverse = saved[2];
-        const auto w = weight.to(x.scalar_type()).contiguous(), g = grads[0].contiguous();
-        const int64_t tokens = x.size(0), width = x.size(1);
-        auto grad_x = at::empty_like(x);
-        dispatch(x.scalar_type(), "rms_norm", [&](auto type) {
-            using X = decltype(type);
-            using A = accumulate_t<X>;
-            const X *from = x.template const_data_ptr<X>(), *scale = w.template const_data_ptr<X>();
-            const X* grad = g.template const_data_ptr<X>();
-            const A* r = inverse.template const_data_ptr<A>();
-            X* to = grad_x.template mutable_data_ptr<X>();
-            parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-                for_best_isa([&] {
-                    for (int64_t t = begin; t < end; ++t) {
-                        const X *row = from + t * width, *grad_row = grad + t * width;
-                        A sum = 0;
-#pragma omp simd reduction(+ : sum)
-                        for (int64_t j = 0; j < width; ++j)
-                            sum += static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) *
-                                   static_cast<A>(row[j]);
-                        const A mean = sum * r[t] * r[t] / static_cast<A>(width);
-                        X* out = to + t * width;
-#pragma omp simd
-                        for (int64_t j = 0; j < width; ++j)
-                            out[j] = static_cast<X>(r[t] *
-                                                    (static_cast<A>(grad_row[j]) * static_cast<A>(scale[j]) -
-                                                     static_cast<A>(row[j]) * mean));
-                    }
+    template <typename P>
+    void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
+        for_best_isa([&] {
+            for (int64_t piece = 0; piece < tile.count * pieces_; ++piece) {
+                const P *x = tile.x[0] + piece * size_, *weight = tile.parameters[0],
+                        *g = grad.y + piece * size_;
+                const P r = inverse(x);
+                Vector<P> sum = {};
+                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                    const auto gj = load<P>(g + j, lanes), xj = load<P>(x + j, lanes);
+                    sum += gj * load<P>(weight + j, lanes) * xj;
+                    if (P* to = grad.parameters[0])
+                        store<P>(to + j, load<P>(to + j, lanes) + gj * xj * r, lanes);
                 });
-            });
+                if (!grad.x[0]) continue;
+                const P mean = sum_of<P>(sum) * r * r / static_cast<P>(size_);
+                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                    const auto wg = load<P>(g + j, lanes) * load<P>(weight + j, lanes);
+                    store<P>(grad.x[0] + piece * size_ + j, (wg - load<P>(x + j, lanes) * mean) * r, lanes);
+                });
+            }
         });
-        at::Tensor grad_weight;
-        if (context->needs_input_grad(1)) {
-            const auto dtype = inverse.scalar_type();
-            grad_weight = (g.to(dtype) * x.to(dtype) * inverse.unsqueeze(1)).sum(0).to(weight.scalar_type());
-        }
-        return {grad_x, grad_weight, {}};
     }
+
+  private:
+    template <typename P>
+    ETHER_INLINE P inverse(const P* x) const {
+        Vector<P> sum = {};
+        for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+            const auto v = load<P>(x + j, lanes);
+            sum += v * v;
+        });
+        return 1 / std::sqrt(sum_of<P>(sum) / static_cast<P>(size_) + static_cast<P>(eps_));
+    }
+
+    double eps_;
+    int64_t size_, pieces_;
 };
 
 }  // namespace
 
+Rows::Value rms_norm(Rows& rows, Rows::Value x, const at::Tensor& weight, double eps) {
+    ETHER_ASSERT(weight.dim() == 1 && rows.width(x) % weight.size(0) == 0);
+    const auto own = weight.to(rows.compute_dtype()).contiguous();
+    return rows.apply(std::make_shared<RmsNorm>(own, eps, rows.width(x) / weight.size(0)), {x});
+}
+
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-    ETHER_ASSERT(x.dim() == 2 && weight.dim() == 1 && weight.size(0) == x.size(1));
-    return RmsNormFunction::apply(x, weight, eps);
+    Rows rows;
+    return rows.run(rms_norm(rows, rows.input(x), weight, eps));
 }
 
 }  // namespace ether::ops

@@ -5,7 +5,7 @@
 
 namespace ether::ops {
 
-// A chain-free sum of rank-one terms over `blocks` contiguous pieces of a feature axis.
+// A sum of rank-one terms (at most 4) over `blocks` contiguous pieces of a feature axis.
 // left and right are (bank, terms, blocks, size), row-major; rows[t] picks the bank entry of token t (null:
 // entry 0).
 template <typename P>
@@ -14,21 +14,21 @@ struct Rank1View {
     const P* right;
     const P* coefficients;  // (terms)
     const int32_t* rows;    // (tokens) or null
-    int64_t bank, terms, blocks, size;
+    int64_t terms, blocks, size;
 
     int64_t width() const { return blocks * size; }
     int64_t entry() const { return terms * width(); }  // values of one bank entry
     int64_t offset(int64_t token) const { return rows ? rows[token] * entry() : 0; }
 };
 
-// y (tokens, width) from x (tokens, width); y may be x.
-template <typename X, typename P>
-void rank1_forward(const Rank1View<P>& form, const X* x, X* y, int64_t tokens);
+// Tokens first..first+count, whose rows begin at x and y. y may be x.
+template <typename P>
+void rank1_forward(const Rank1View<P>& form, const P* x, P* y, int64_t first, int64_t count);
 
-// grad_x from grad_y; and, where the pointers are not null, grad_left and grad_right (bank, terms, blocks,
-// size), overwritten with the sums over tokens.
-template <typename X, typename P>
-void rank1_backward(const Rank1View<P>& form, const X* x, const X* grad_y, X* grad_x, P* grad_left,
-                    P* grad_right, int64_t tokens);
+// grad_x (null: not wanted) from grad_y; the sums over tokens are added to grad_left and grad_right (bank,
+// terms, blocks, size), where they are not null. x is read only if one of them is given.
+template <typename P>
+void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* grad_x, P* grad_left,
+                    P* grad_right, int64_t first, int64_t count);
 
 }  // namespace ether::ops

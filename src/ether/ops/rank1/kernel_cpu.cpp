@@ -1,11 +1,6 @@
-#include <c10/util/BFloat16.h>
-
-#include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "ether/core/error.h"
-#include "ether/core/parallel.h"
 #include "ether/ops/isa.h"
 #include "ether/ops/rank1/kernel.h"
 #include "ether/ops/vector.h"
@@ -13,13 +8,11 @@
 namespace ether::ops {
 namespace {
 
-constexpr int64_t kGrain = 16;  // tokens below which another thread costs more than it saves
-
 // One block of one token: `size` values of x, `room` of them to the end of its row, and T vectors a side that
 // lie `stride` apart. The sums of all terms run in one loop, since a single sum waits for itself.
-template <int T, typename X, typename P>
+template <int T, typename P>
 ETHER_INLINE void forward_block(const P* coefficients, const P* left, const P* right, int64_t stride,
-                                const X* x, X* y, int64_t size, int64_t room) {
+                                const P* x, P* y, int64_t size, int64_t room) {
     Vector<P> sums[T] = {};
     for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
         const auto xj = load<P>(x + j, lanes);
@@ -35,17 +28,18 @@ ETHER_INLINE void forward_block(const P* coefficients, const P* left, const P* r
 }
 
 // grad_x = g + sum_k c_k right_k (left_k . g); the vectors' gradients are added to the sums, if given.
-template <int T, typename X, typename P>
+template <int T, typename P>
 ETHER_INLINE void backward_block(const P* coefficients, const P* left, const P* right, int64_t stride,
-                                 const X* x, const X* g, X* grad_x, P* sum_left, P* sum_right, int64_t size,
+                                 const P* x, const P* g, P* grad_x, P* sum_left, P* sum_right, int64_t size,
                                  int64_t room) {
+    const bool sums = sum_left || sum_right;
     Vector<P> of_g[T] = {}, of_x[T] = {};
     for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
-        const auto gj = load<P>(g + j, lanes), xj = load<P>(x + j, lanes);
-        for (int k = 0; k < T; ++k) {
-            of_g[k] += gj * load<P>(left + k * stride + j, lanes);
-            of_x[k] += xj * load<P>(right + k * stride + j, lanes);
-        }
+        const auto gj = load<P>(g + j, lanes);
+        for (int k = 0; k < T; ++k) of_g[k] += gj * load<P>(left + k * stride + j, lanes);
+        if (!sums) return;
+        const auto xj = load<P>(x + j, lanes);
+        for (int k = 0; k < T; ++k) of_x[k] += xj * load<P>(right + k * stride + j, lanes);
     });
     P to_x[T], to_left[T];
     for (int k = 0; k < T; ++k) {
@@ -54,15 +48,19 @@ ETHER_INLINE void backward_block(const P* coefficients, const P* left, const P* 
     }
     for_vectors<P>(size, room, [&](int64_t j, const auto& lanes) {
         const auto gj = load<P>(g + j, lanes);
-        auto value = gj;
-        for (int k = 0; k < T; ++k) value += to_x[k] * load<P>(right + k * stride + j, lanes);
-        store<P>(grad_x + j, value, lanes);
-        if (!sum_left) return;
+        if (grad_x) {
+            auto value = gj;
+            for (int k = 0; k < T; ++k) value += to_x[k] * load<P>(right + k * stride + j, lanes);
+            store<P>(grad_x + j, value, lanes);
+        }
+        auto add = [&](P* sum, const P& factor, const Vector<P>& vector) {
+            if (sum) store<P>(sum, load<P>(sum, lanes) + factor * vector, lanes);
+        };
+        if (!sums) return;
         const auto xj = load<P>(x + j, lanes);
         for (int k = 0; k < T; ++k) {
-            P *to_l = sum_left + k * stride + j, *to_r = sum_right + k * stride + j;
-            store<P>(to_l, load<P>(to_l, lanes) + to_left[k] * gj, lanes);
-            store<P>(to_r, load<P>(to_r, lanes) + to_x[k] * xj, lanes);
+            add(sum_left ? sum_left + k * stride + j : nullptr, to_left[k], gj);
+            add(sum_right ? sum_right + k * stride + j : nullptr, to_x[k], xj);
         }
     });
 }
@@ -86,67 +84,45 @@ void with_terms(int64_t terms, Body&& body) {
 
 }  // namespace
 
-template <typename X, typename P>
-void rank1_forward(const Rank1View<P>& form, const X* x, X* y, int64_t tokens) {
+template <typename P>
+void rank1_forward(const Rank1View<P>& form, const P* x, P* y, int64_t first, int64_t count) {
     const int64_t width = form.width(), size = form.size;
     with_terms(form.terms, [&](auto terms) {
-        parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
-            for_best_isa([&] {
-                for (int64_t t = begin; t < end; ++t)
-                    for (int64_t offset = 0; offset < width; offset += size) {
-                        const int64_t entry = form.offset(t) + offset, at = t * width + offset;
-                        forward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
-                                             x + at, y + at, size, width - offset);
-                    }
-            });
+        for_best_isa([&] {
+            for (int64_t t = 0; t < count; ++t)
+                for (int64_t offset = 0; offset < width; offset += size) {
+                    const int64_t entry = form.offset(first + t) + offset, at = t * width + offset;
+                    forward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
+                                         x + at, y + at, size, width - offset);
+                }
         });
     });
 }
 
-template <typename X, typename P>
-void rank1_backward(const Rank1View<P>& form, const X* x, const X* grad_y, X* grad_x, P* grad_left,
-                    P* grad_right, int64_t tokens) {
-    const int64_t width = form.width(), size = form.size, total = form.bank * form.entry();
-    const bool wants_grad = grad_left || grad_right;
-    // Each chunk sums on its own; the chunks are then added in order, so the result depends on their number
-    // alone.
-    const int chunks = num_chunks(tokens, kGrain);
-    std::vector<P> sums(wants_grad ? static_cast<size_t>(2 * total * chunks) : 0, P{0});
+template <typename P>
+void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* grad_x, P* grad_left,
+                    P* grad_right, int64_t first, int64_t count) {
+    const int64_t width = form.width(), size = form.size;
+    const auto shifted = [](auto* pointer, int64_t by) { return pointer ? pointer + by : nullptr; };
     with_terms(form.terms, [&](auto terms) {
-        parallel_for(tokens, kGrain, [&](int chunk, int64_t begin, int64_t end) {
-            P* sum_left = wants_grad ? sums.data() + 2 * total * chunk : nullptr;
-            P* sum_right = wants_grad ? sum_left + total : nullptr;
-            for_best_isa([&] {
-                for (int64_t t = begin; t < end; ++t)
-                    for (int64_t offset = 0; offset < width; offset += size) {
-                        const int64_t entry = form.offset(t) + offset, at = t * width + offset;
-                        backward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
-                                              x + at, grad_y + at, grad_x + at,
-                                              sum_left ? sum_left + entry : nullptr,
-                                              sum_left ? sum_right + entry : nullptr, size, width - offset);
-                    }
-            });
+        for_best_isa([&] {
+            for (int64_t t = 0; t < count; ++t)
+                for (int64_t offset = 0; offset < width; offset += size) {
+                    const int64_t entry = form.offset(first + t) + offset, at = t * width + offset;
+                    backward_block<terms>(form.coefficients, form.left + entry, form.right + entry, width,
+                                          shifted(x, at), grad_y + at, shifted(grad_x, at),
+                                          shifted(grad_left, entry), shifted(grad_right, entry), size,
+                                          width - offset);
+                }
         });
     });
-    auto reduce = [&](P* grad, int64_t offset) {
-        if (!grad) return;
-        std::fill(grad, grad + total, P{0});
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-            const P* part = sums.data() + 2 * total * chunk + offset;
-#pragma omp simd
-            for (int64_t j = 0; j < total; ++j) grad[j] += part[j];
-        }
-    };
-    reduce(grad_left, 0);
-    reduce(grad_right, total);
 }
 
-#define ETHER_INSTANTIATE(X, P)                                                    \
-    template void rank1_forward<X, P>(const Rank1View<P>&, const X*, X*, int64_t); \
-    template void rank1_backward<X, P>(const Rank1View<P>&, const X*, const X*, X*, P*, P*, int64_t);
-ETHER_INSTANTIATE(float, float)
-ETHER_INSTANTIATE(double, double)
-ETHER_INSTANTIATE(c10::BFloat16, float)
+#define ETHER_INSTANTIATE(P)                                                             \
+    template void rank1_forward<P>(const Rank1View<P>&, const P*, P*, int64_t, int64_t); \
+    template void rank1_backward<P>(const Rank1View<P>&, const P*, const P*, P*, P*, P*, int64_t, int64_t);
+ETHER_INSTANTIATE(float)
+ETHER_INSTANTIATE(double)
 #undef ETHER_INSTANTIATE
 
 }  // namespace ether::ops

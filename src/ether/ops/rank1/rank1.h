@@ -3,16 +3,19 @@
 // right.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
+
+#include "ether/ops/rows/rows.h"
 
 namespace ether::ops {
 
-// x: (T, d) float32, bfloat16 or float64. left, right: (terms <= 4, n, d/n), or (bank, terms, n, d/n) with
-// `rows` (T) int32, which picks the bank entry of each token; float64 for a float64 x, else float32.
-// coefficients: one per term.
+// left, right: (terms <= 4, n, d/n), or (bank, terms, n, d/n) with `bank_rows` (T) int32, which picks the
+// bank entry of each token; float64 for a float64 graph, else float32. coefficients: one per term.
+Rows::Value rank1(Rows& rows, Rows::Value x, const at::Tensor& left, const at::Tensor& right,
+                  const std::vector<double>& coefficients, const at::Tensor& bank_rows = {});
+
+// The same for x (T, d) alone.
 at::Tensor rank1(const at::Tensor& x, const at::Tensor& left, const at::Tensor& right,
-                 const std::vector<double>& coefficients, const at::Tensor& rows = {});
+                 const std::vector<double>& coefficients, const at::Tensor& bank_rows = {});
 
 }  // namespace ether::ops

@@ -1,11 +1,11 @@
-// swiglu: silu(gate) * up (Shazeer, arXiv 2002.05202), keeping only its two inputs for backward.
+// swiglu: silu(gate) * up (Shazeer, arXiv 2002.05202).
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "ether/ops/rows/rows.h"
 
 namespace ether::ops {
 
-// gate, up: same shape and dtype. Differentiable in both.
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+// gate, up: of one width.
+Rows::Value swiglu(Rows& rows, Rows::Value gate, Rows::Value up);
 
 }  // namespace ether::ops

@@ -1,0 +1,65 @@
+// RowOp: an operation that treats each token by itself, as plain kernels on a few rows at a time. Rows
+// (rows.h) strings them together; an operation knows nothing of autograd, threads or its neighbours.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace ether::ops {
+
+inline constexpr size_t kMaxArguments = 2, kMaxParameters = 2;
+
+// Rows first..first+count of the batch. Row-major, without gaps; widths are the operation's own business.
+template <typename P>
+struct RowTile {
+    int64_t first, count;
+    std::array<const P*, kMaxArguments> x;  // null where backward does not read it
+    std::array<const P*, kMaxParameters> parameters;
+};
+
+// What backward makes of grad_y: grad_x is overwritten, grad_parameters added to; null where nobody wants it.
+template <typename P>
+struct RowGradients {
+    const P* y;
+    std::array<P*, kMaxArguments> x;
+    std::array<P*, kMaxParameters> parameters;
+};
+
+class RowOp {
+  public:
+    virtual ~RowOp() = default;
+
+    // Trained or frozen, contiguous, in the accumulation dtype.
+    std::vector<at::Tensor> parameters;
+
+    virtual int64_t width(int64_t argument_width) const { return argument_width; }
+    // Whether backward reads an argument's value; with_parameters: some parameter wants its gradient.
+    virtual bool reads_arguments(bool with_parameters) const = 0;
+
+    virtual void forward(const RowTile<float>& tile, float* y) const = 0;
+    virtual void forward(const RowTile<double>& tile, double* y) const = 0;
+    virtual void backward(const RowTile<float>& tile, const RowGradients<float>& grad) const = 0;
+    virtual void backward(const RowTile<double>& tile, const RowGradients<double>& grad) const = 0;
+};
+
+// Writes the four virtual functions by two templates, run(tile, y) and run_back(tile, grad), of `Self`.
+template <typename Self>
+class RowOpOf : public RowOp {
+  public:
+    void forward(const RowTile<float>& tile, float* y) const final { self().run(tile, y); }
+    void forward(const RowTile<double>& tile, double* y) const final { self().run(tile, y); }
+    void backward(const RowTile<float>& tile, const RowGradients<float>& grad) const final {
+        self().run_back(tile, grad);
+    }
+    void backward(const RowTile<double>& tile, const RowGradients<double>& grad) const final {
+        self().run_back(tile, grad);
+    }
+
+  private:
+    const Self& self() const { return static_cast<const Self&>(*this); }
+};
+
+}  // namespace ether::ops
