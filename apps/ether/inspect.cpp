@@ -63,9 +63,7 @@ ordered_json describe_model(const std::filesystem::path& folder) {
             methods::AdapterConfig config;
             config.method = method.name;
             const methods::AdaptedModel adapted(load_any_head(checkpoint), config);
-            const auto count = adapted.parameters().count(nn::ParameterGroup::adapter) +
-                               adapted.parameters().count(nn::ParameterGroup::base);
-            object["methods"][method.name] = count;
+            object["methods"][method.name] = adapted.method_parameters();
         } catch (const Error& error) {  // e.g. the default number of blocks does not divide a width
             object["methods"][method.name] = error.what();
         }
@@ -139,7 +137,7 @@ int inspect_main(int argc, char** argv) {
 
     const auto path = std::filesystem::path(folder);
     const bool adapter =
-        std::filesystem::exists(path / "adapter_config.json") || std::filesystem::exists(path / "run.toml");
+        std::filesystem::exists(path / "adapter_config.json") || std::filesystem::exists(path / io::kRunFile);
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)
         std::printf("%s\n", object.dump().c_str());

@@ -178,9 +178,11 @@ TEST(Table, ChoosesTheFormatByExtension) {
     EXPECT_EQ(table_format("x.txt"), TableFormat::text);
     EXPECT_FAILS(data, "a.parquet: unknown kind of table \".parquet\"", table_format("a.parquet"));
     EXPECT_FAILS(data, "unknown kind of table \"\"", table_format("train"));
-    EXPECT_FAILS(file, "none.csv: there is no such file", read_examples(folder / "none.csv"));
-    EXPECT_FAILS(file, "none: there is no such file", read_examples(folder / "none"));
-    EXPECT_FAILS(file, "expected a file of examples, found a folder", read_examples(folder.path()));
+    EXPECT_FAILS(file, "none.csv: cannot open: No such file", read_examples(folder / "none.csv"));
+    EXPECT_FAILS(file, "none: cannot open: No such file", read_examples(folder / "none"));
+    EXPECT_FAILS(file, "cannot read: Is a directory", read_examples(folder.path()));
+    test::write_raw(folder / "train", "");
+    EXPECT_FAILS(data, "train: unknown kind of table \"\"", read_examples(folder / "train"));
     test::write_raw(folder / "b.csv", "text,label\n");
     EXPECT_FAILS(data, (folder / "b.csv").string() + ": holds no examples", read_examples(folder / "b.csv"));
 }

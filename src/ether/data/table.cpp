@@ -288,11 +288,9 @@ TableFormat table_format(const fs::path& path) {
 }
 
 std::vector<Example> read_examples(const fs::path& path, const TableOptions& options) {
-    if (!fs::exists(path)) fail(ErrorKind::file, "{}: there is no such file", path.string());
-    if (fs::is_directory(path))
-        fail(ErrorKind::file, "{}: expected a file of examples, found a folder", path.string());
-    const TableFormat format = table_format(path);
-    return read_text(io::read_text_file(path), path.string(), format, options);
+    // Opened first: that a file is absent is worth more than what its name's ending says.
+    const std::string text = io::read_text_file(path);
+    return read_text(text, path.string(), table_format(path), options);
 }
 
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,

@@ -36,7 +36,7 @@ AdapterFiles read_adapter(const fs::path& folder) {
              code ? code.message() : "it does not exist");
     if (!fs::is_directory(status))
         fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
-    if (!has_entry(folder / kConfigFile) && has_entry(folder / "run.toml"))
+    if (!has_entry(folder / kConfigFile) && has_entry(folder / kRunFile))
         fail(ErrorKind::adapter,
              "{0}: this run has saved no adapter yet; ether train --resume {0} goes on with it",
              folder.string());

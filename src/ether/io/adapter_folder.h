@@ -11,6 +11,9 @@
 
 namespace ether::io {
 
+// A run keeps its configuration beside its adapter; a folder with this file is a run's.
+inline constexpr const char* kRunFile = "run.toml";
+
 struct AdapterFiles {
     nlohmann::json config;  // adapter_config.json, an object
     NamedTensors tensors;   // names as in the file; sorted when read

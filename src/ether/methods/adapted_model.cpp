@@ -201,6 +201,10 @@ at::Tensor AdaptedModel::logits(const nn::Pass& pass) {
     return model_->logits(pass);
 }
 
+int64_t AdaptedModel::method_parameters() const {
+    return parameters_.count(nn::ParameterGroup::adapter) + parameters_.count(nn::ParameterGroup::base);
+}
+
 io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     io::AdapterFiles files;
     auto& config = files.config = nlohmann::json::object();

@@ -76,9 +76,8 @@ void refuse_foreign_files(const fs::path& folder) {
         std::error_code missing;
         if (fs::file_size(folder / name, missing) > 0 && !missing)
             fail(ErrorKind::file,
-                 "{}: the folder has no run.toml but holds {}, which a run would replace; choose "
-                 "another --out",
-                 folder.string(), name);
+                 "{}: the folder has no {} but holds {}, which a run would replace; choose another --out",
+                 folder.string(), io::kRunFile, name);
     }
 }
 
@@ -96,9 +95,9 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     config_.check();
     toml_ = to_toml(config_);  // whether it can be kept is told before anything else
     const fs::path out = config_.out;
-    if (resume_ && !io::has_entry(out / "run.toml"))
-        fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", out.string());
-    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
+    if (resume_ && !io::has_entry(out / io::kRunFile))
+        fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", out.string(), io::kRunFile);
+    if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
@@ -199,8 +198,7 @@ RunInfo Trainer::info(int64_t first_step) const {
         .first_step = first_step,
         .total_steps = total_steps_,
         .steps_per_epoch = steps_per_epoch_,
-        .adapter_parameters =
-            parameters.count(nn::ParameterGroup::adapter) + parameters.count(nn::ParameterGroup::base),
+        .adapter_parameters = model_->method_parameters(),
         .head_parameters = parameters.count(nn::ParameterGroup::head),
         .model_parameters = model_->model().parameter_count(),
         .training_examples = static_cast<int64_t>(training_.size()),
@@ -292,7 +290,7 @@ void Trainer::open_folder(RunProgress& progress) {
     lock_ = std::make_unique<RunLock>(config_.out);
     const fs::path out = config_.out;
     // Another process may have begun and ended a run since the constructor looked.
-    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
+    if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
     remove_leftovers(out);
     remove_leftovers(out / "checkpoints");
     if (!resume_) {
@@ -320,7 +318,7 @@ RunResult Trainer::run() {
     if (!resume_) {
         // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.
         save_checkpoint(progress);
-        io::write_file_atomic(fs::path(config_.out) / "run.toml", toml_);
+        io::write_file_atomic(fs::path(config_.out) / io::kRunFile, toml_);
     }
 
     RunResult result;
