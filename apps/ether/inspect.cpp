@@ -46,7 +46,7 @@ ordered_json describe_model(const std::filesystem::path& folder) {
                            {"vocabulary", model->shape().vocab_size},
                            {"positions", model->shape().max_positions}};
     std::map<std::string, std::string> stored;  // dtype by name without the base model's prefix
-    for (const auto& name : checkpoint.names()) stored[name] = checkpoint.info(name).dtype;
+    for (const auto& name : checkpoint.names()) stored[name] = io::dtype_name(checkpoint.info(name).dtype);
     const auto& prefix = model->shape().prefix;
     for (const auto& site : model->sites()) {
         const auto name = site.name() + ".weight";
@@ -79,7 +79,7 @@ ordered_json describe_adapter(const std::filesystem::path& folder) {
         values += tensor.numel();
         object["tensors"].push_back({{"name", name},
                                      {"shape", tensor.sizes().vec()},
-                                     {"dtype", c10::toString(tensor.scalar_type())}});
+                                     {"dtype", io::dtype_name(tensor.scalar_type())}});
     }
     object["values"] = values;
     object["config"] = files.config;

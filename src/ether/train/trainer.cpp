@@ -203,7 +203,7 @@ RunInfo Trainer::info(int64_t first_step) const {
         .model_parameters = model_->model().parameter_count(),
         .training_examples = static_cast<int64_t>(training_.size()),
         .eval_examples = static_cast<int64_t>(evaluation_.size()),
-        .device = fmt::format("cpu, {} threads, {}", num_threads(), c10::toString(model_->model().dtype())),
+        .device = fmt::format("cpu, {} threads, {}", num_threads(), io::dtype_name(model_->model().dtype())),
         .checkpoint_activations = checkpoints_,
         .method = config_.method,
         .learning_rate = config_.learning_rate()};

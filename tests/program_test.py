@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Tests of the program itself, as a user meets it: what it prints, and what it says where it stops.
+Usage, in the repository's root: python3 tests/program_test.py build/release/bin/ether [unittest's options]"""
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+MODELS = pathlib.Path("tests/fixtures/models")
+PEFT = pathlib.Path("tests/fixtures/peft")
+BERT = str(MODELS / "bert")  # three classes, stored in f32
+
+
+def ether(*words, text=""):
+    """Standard output of a run that succeeds."""
+    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(*words, text=""):
+    """What a run says that fails; one line."""
+    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
+    assert done.returncode in (1, 2), f"{words}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+class ProgramTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ether-test-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+        return self.folder / name
+
+    def train(self, out, *words):
+        """A run of one step; returns its folder."""
+        data = self.write("train.csv", "text,label\n" + "".join(f"a b,{i % 3}\n" for i in range(6)))
+        ether("train", "--model", BERT, "--data", data, "--max-steps", 1, "--out", self.folder / out, *words)
+        return self.folder / out
+
+
+class Inspect(ProgramTest):
+    def test_dtypes_are_spelled_as_they_are_typed(self):
+        run = self.train("run")
+        self.assertEqual(json.loads(ether("inspect", BERT, "--json"))["sites"][0]["dtype"], "f32")
+        self.assertEqual(json.loads(ether("inspect", run, "--json"))["tensors"][0]["dtype"], "f32")
+        merge = ["merge", "--model", BERT, "--adapter", run, "--json", "--out"]
+        self.assertEqual(json.loads(ether(*merge, self.folder / "merged"))["dtype"], "f32")
+
+
+if __name__ == "__main__":
+    ETHER = sys.argv.pop(1)
+    unittest.main()
