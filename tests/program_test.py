@@ -53,6 +53,19 @@ class Inspect(ProgramTest):
         merge = ["merge", "--model", BERT, "--adapter", run, "--json", "--out"]
         self.assertEqual(json.loads(ether(*merge, self.folder / "merged"))["dtype"], "f32")
 
+    def test_a_checkpoint_is_told_from_an_adapter(self):
+        run = self.train("run")
+        told = refusal("inspect", run / "checkpoints" / "step-000000001")
+        self.assertIn(f"step-000000001: holds a run's checkpoint, from which ether train --resume {run}/ goes on", told)
+        self.assertIn(f"the adapter is in {run}/", told)
+
+
+class Evaluate(ProgramTest):
+    def test_a_real_number_among_integers_is_the_one_that_is_named(self):
+        run, data = self.train("run"), self.write("mixed.csv", "text,label\na,1\nb,0.5\n")
+        told = refusal("eval", "--model", BERT, "--adapter", run, "--data", data)
+        self.assertIn("mixed.csv:3: expected a class (a string or an integer), found the number 0.5; real", told)
+
 
 if __name__ == "__main__":
     ETHER = sys.argv.pop(1)

@@ -136,8 +136,8 @@ int inspect_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
 
     const auto path = std::filesystem::path(folder);
-    const bool adapter =
-        std::filesystem::exists(path / "adapter_config.json") || std::filesystem::exists(path / io::kRunFile);
+    const auto has = [&](const char* name) { return std::filesystem::exists(path / name); };
+    const bool adapter = has("adapter_config.json") || has(io::kRunFile) || has(io::kRunStateFile);
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)
         std::printf("%s\n", object.dump().c_str());

@@ -224,26 +224,20 @@ std::string kind_name(const Label& label) {
     return kNames[label.index()];
 }
 
-void unify_labels(const Source& source, std::vector<Example>& examples) {
+void check_labels(const Source& source, const std::vector<Example>& examples) {
     const Example* first = nullptr;
-    bool any_real = false;
     const auto is_text = [](const Example& example) {
         return std::holds_alternative<std::string>(example.label);
     };
     for (const Example& example : examples) {
         if (std::holds_alternative<std::monostate>(example.label)) continue;
         if (first == nullptr) first = &example;
-        any_real = any_real || std::holds_alternative<double>(example.label);
         if (is_text(example) != is_text(*first))
             fail(ErrorKind::data,
                  "{}:{}: column \"{}\": found {}, but on line {} {}; all labels must be of one kind",
                  source.name, example.line, source.options.label_column, kind_name(example.label),
                  first->line, kind_name(first->label));
     }
-    if (!any_real) return;
-    for (Example& example : examples)
-        if (const auto* integer = std::get_if<int64_t>(&example.label))
-            example.label = static_cast<double>(*integer);
 }
 
 std::vector<Example> read_text(std::string_view text, const std::string& name, TableFormat format,
@@ -270,7 +264,7 @@ std::vector<Example> read_text(std::string_view text, const std::string& name, T
             break;
     }
     if (examples.empty()) fail(ErrorKind::data, "{}: holds no examples", name);
-    unify_labels(source, examples);
+    check_labels(source, examples);
     return examples;
 }
 
@@ -301,9 +295,13 @@ std::vector<Example> read_examples(std::istream& stream, const std::string& name
 }
 
 LabelKind label_kind(std::span<const Example> examples) {
-    for (const Example& example : examples)
-        if (example.label.index() != 0) return static_cast<LabelKind>(example.label.index());
-    return LabelKind::none;
+    auto kind = LabelKind::none;
+    for (const Example& example : examples) {
+        if (example.label.index() == 0) continue;
+        kind = static_cast<LabelKind>(example.label.index());
+        if (kind != LabelKind::integer) break;  // among integers a real number may come yet
+    }
+    return kind;
 }
 
 }  // namespace ether::data

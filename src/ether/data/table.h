@@ -41,15 +41,15 @@ TableFormat table_format(const std::filesystem::path& path);
 // numbers
 //   become doubles, others stay strings.
 // - text: the text column alone, whatever it is called; no pairs, no labels.
-// null and the empty string are no label. All labels agree in kind: integers among doubles become doubles,
-// any other mixture is an error.
+// null and the empty string are no label. Strings among numbers are an error; integers may stand among
+// doubles.
 std::vector<Example> read_examples(const std::filesystem::path& path, const TableOptions& options = {});
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,
                                    const TableOptions& options = {});
 
 enum class LabelKind { none, integer, real, text };  // in the order of Label's alternatives
 
-// The kind that the examples' labels share; none if no example has one.
+// The kind that the examples' labels share, real if any of them is; none if no example has one.
 LabelKind label_kind(std::span<const Example> examples);
 
 }  // namespace ether::data
