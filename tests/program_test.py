@@ -2,6 +2,7 @@
 """Tests of the program itself, as a user meets it: what it prints, and what it says where it stops.
 Usage, in the repository's root: python3 tests/program_test.py build/release/bin/ether [unittest's options]"""
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -52,6 +53,16 @@ class Inspect(ProgramTest):
         self.assertEqual(json.loads(ether("inspect", run, "--json"))["tensors"][0]["dtype"], "f32")
         merge = ["merge", "--model", BERT, "--adapter", run, "--json", "--out"]
         self.assertEqual(json.loads(ether(*merge, self.folder / "merged"))["dtype"], "f32")
+
+    def test_a_new_head_is_no_part_of_the_model(self):
+        file = (MODELS / "bert_bare" / "model.safetensors").read_bytes()
+        header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+        stored = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        shown = json.loads(ether("inspect", MODELS / "bert_bare", "--json"))
+        self.assertEqual(shown["parameters"], stored)
+        self.assertEqual(shown["new_head_parameters"], 2 * shown["hidden_size"] + 2)
+        self.assertIn(f"{stored} parameters (and 66 of a new head for 2 classes)", ether("inspect", MODELS / "bert_bare"))
+        self.assertEqual(json.loads(ether("inspect", BERT, "--json"))["new_head_parameters"], 0)
 
     def test_a_checkpoint_is_told_from_an_adapter(self):
         run = self.train("run")

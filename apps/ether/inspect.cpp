@@ -24,20 +24,33 @@ std::string shape_text(const ordered_json& shape) {
     return text;
 }
 
+constexpr int64_t kNewClasses = 2;  // of a head where the model has none
+
 std::unique_ptr<nn::Model> load_any_head(const io::Checkpoint& checkpoint) {
     const bool classifier =
         models::stored_classes(checkpoint) || !models::architecture_of(checkpoint).language_model_class;
-    return models::load_model(
-        checkpoint,
-        {.head = classifier ? nn::Head::sequence_classification : nn::Head::causal_lm, .classes = 2});
+    return models::load_model(checkpoint,
+                              {.head = classifier ? nn::Head::sequence_classification : nn::Head::causal_lm,
+                               .classes = kNewClasses});
+}
+
+// Values of a head that the files lack, so that it was drawn.
+int64_t new_head_parameters(const nn::Model& model) {
+    int64_t count = 0;
+    for (const auto& module : model.new_modules())
+        for (const auto& name : model.module_tensors(module))
+            count += model.tensors().at(name).front()->numel();
+    return count;
 }
 
 ordered_json describe_model(const std::filesystem::path& folder) {
     const auto checkpoint = io::Checkpoint::open(folder);
     const auto model = load_any_head(checkpoint);
+    const int64_t drawn = new_head_parameters(*model);
     ordered_json object = {{"kind", "model"},
                            {"architecture", model->shape().architecture},
-                           {"parameters", model->parameter_count()},
+                           {"parameters", model->parameter_count() - drawn},
+                           {"new_head_parameters", drawn},
                            {"fingerprint", checkpoint.fingerprint()},
                            {"layers", model->shape().layers},
                            {"hidden_size", model->shape().hidden_size},
@@ -88,10 +101,12 @@ ordered_json describe_adapter(const std::filesystem::path& folder) {
 }
 
 void print_model(const ordered_json& object) {
+    const auto drawn = object["new_head_parameters"].get<int64_t>();
     fmt::print(
-        "{}: {} parameters, {} blocks, width {}, {} heads ({} for keys), vocabulary {}, {} "
+        "{}: {} parameters{}, {} blocks, width {}, {} heads ({} for keys), vocabulary {}, {} "
         "positions\nfingerprint {}\n\n",
         object["architecture"].get<std::string>(), object["parameters"].get<int64_t>(),
+        drawn ? fmt::format(" (and {} of a new head for {} classes)", drawn, kNewClasses) : "",
         object["layers"].get<int64_t>(), object["hidden_size"].get<int64_t>(), object["heads"].get<int64_t>(),
         object["kv_heads"].get<int64_t>(), object["vocabulary"].get<int64_t>(),
         object["positions"].get<int64_t>(), object["fingerprint"].get<std::string>());
