@@ -71,6 +71,14 @@ class Inspect(ProgramTest):
         self.assertIn(f"the adapter is in {run}/", told)
 
 
+class Train(ProgramTest):
+    def test_layers_are_not_chosen_for_a_method_without(self):
+        self.train("full", "--method", "full", "--targets", "all-linear")
+        for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):
+            with self.assertRaisesRegex(AssertionError, "method head adapts no chosen layers"):
+                self.train("head", "--method", "head", *option)
+
+
 class Evaluate(ProgramTest):
     def test_a_real_number_among_integers_is_the_one_that_is_named(self):
         run, data = self.train("run"), self.write("mixed.csv", "text,label\na,1\nb,0.5\n")

@@ -81,6 +81,12 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
                  known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", ")));
         field->set(value);
     }
+    // What would be ignored in silence: a run that seems to adapt chosen layers, and does not.
+    if (!method_->takes_sites &&
+        (targets_.modules != Targets().modules || !targets_.exclude.empty() || !targets_.layers.empty()))
+        fail(ErrorKind::usage,
+             "--targets, --exclude and --layers: method {} adapts no chosen layers ({}); leave them out",
+             method_->name, method_->summary);
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
