@@ -72,6 +72,13 @@ class Inspect(ProgramTest):
 
 
 class Train(ProgramTest):
+    def test_names_that_users_bring_along(self):
+        for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():
+            self.assertIn(f'did you mean "{hint}"?', refusal("train", option, "1"))
+        self.assertNotIn("did you mean", refusal("eval", "--model", BERT, "--data", "x", "--learning-rate", "1"))
+        for name in ["etherplus", "ether_plus", "ETHER+"]:
+            self.assertIn('did you mean "ether+"?', refusal("train", "--method", name))
+
     def test_layers_are_not_chosen_for_a_method_without(self):
         self.train("full", "--method", "full", "--targets", "all-linear")
         for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):
@@ -80,6 +87,17 @@ class Train(ProgramTest):
 
 
 class Evaluate(ProgramTest):
+    def test_features_that_only_peft_has(self):
+        adapter = self.folder / "adapter"
+        shutil.copytree(PEFT / "bert_lora", adapter)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        for key, value in {"alpha_pattern": {"query": 3}, "use_dora": True}.items():
+            (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+            told = refusal("eval", "--model", BERT, "--adapter", adapter, "--data", "x.csv")
+            self.assertIn(f'key "{key}"', told)
+            self.assertIn("a feature of PEFT that this version lacks; train without it, or merge", told)
+            self.assertNotIn("did you mean", told)
+
     def test_a_real_number_among_integers_is_the_one_that_is_named(self):
         run, data = self.train("run"), self.write("mixed.csv", "text,label\na,1\nb,0.5\n")
         told = refusal("eval", "--model", BERT, "--adapter", run, "--data", data)

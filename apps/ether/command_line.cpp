@@ -21,6 +21,42 @@ std::string help_text(const Field& field) {
     return field.help + range_text(field) + (initial.empty() ? "" : " (default " + initial + ")");
 }
 
+// What transformers and PEFT call some of our options; no letters would lead from one to the other.
+constexpr std::pair<const char*, const char*> kNamesElsewhere[] = {
+    {"learning-rate", "lr"},
+    {"num-train-epochs", "epochs"},
+    {"per-device-train-batch-size", "batch"},
+    {"per-device-eval-batch-size", "eval-batch"},
+    {"gradient-accumulation-steps", "accumulate"},
+    {"gradient-checkpointing", "checkpoint-activations"},
+    {"max-seq-length", "max-length"},
+    {"max-grad-norm", "clip"},
+    {"lr-scheduler-type", "schedule"},
+    {"warmup-ratio", "warmup"},
+    {"model-name-or-path", "model"},
+    {"train-file", "data"},
+    {"validation-file", "eval-data"},
+    {"output-dir", "out"},
+    {"target-modules", "targets"},
+    {"exclude-modules", "exclude"},
+    {"layers-to-transform", "layers"},
+    {"lora-r", "rank"},
+    {"lora-alpha", "alpha"},
+    {"lora-dropout", "dropout"},
+    {"use-rslora", "rslora"},
+};
+
+// Ends a message about an unknown option, which may begin with dashes, as the known ones then do.
+std::string near_option(const std::string& unknown, const std::vector<std::string>& known) {
+    const std::string dashes = unknown.substr(0, unknown.find_first_not_of('-'));
+    std::string name = unknown.substr(dashes.size());
+    std::replace(name.begin(), name.end(), '_', '-');
+    for (const auto& [elsewhere, here] : kNamesElsewhere)
+        if (name == elsewhere && std::find(known.begin(), known.end(), dashes + here) != known.end())
+            return did_you_mean(dashes + here, known);
+    return did_you_mean(unknown, known);
+}
+
 }  // namespace
 
 CommandLine::CommandLine(std::string verb, std::string description, std::string example)
@@ -120,7 +156,7 @@ bool CommandLine::parse(int argc, char** argv) {
             fail(ErrorKind::usage, "\"{}\" belongs to no option: each takes one value; see ether {} --help",
                  extras.front(), verb_);
         fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
-             did_you_mean(name, known), verb_);
+             near_option(name, known), verb_);
     } catch (const CLI::ConfigError& error) {  // its text ends in the unknown key
         const std::string text = error.what();
         const auto key = text.substr(text.rfind(' ') + 1);
@@ -128,7 +164,7 @@ bool CommandLine::parse(int argc, char** argv) {
         for (const auto& [name, values] : values_) known.push_back(name);
         fail(ErrorKind::usage,
              "the --config file has the unknown key \"{}\"{}; ether {} --help lists all options", key,
-             did_you_mean(key, known), verb_);
+             near_option(key, known), verb_);
     } catch (const CLI::ParseError& error) {
         std::string text = error.what();
         std::replace(text.begin(), text.end(), '\n', ' ');
