@@ -87,6 +87,14 @@ class Train(ProgramTest):
 
 
 class Evaluate(ProgramTest):
+    def test_quotes_are_read_as_in_training(self):
+        data = self.write("glue.tsv", "text\tlabel\n\"a b\t0\n\"b\" a\t1\nb\t2\n")
+        self.assertIn("give --quoting none", refusal("train", "--model", BERT, "--data", data, "--out", self.folder / "no"))
+        run = self.train("run", "--data", data, "--quoting", "none")
+        scored = ["eval", "--model", BERT, "--adapter", run, "--data", data]
+        self.assertEqual(json.loads(ether(*scored, "--json"))["examples"], 3)
+        self.assertIn("give --quoting none", refusal(*scored, "--quoting", "minimal"))
+
     def test_features_that_only_peft_has(self):
         adapter = self.folder / "adapter"
         shutil.copytree(PEFT / "bert_lora", adapter)

@@ -91,7 +91,7 @@ std::vector<data::Example> read_input(const std::string& text, const std::string
 
 int predict_main(int argc, char** argv) {
     LoadingOptions loading;
-    data::TableOptions table{.labels_required = false};
+    data::TableOptions table;
     std::string input, format = "auto";
     int64_t batch = 64;
     bool json = false;
@@ -109,7 +109,7 @@ int predict_main(int argc, char** argv) {
          .help = "of standard input; auto: JSONL if it begins with {",
          .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
     });
-    line.add(column_fields(table, "column of a label, which is not used"));
+    line.add(column_fields(table));
     line.add({
         {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
         {.name = "json", .value = &json, .help = "print JSON lines"},
@@ -120,6 +120,7 @@ int predict_main(int argc, char** argv) {
     if (loaded.task->head() != nn::Head::sequence_classification)
         fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
     table = columns(line, table, loaded.columns);
+    table.labels_required = false;
     const auto text = input.empty() ? read_all(std::cin) : std::string();
     if (!text.empty() && !table.pair_column.empty() && plain(format, text))
         fail(ErrorKind::usage,

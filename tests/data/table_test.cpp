@@ -139,6 +139,21 @@ TEST(CsvTable, FollowsRfc4180) {
     EXPECT_EQ(tsv[0].pair, "c\td");
 }
 
+TEST(CsvTable, TakesQuotesAsLettersWhereTold) {
+    const TableOptions none{.quoting = "none"};
+    const auto tsv = "text\tlabel\n\"never closed\t1\n\"closed\" and more\t0\nsay \"\"\t1\n";
+    const auto examples = read(tsv, TableFormat::tsv, none);
+    ASSERT_EQ(examples.size(), 3u);
+    EXPECT_EQ(examples[0].text, "\"never closed");
+    EXPECT_EQ(examples[1].text, "\"closed\" and more");
+    EXPECT_EQ(examples[2].text, "say \"\"");
+    EXPECT_FAILS(data, "give --quoting none", read(tsv, TableFormat::tsv));
+    EXPECT_FAILS(data, "never closed; where quotes are letters like others, give --quoting none",
+                 csv("text,label\n\"a,1\n"));
+    EXPECT_FAILS(data, "train:2: found 3 fields where the first row has 2",
+                 read("text,label\n\"a,b\",1\n", TableFormat::csv, none));
+}
+
 TEST(CsvTable, NamesLineAndReason) {
     EXPECT_FAILS(data, "train: holds no examples", csv(""));
     EXPECT_FAILS(data, "train: holds no examples", csv("text,label\n\n"));

@@ -180,7 +180,8 @@ std::optional<size_t> find_column(const Source& source, const CsvRow& header, co
 
 std::vector<Example> read_csv(const Source& source, std::string_view text, char separator) {
     refuse_nul(source, text);
-    const std::vector<CsvRow> rows = parse_csv(text, separator, source.name);
+    const std::vector<CsvRow> rows = parse_csv(
+        text, separator, source.name, source.options.quoting == "none" ? Quoting::none : Quoting::minimal);
     std::vector<Example> examples;
     if (rows.empty()) return examples;
     const TableOptions& options = source.options;
@@ -269,6 +270,21 @@ std::vector<Example> read_text(std::string_view text, const std::string& name, T
 }
 
 }  // namespace
+
+Fields TableOptions::fields() {
+    return {
+        {.name = "text-column", .value = &text_column, .help = "column of the text"},
+        {.name = "pair-column", .value = &pair_column, .help = "column of a second text; empty: none"},
+        {.name = "label-column",
+         .value = &label_column,
+         .help = "column of the label: text or integer = class, real = regression"},
+        {.name = "quoting",
+         .value = &quoting,
+         .help = "in CSV and TSV; minimal: a field that begins with a quote ends with one; none: quotes are "
+                 "letters like others, as in GLUE's files",
+         .choices = {"minimal", "none"}},
+    };
+}
 
 TableFormat table_format(const fs::path& path) {
     std::string extension = path.extension().string();

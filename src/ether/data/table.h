@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include "ether/core/options.h"
+
 namespace ether::data {
 
 using Label = std::variant<std::monostate, int64_t, double, std::string>;  // monostate: none
@@ -26,7 +28,11 @@ struct TableOptions {
     std::string text_column = "text";
     std::string pair_column = "";  // "": texts are single
     std::string label_column = "label";
-    bool labels_required = true;  // false: a missing column or an empty label reads as no label
+    std::string quoting = "minimal";  // of CSV and TSV, as pandas calls it: minimal, none
+    bool labels_required = true;      // false: a missing column or an empty label reads as no label
+
+    // What users choose; labels_required follows from the task.
+    Fields fields();
 };
 
 enum class TableFormat { json, csv, tsv, text };

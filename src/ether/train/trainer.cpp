@@ -102,10 +102,8 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
     const auto tokenizer = text::Tokenizer::load(checkpoint.path());
-    data::TableOptions table{.text_column = config_.text_column,
-                             .pair_column = config_.pair_column,
-                             .label_column = config_.label_column,
-                             .labels_required = config_.task == "classify"};
+    auto table = config_.columns;
+    table.labels_required = config_.task == "classify";
     const auto examples = data::read_examples(config_.data, table);
     task_ = tasks::make_task(config_.task, examples, config_.data);
     const bool own_head = adopt_own_head(checkpoint, task_);
@@ -155,10 +153,8 @@ void Trainer::read_data(const text::Tokenizer& tokenizer, const std::vector<data
     const tasks::TextOptions options{.max_length = max_length_};
     training_ = task_->encode(examples, config_.data, tokenizer, options);
     if (config_.eval_data.empty()) return;
-    data::TableOptions table{.text_column = config_.text_column,
-                             .pair_column = config_.pair_column,
-                             .label_column = config_.label_column,
-                             .labels_required = task_->labels_required()};
+    auto table = config_.columns;
+    table.labels_required = task_->labels_required();
     evaluation_ =
         task_->encode(data::read_examples(config_.eval_data, table), config_.eval_data, tokenizer, options);
 }
@@ -273,9 +269,7 @@ void Trainer::save_adapter() {
     ether["format"] = 1;
     ether["base_fingerprint"] = fingerprint_;
     ether["max_length"] = max_length_;
-    ether["text_column"] = config_.text_column;
-    ether["pair_column"] = config_.pair_column;
-    ether["label_column"] = config_.label_column;
+    for (const auto& field : config_.columns.fields()) ether[field.config_key()] = field.to_json();
     files.ether = std::move(ether);
     io::write_adapter(config_.out, files);
 }
