@@ -71,6 +71,35 @@ class Inspect(ProgramTest):
         self.assertIn(f"the adapter is in {run}/", told)
 
 
+class Config(ProgramTest):
+    def test_a_file_repeats_a_run_and_the_command_line_wins(self):
+        run = self.train("run", "--modules-to-save", "pooler", "--no-bucketing", "--lr", "0.25", "--method", "lora", "--rank", 2)
+        ether("train", "--config", run / "run.toml", "--out", self.folder / "again", "--lr", "0.5")
+        lines = [(folder / "run.toml").read_text().splitlines() for folder in (run, self.folder / "again")]
+        self.assertEqual([pair for pair in zip(*lines) if pair[0] != pair[1]],
+                         [(f"out = '{run}'", f"out = '{self.folder / 'again'}'"), ("lr = 0.25", "lr = 0.5")])
+
+    def test_what_is_wrong_is_told_with_its_line(self):
+        for text, words in {
+            'model = "x\ndata = "y"\n': ':1: the text "x is never closed; end it with "',
+            "model = 'x'\n[train]\n": ":2: options stand at the top level of the file, as key = value; remove the line [train]",
+            "\nlearning_rate = 1\n": ':2: unknown key "learning_rate"; did you mean "lr"?',
+            "batch = [1, 2]\n": ':1: "batch" takes one value, found a list of 2',
+        }.items():
+            file = self.write("own.toml", text)
+            self.assertIn(str(file) + words, refusal("train", "--config", file))
+        self.assertIn("none.toml: cannot open", refusal("train", "--config", self.folder / "none.toml"))
+
+    def test_a_runs_file_is_for_training(self):
+        told = refusal("eval", "--config", self.train("run") / "run.toml")
+        self.assertIn("run.toml: these keys are ether train's alone: task, out, method, ", told)
+        self.assertNotIn("did you mean", told)
+        self.assertIn("leave them out for ether eval, which takes a run by --adapter and its folder", told)
+        file = self.write("own.toml", f"model = '{BERT}'\njson = true\n")
+        data = self.write("data.csv", "text,label\na,0\n")
+        self.assertEqual(json.loads(ether("eval", "--config", file, "--data", data))["examples"], 1)
+
+
 class Train(ProgramTest):
     def test_names_that_users_bring_along(self):
         for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():
