@@ -100,6 +100,41 @@ class Config(ProgramTest):
         self.assertEqual(json.loads(ether("eval", "--config", file, "--data", data))["examples"], 1)
 
 
+class Predict(ProgramTest):
+    command = ["predict", "--model", BERT]
+    texts = ["a b c", "b", "c c a b"]
+
+    def test_lines_are_answered_as_they_come(self):
+        with subprocess.Popen([ETHER, *self.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            for text in self.texts:
+                program.stdin.write(text + "\n")
+                program.stdin.flush()
+                self.assertIn("LABEL_", program.stdout.readline())  # hangs where it waits for more
+
+    def test_every_format_says_the_same(self):
+        plain = "".join(text + "\n" for text in self.texts)
+        expected = ether(*self.command, text=plain)
+        self.assertEqual(expected.count("\n"), 3)
+        objects = [{"text": text, "label": label} for text, label in zip(self.texts, [1, "x", 0.5])]
+        lines = "\n".join(map(json.dumps, objects))
+        table = "text,n\n" + "".join(f'"{text}",1\n' for text in self.texts)
+        for text in [plain[:-1], lines, json.dumps(objects), json.dumps(objects, indent=1)]:
+            self.assertEqual(ether(*self.command, text=text), expected, text)
+            self.assertEqual(ether(*self.command, "--batch", 1, text=text), expected, text)
+        self.assertEqual(ether(*self.command, "--format", "jsonl", text=json.dumps(objects)), expected)
+        self.assertEqual(ether(*self.command, "--format", "csv", text=table), expected)
+        for name, text in {"a.txt": plain, "a.jsonl": lines, "a.json": json.dumps(objects), "a.csv": table}.items():
+            self.assertEqual(ether(*self.command, "--input", self.write(name, text)), expected, name)
+        self.assertEqual(ether(*self.command, "--format", "csv", "--input", self.write("table", table)), expected)
+        self.assertEqual(ether(*self.command, "--format", "text", text="[a\n"), ether(*self.command, text="[a\n"))
+        self.assertEqual(ether(*self.command), "")
+
+    def test_lines_are_counted_over_all_pieces(self):
+        lines = '{"text": "a"}\n' * 100 + "{}\n"
+        self.assertIn("standard input:101: no column", refusal(*self.command, "--batch", 1, text=lines))
+        self.assertIn("a.bin: cannot open", refusal(*self.command, "--input", self.folder / "a.bin"))
+
+
 class Train(ProgramTest):
     def test_names_that_users_bring_along(self):
         for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():

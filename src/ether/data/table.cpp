@@ -24,14 +24,15 @@ namespace {
 struct Source {
     const std::string& name;
     const TableOptions& options;
+    int64_t first_line = 1;
 };
 
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 // Calls body(line, number) for each line that is not blank, without its LF or CRLF.
 template <typename Body>
-void for_each_line(std::string_view text, const Body& body) {
-    for (int64_t number = 1; !text.empty(); ++number) {
+void for_each_line(const Source& source, std::string_view text, const Body& body) {
+    for (int64_t number = source.first_line; !text.empty(); ++number) {
         const size_t end = text.find('\n');
         std::string_view line = text.substr(0, end);
         text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
@@ -96,7 +97,7 @@ Example json_example(const Source& source, const json& object, int64_t line) {
     example.line = line;
     example.text = json_text(source, object, options.text_column, line);
     if (!options.pair_column.empty()) example.pair = json_text(source, object, options.pair_column, line);
-    if (options.labels_required || object.contains(options.label_column))
+    if (!options.label_column.empty() && (options.labels_required || object.contains(options.label_column)))
         example.label = json_label(source, json_member(source, object, options.label_column, line), line);
     require_label(source, example);
     return example;
@@ -135,7 +136,7 @@ std::vector<Example> read_json(const Source& source, std::string_view text) {
         for (size_t i = 0; i < array.size(); ++i)
             examples.push_back(json_example(source, array[i], lines[i]));
     } else {
-        for_each_line(text, [&](std::string_view line, int64_t number) {
+        for_each_line(source, text, [&](std::string_view line, int64_t number) {
             examples.push_back(json_example(source, io::parse_json(line, source.name, number), number));
         });
     }
@@ -192,7 +193,8 @@ std::vector<Example> read_csv(const Source& source, std::string_view text, char 
     };
     const size_t text_index = *column(options.text_column, true);
     const auto pair_index = column(options.pair_column, !options.pair_column.empty());
-    const auto label_index = column(options.label_column, options.labels_required);
+    const auto label_index =
+        options.label_column.empty() ? std::nullopt : column(options.label_column, options.labels_required);
     for (const CsvRow& row : std::span(rows).subspan(1)) {
         Example example;
         example.line = row.line;
@@ -212,7 +214,7 @@ std::vector<Example> read_lines(const Source& source, std::string_view text) {
         fail(ErrorKind::data, "{}: a plain text file has no column \"{}\"; use JSON Lines, CSV or TSV",
              source.name, options.pair_column.empty() ? options.label_column : options.pair_column);
     std::vector<Example> examples;
-    for_each_line(text, [&](std::string_view line, int64_t number) {
+    for_each_line(source, text, [&](std::string_view line, int64_t number) {
         examples.push_back({.text = std::string(line), .pair = "", .label = {}, .line = number});
     });
     return examples;
@@ -242,13 +244,13 @@ void check_labels(const Source& source, const std::vector<Example>& examples) {
 }
 
 std::vector<Example> read_text(std::string_view text, const std::string& name, TableFormat format,
-                               const TableOptions& options) {
+                               const TableOptions& options, int64_t first_line) {
     if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos)
         fail(ErrorKind::data, "{}:{}: not UTF-8: byte 0x{:02x}; save the file as UTF-8", name,
-             1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(bad), '\n'),
+             first_line + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(bad), '\n'),
              static_cast<unsigned char>(text[bad]));
     if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
-    const Source source{name, options};
+    const Source source{name, options, first_line};
     std::vector<Example> examples;
     switch (format) {
         case TableFormat::json:
@@ -300,14 +302,14 @@ TableFormat table_format(const fs::path& path) {
 std::vector<Example> read_examples(const fs::path& path, const TableOptions& options) {
     // Opened first: that a file is absent is worth more than what its name's ending says.
     const std::string text = io::read_text_file(path);
-    return read_text(text, path.string(), table_format(path), options);
+    return read_text(text, path.string(), table_format(path), options, 1);
 }
 
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,
-                                   const TableOptions& options) {
+                                   const TableOptions& options, int64_t first_line) {
     const std::string text{std::istreambuf_iterator<char>(stream), {}};
     if (stream.bad()) fail(ErrorKind::file, "{}: cannot read", name);
-    return read_text(text, name, format, options);
+    return read_text(text, name, format, options, first_line);
 }
 
 LabelKind label_kind(std::span<const Example> examples) {

@@ -26,10 +26,10 @@ struct Example {
 
 struct TableOptions {
     std::string text_column = "text";
-    std::string pair_column = "";  // "": texts are single
-    std::string label_column = "label";
-    std::string quoting = "minimal";  // of CSV and TSV, as pandas calls it: minimal, none
-    bool labels_required = true;      // false: a missing column or an empty label reads as no label
+    std::string pair_column = "";        // "": texts are single
+    std::string label_column = "label";  // "": labels are not read
+    std::string quoting = "minimal";     // of CSV and TSV, as pandas calls it: minimal, none
+    bool labels_required = true;         // false: a missing column or an empty label reads as no label
 
     // What users choose; labels_required follows from the task.
     Fields fields();
@@ -50,8 +50,9 @@ TableFormat table_format(const std::filesystem::path& path);
 // null and the empty string are no label. Strings among numbers are an error; integers may stand among
 // doubles.
 std::vector<Example> read_examples(const std::filesystem::path& path, const TableOptions& options = {});
+// first_line: the number of the stream's first line, where that is a part of a file of JSON Lines or text.
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,
-                                   const TableOptions& options = {});
+                                   const TableOptions& options = {}, int64_t first_line = 1);
 
 enum class LabelKind { none, integer, real, text };  // in the order of Label's alternatives
 
