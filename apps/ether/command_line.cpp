@@ -6,7 +6,11 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
+#include "ether/io/file.h"
+#include "ether/io/toml.h"
 #include "ether/methods/registry.h"
+#include "ether/train/run_config.h"
 
 namespace ether::app {
 namespace {
@@ -21,6 +25,50 @@ std::string help_text(const Field& field) {
     return field.help + range_text(field) + (initial.empty() ? "" : " (default " + initial + ")");
 }
 
+// What transformers and PEFT call some of our options; no letters would lead from one to the other.
+constexpr std::pair<const char*, const char*> kNamesElsewhere[] = {
+    {"learning-rate", "lr"},
+    {"num-train-epochs", "epochs"},
+    {"per-device-train-batch-size", "batch"},
+    {"per-device-eval-batch-size", "eval-batch"},
+    {"gradient-accumulation-steps", "accumulate"},
+    {"gradient-checkpointing", "checkpoint-activations"},
+    {"max-seq-length", "max-length"},
+    {"max-grad-norm", "clip"},
+    {"lr-scheduler-type", "schedule"},
+    {"warmup-ratio", "warmup"},
+    {"model-name-or-path", "model"},
+    {"train-file", "data"},
+    {"validation-file", "eval-data"},
+    {"output-dir", "out"},
+    {"target-modules", "targets"},
+    {"exclude-modules", "exclude"},
+    {"layers-to-transform", "layers"},
+    {"lora-r", "rank"},
+    {"lora-alpha", "alpha"},
+    {"lora-dropout", "dropout"},
+    {"use-rslora", "rslora"},
+};
+
+// Ends a message about an unknown option, which may begin with dashes, as the known ones then do.
+std::string near_option(const std::string& unknown, const std::vector<std::string>& known) {
+    const std::string dashes = unknown.substr(0, unknown.find_first_not_of('-'));
+    std::string name = unknown.substr(dashes.size());
+    std::replace(name.begin(), name.end(), '_', '-');
+    for (const auto& [elsewhere, here] : kNamesElsewhere)
+        if (name == elsewhere && std::find(known.begin(), known.end(), dashes + here) != known.end())
+            return did_you_mean(dashes + here, known);
+    return did_you_mean(unknown, known);
+}
+
+bool is_of_training(const std::string& key) {
+    train::RunConfig config;
+    if (find_field(config.fields(), key)) return true;
+    return std::ranges::any_of(methods::all_methods(), [&](const methods::Method& method) {
+        return find_field(method.options()->fields(), key) != nullptr;
+    });
+}
+
 }  // namespace
 
 CommandLine::CommandLine(std::string verb, std::string description, std::string example)
@@ -28,8 +76,10 @@ CommandLine::CommandLine(std::string verb, std::string description, std::string 
     app_->footer("Example:\n  " + example);
     app_->get_formatter()->column_width(30);
     app_->get_formatter()->label("TEXT", "");
-    app_->set_config("--config", "", "TOML file of options by these names; the command line wins");
-    app_->allow_config_extras(CLI::config_extras_mode::error);
+    // The first option, so that its values are there when those of the others are taken.
+    app_->add_option_function<std::string>(
+        "--config", [this](const std::string& file) { take_from(file); },
+        "TOML file of options by these names; the command line wins");
 }
 
 CommandLine::~CommandLine() = default;
@@ -104,6 +154,34 @@ void CommandLine::add_method_options() {
     }
 }
 
+void CommandLine::take_from(const std::string& file) {
+    std::vector<std::string> known, of_training;
+    for (const auto& [name, values] : values_) known.push_back(name);
+    for (const auto& entry : io::parse_toml(io::read_text_file(file), file)) {
+        auto* option = app_->get_option_no_throw("--" + entry.key);
+        if (!option || !values_.contains(entry.key)) {
+            if (!is_of_training(entry.key))
+                fail(ErrorKind::usage, "{}:{}: unknown key \"{}\"{}; ether {} --help lists all options", file,
+                     entry.line, printable(entry.key), near_option(entry.key, known), verb_);
+            of_training.push_back(entry.key);
+            continue;
+        }
+        if (static_cast<int>(entry.values.size()) > std::max(1, option->get_items_expected_max()))
+            fail(ErrorKind::usage, "{}:{}: \"{}\" takes one value, found a list of {}", file, entry.line,
+                 entry.key, entry.values.size());
+        if (!option->empty()) continue;  // given on the command line
+        for (const auto& value : entry.values)
+            option->add_result(option->get_expected_min() == 0 ? option->get_flag_value(entry.key, value)
+                                                               : value);
+    }
+    // A run's own file names training data and a run folder: nothing that another verb should take in
+    // silence.
+    if (!of_training.empty())
+        fail(ErrorKind::usage, "{}: these keys are ether train's alone: {}; leave them out for ether {}{}",
+             file, fmt::join(of_training, ", "), verb_,
+             values_.contains("adapter") ? ", which takes a run by --adapter and its folder" : "");
+}
+
 bool CommandLine::parse(int argc, char** argv) {
     try {
         app_->parse(argc, argv);
@@ -120,15 +198,7 @@ bool CommandLine::parse(int argc, char** argv) {
             fail(ErrorKind::usage, "\"{}\" belongs to no option: each takes one value; see ether {} --help",
                  extras.front(), verb_);
         fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
-             did_you_mean(name, known), verb_);
-    } catch (const CLI::ConfigError& error) {  // its text ends in the unknown key
-        const std::string text = error.what();
-        const auto key = text.substr(text.rfind(' ') + 1);
-        std::vector<std::string> known;
-        for (const auto& [name, values] : values_) known.push_back(name);
-        fail(ErrorKind::usage,
-             "the --config file has the unknown key \"{}\"{}; ether {} --help lists all options", key,
-             did_you_mean(key, known), verb_);
+             near_option(name, known), verb_);
     } catch (const CLI::ParseError& error) {
         std::string text = error.what();
         std::replace(text.begin(), text.end(), '\n', ' ');

@@ -35,6 +35,8 @@ class CommandLine {
 
   private:
     void add_one(const Field& field, bool required);
+    // The values in an options' file of what the command line does not give.
+    void take_from(const std::string& file);
 
     std::unique_ptr<CLI::App> app_;
     std::vector<Field> fields_;

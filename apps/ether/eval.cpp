@@ -21,7 +21,7 @@ int eval_main(int argc, char** argv) {
     line.add(loading.fields(), {"model"});
     line.add({{.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"}},
              {"data"});
-    line.add(column_fields(table, "column of the label; default: as in training"));
+    line.add(column_fields(table));
     line.add({
         {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
         {.name = "json", .value = &json, .help = "print one JSON object"},

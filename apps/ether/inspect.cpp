@@ -24,20 +24,33 @@ std::string shape_text(const ordered_json& shape) {
     return text;
 }
 
+constexpr int64_t kNewClasses = 2;  // of a head where the model has none
+
 std::unique_ptr<nn::Model> load_any_head(const io::Checkpoint& checkpoint) {
     const bool classifier =
         models::stored_classes(checkpoint) || !models::architecture_of(checkpoint).language_model_class;
-    return models::load_model(
-        checkpoint,
-        {.head = classifier ? nn::Head::sequence_classification : nn::Head::causal_lm, .classes = 2});
+    return models::load_model(checkpoint,
+                              {.head = classifier ? nn::Head::sequence_classification : nn::Head::causal_lm,
+                               .classes = kNewClasses});
+}
+
+// Values of a head that the files lack, so that it was drawn.
+int64_t new_head_parameters(const nn::Model& model) {
+    int64_t count = 0;
+    for (const auto& module : model.new_modules())
+        for (const auto& name : model.module_tensors(module))
+            count += model.tensors().at(name).front()->numel();
+    return count;
 }
 
 ordered_json describe_model(const std::filesystem::path& folder) {
     const auto checkpoint = io::Checkpoint::open(folder);
     const auto model = load_any_head(checkpoint);
+    const int64_t drawn = new_head_parameters(*model);
     ordered_json object = {{"kind", "model"},
                            {"architecture", model->shape().architecture},
-                           {"parameters", model->parameter_count()},
+                           {"parameters", model->parameter_count() - drawn},
+                           {"new_head_parameters", drawn},
                            {"fingerprint", checkpoint.fingerprint()},
                            {"layers", model->shape().layers},
                            {"hidden_size", model->shape().hidden_size},
@@ -46,7 +59,7 @@ ordered_json describe_model(const std::filesystem::path& folder) {
                            {"vocabulary", model->shape().vocab_size},
                            {"positions", model->shape().max_positions}};
     std::map<std::string, std::string> stored;  // dtype by name without the base model's prefix
-    for (const auto& name : checkpoint.names()) stored[name] = checkpoint.info(name).dtype;
+    for (const auto& name : checkpoint.names()) stored[name] = io::dtype_name(checkpoint.info(name).dtype);
     const auto& prefix = model->shape().prefix;
     for (const auto& site : model->sites()) {
         const auto name = site.name() + ".weight";
@@ -63,9 +76,7 @@ ordered_json describe_model(const std::filesystem::path& folder) {
             methods::AdapterConfig config;
             config.method = method.name;
             const methods::AdaptedModel adapted(load_any_head(checkpoint), config);
-            const auto count = adapted.parameters().count(nn::ParameterGroup::adapter) +
-                               adapted.parameters().count(nn::ParameterGroup::base);
-            object["methods"][method.name] = count;
+            object["methods"][method.name] = adapted.method_parameters();
         } catch (const Error& error) {  // e.g. the default number of blocks does not divide a width
             object["methods"][method.name] = error.what();
         }
@@ -81,7 +92,7 @@ ordered_json describe_adapter(const std::filesystem::path& folder) {
         values += tensor.numel();
         object["tensors"].push_back({{"name", name},
                                      {"shape", tensor.sizes().vec()},
-                                     {"dtype", c10::toString(tensor.scalar_type())}});
+                                     {"dtype", io::dtype_name(tensor.scalar_type())}});
     }
     object["values"] = values;
     object["config"] = files.config;
@@ -90,10 +101,12 @@ ordered_json describe_adapter(const std::filesystem::path& folder) {
 }
 
 void print_model(const ordered_json& object) {
+    const auto drawn = object["new_head_parameters"].get<int64_t>();
     fmt::print(
-        "{}: {} parameters, {} blocks, width {}, {} heads ({} for keys), vocabulary {}, {} "
+        "{}: {} parameters{}, {} blocks, width {}, {} heads ({} for keys), vocabulary {}, {} "
         "positions\nfingerprint {}\n\n",
         object["architecture"].get<std::string>(), object["parameters"].get<int64_t>(),
+        drawn ? fmt::format(" (and {} of a new head for {} classes)", drawn, kNewClasses) : "",
         object["layers"].get<int64_t>(), object["hidden_size"].get<int64_t>(), object["heads"].get<int64_t>(),
         object["kv_heads"].get<int64_t>(), object["vocabulary"].get<int64_t>(),
         object["positions"].get<int64_t>(), object["fingerprint"].get<std::string>());
@@ -138,8 +151,8 @@ int inspect_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
 
     const auto path = std::filesystem::path(folder);
-    const bool adapter =
-        std::filesystem::exists(path / "adapter_config.json") || std::filesystem::exists(path / "run.toml");
+    const auto has = [&](const char* name) { return std::filesystem::exists(path / name); };
+    const bool adapter = has("adapter_config.json") || has(io::kRunFile) || has(io::kRunStateFile);
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)
         std::printf("%s\n", object.dump().c_str());

@@ -32,24 +32,19 @@ eval::LoadedAdapter LoadingOptions::load() const {
     return loaded;
 }
 
-Fields column_fields(data::TableOptions& table, const std::string& label_help) {
-    return {
-        {.name = "text-column",
-         .value = &table.text_column,
-         .help = "column of the text; default: as in training"},
-        {.name = "pair-column",
-         .value = &table.pair_column,
-         .help = "column of a second text; default: as in training"},
-        {.name = "label-column", .value = &table.label_column, .help = label_help},
-    };
+Fields column_fields(data::TableOptions& table) {
+    auto fields = table.fields();
+    for (auto& field : fields) field.help += "; not given: as in training";
+    return fields;
 }
 
 data::TableOptions columns(const CommandLine& line, data::TableOptions given,
                            const data::TableOptions& trained) {
-    if (!line.given("text-column")) given.text_column = trained.text_column;
-    if (!line.given("pair-column")) given.pair_column = trained.pair_column;
-    if (!line.given("label-column")) given.label_column = trained.label_column;
-    return given;
+    auto result = trained;
+    const auto from = given.fields(), to = result.fields();
+    for (size_t i = 0; i < to.size(); ++i)
+        if (line.given(to[i].name)) to[i].set(from[i].text());
+    return result;
 }
 
 }  // namespace ether::app

@@ -19,10 +19,10 @@ struct LoadingOptions {
     eval::LoadedAdapter load() const;
 };
 
-// Options that name the columns of a table; label_help: what the label is for.
-Fields column_fields(data::TableOptions& table, const std::string& label_help);
+// The options of a table, where those not given are the training's.
+Fields column_fields(data::TableOptions& table);
 
-// The columns given on the command line, and for the others those of the training.
+// Those given on the command line, and for the others those of the training.
 data::TableOptions columns(const CommandLine& line, data::TableOptions given,
                            const data::TableOptions& trained);
 

@@ -30,7 +30,7 @@ int merge_main(int argc, char** argv) {
     if (json)
         std::printf("%s\n", nlohmann::json({{"out", out},
                                             {"bytes", report.bytes},
-                                            {"dtype", c10::toString(report.dtype)},
+                                            {"dtype", io::dtype_name(report.dtype)},
                                             {"largest_difference", report.largest_difference},
                                             {"largest_logit", report.largest_logit},
                                             {"adapter_effect", report.adapter_effect
@@ -42,7 +42,7 @@ int merge_main(int argc, char** argv) {
         fmt::print(
             "{}: {:.1f} MB in {}; probe logits differ from the adapter's by at most {:.2g} (largest logit "
             "{:.3g}{})\n",
-            out, static_cast<double>(report.bytes) / 1e6, c10::toString(report.dtype),
+            out, static_cast<double>(report.bytes) / 1e6, io::dtype_name(report.dtype),
             report.largest_difference, report.largest_logit,
             report.adapter_effect
                 ? fmt::format(", the adapter changes them by up to {:.3g}", *report.adapter_effect)

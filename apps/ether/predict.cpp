@@ -1,7 +1,6 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -11,6 +10,7 @@
 #include "ether/core/error.h"
 #include "ether/core/utf8.h"
 #include "ether/tasks/classification.h"
+#include "line_reader.h"
 #include "loading.h"
 #include "verb.h"
 
@@ -18,6 +18,8 @@ namespace ether::app {
 namespace {
 
 constexpr int64_t kShown = 3;  // classes in a line of plain output
+// So many batches of what lies ready are read at once: enough for texts of like length to share batches.
+constexpr int64_t kBatchesAtOnce = 64;
 
 // Rows of logits in the order of `sequences`.
 at::Tensor all_logits(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences,
@@ -52,86 +54,34 @@ void print_class(const at::Tensor& probabilities, const std::vector<std::string>
     std::cout << "\n";
 }
 
-std::string read_all(std::istream& stream) {
-    return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
-
 // Every line of plain text is an example, blank ones too: the output has a line for each line of the input.
-std::vector<data::Example> plain_lines(const std::string& text) {
+std::vector<data::Example> plain_lines(const std::string& text, const std::string& name, int64_t number) {
     std::vector<data::Example> examples;
     std::istringstream lines(text);
-    for (std::string line; std::getline(lines, line);) {
-        const auto number = static_cast<int64_t>(examples.size()) + 1;
+    for (std::string line; std::getline(lines, line); ++number) {
+        if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
         if (line.ends_with('\r')) line.pop_back();
         if (find_invalid_utf8(line) != std::string::npos)
-            fail(ErrorKind::data, "standard input:{}: the line is not UTF-8", number);
+            fail(ErrorKind::data, "{}:{}: the line is not UTF-8", name, number);
         examples.push_back({.text = std::move(line), .pair = "", .label = {}, .line = number});
     }
     return examples;
 }
 
-bool plain(const std::string& format, const std::string& text) {
-    const auto first = text.find_first_not_of(" \t\r\n");
-    return format == "text" || (format == "auto" && (first == std::string::npos || text[first] != '{'));
+data::TableFormat input_format(const std::string& format, const std::string& path, LineReader& input) {
+    if (format == "text") return data::TableFormat::text;
+    if (format == "jsonl") return data::TableFormat::json;
+    if (format == "csv") return data::TableFormat::csv;
+    if (format == "tsv") return data::TableFormat::tsv;
+    if (!path.empty()) return data::table_format(path);
+    // A list is one of objects, or empty: a text may begin with a bracket as well.
+    const auto start = input.start();
+    return start == "{" || start == "[{" || start == "[]" ? data::TableFormat::json : data::TableFormat::text;
 }
 
-std::vector<data::Example> read_input(const std::string& text, const std::string& format,
-                                      const data::TableOptions& table) {
-    const auto first = text.find_first_not_of(" \t\r\n");
-    if (plain(format, text)) return plain_lines(text);
-    if (first == std::string::npos) return {};
-    std::istringstream stream(text);
-    const auto kind = format == "csv"   ? data::TableFormat::csv
-                      : format == "tsv" ? data::TableFormat::tsv
-                                        : data::TableFormat::json;
-    return data::read_examples(stream, "standard input", kind, table);
-}
-
-}  // namespace
-
-int predict_main(int argc, char** argv) {
-    LoadingOptions loading;
-    data::TableOptions table{.labels_required = false};
-    std::string input, format = "auto";
-    int64_t batch = 64;
-    bool json = false;
-    CommandLine line(
-        "predict",
-        "Classifies texts from standard input or a file, one a line or as JSONL: for each the label and the "
-        "most "
-        "likely classes with their probabilities, tab-separated, or one JSON object a line with all of them.",
-        "echo 'a small furry animal' | ether predict --model DIR --adapter runs/a");
-    line.add(loading.fields(), {"model"});
-    line.add({
-        {.name = "input", .value = &input, .help = "file to read; empty: standard input"},
-        {.name = "format",
-         .value = &format,
-         .help = "of standard input; auto: JSONL if it begins with {",
-         .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
-    });
-    line.add(column_fields(table, "column of a label, which is not used"));
-    line.add({
-        {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
-        {.name = "json", .value = &json, .help = "print JSON lines"},
-    });
-    if (!line.parse(argc, argv)) return 0;
-
-    const auto loaded = loading.load();
-    if (loaded.task->head() != nn::Head::sequence_classification)
-        fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
-    table = columns(line, table, loaded.columns);
-    const auto text = input.empty() ? read_all(std::cin) : std::string();
-    if (!text.empty() && !table.pair_column.empty() && plain(format, text))
-        fail(ErrorKind::usage,
-             "this adapter was trained on pairs of texts: give JSONL with the columns \"{}\" and \"{}\", or "
-             "a file",
-             table.text_column, table.pair_column);
-    auto examples = input.empty() ? read_input(text, format, table) : data::read_examples(input, table);
-    if (examples.empty()) return 0;
-    for (auto& example : examples) example.label = std::monostate();
-    const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
-    const auto sequences = loaded.task->encode(examples, input.empty() ? "standard input" : input, tokenizer,
-                                               {.max_length = loaded.max_length});
+void answer(const eval::LoadedAdapter& loaded, const text::Tokenizer& tokenizer,
+            const std::vector<data::Example>& examples, const std::string& name, int64_t batch, bool json) {
+    const auto sequences = loaded.task->encode(examples, name, tokenizer, {.max_length = loaded.max_length});
     const auto logits = all_logits(*loaded.model, sequences, batch);
     const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get());
     const auto probabilities = classifier ? logits.softmax(1) : logits;
@@ -142,6 +92,69 @@ int predict_main(int argc, char** argv) {
             std::cout << nlohmann::json{{"value", logits[i][0].item<float>()}}.dump() << "\n";
         else
             std::cout << fmt::format("{:.6g}\n", logits[i][0].item<float>());
+    }
+    std::cout.flush();
+}
+
+}  // namespace
+
+int predict_main(int argc, char** argv) {
+    LoadingOptions loading;
+    data::TableOptions table;
+    std::string path, format = "auto";
+    int64_t batch = 64;
+    bool json = false;
+    CommandLine line("predict",
+                     "Classifies texts from standard input or a file, one a line, as JSON or as a table, "
+                     "whose labels are not read: for each the label and the most likely classes with their "
+                     "probabilities, tab-separated, or one JSON object a line with all of them. Lines of "
+                     "text and JSONL are answered as they come.",
+                     "echo 'a small furry animal' | ether predict --model DIR --adapter runs/a");
+    line.add(loading.fields(), {"model"});
+    line.add({
+        {.name = "input", .value = &path, .help = "file to read; empty: standard input"},
+        {.name = "format",
+         .value = &format,
+         .help = "auto: by the file's ending; on standard input JSON if it begins with { or a list of these, "
+                 "else text; jsonl: a list, too",
+         .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
+    });
+    line.add(column_fields(table));
+    line.add({
+        {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
+        {.name = "json", .value = &json, .help = "print JSON lines"},
+    });
+    if (!line.parse(argc, argv)) return 0;
+
+    const auto loaded = loading.load();
+    if (loaded.task->head() != nn::Head::sequence_classification)
+        fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
+    table = columns(line, table, loaded.columns);
+    table.labels_required = false;
+    table.label_column.clear();
+    const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
+    LineReader input(path);
+    const auto kind = input_format(format, path, input);
+    if (kind == data::TableFormat::text && !table.pair_column.empty() && !input.start().empty())
+        fail(ErrorKind::usage,
+             "this adapter was trained on pairs of texts: give JSONL, CSV or TSV with the columns \"{}\" and "
+             "\"{}\"",
+             table.text_column, table.pair_column);
+    // A list ends with its last line, and so may a quoted field.
+    const bool whole = kind == data::TableFormat::csv || kind == data::TableFormat::tsv ||
+                       (kind == data::TableFormat::json && input.start().starts_with('['));
+    for (int64_t line_number = 1; std::cout.good();) {
+        const auto text = whole ? input.rest() : input.lines(kBatchesAtOnce * batch);
+        if (text.empty()) break;
+        if (kind == data::TableFormat::text) {
+            answer(loaded, tokenizer, plain_lines(text, input.name(), line_number), input.name(), batch,
+                   json);
+        } else if (text.find_first_not_of(" \t\r\n") != std::string::npos) {
+            std::istringstream stream(text);
+            answer(loaded, tokenizer, data::read_examples(stream, input.name(), kind, table, line_number),
+                   input.name(), batch, json);
+        }
+        line_number += std::count(text.begin(), text.end(), '\n');
     }
     return 0;
 }

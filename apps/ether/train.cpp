@@ -7,6 +7,7 @@
 #include "console.h"
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
+#include "ether/io/adapter_folder.h"
 #include "ether/train/learning_curve.h"
 #include "ether/train/metrics_log.h"
 #include "ether/train/tensorboard.h"
@@ -69,9 +70,9 @@ int train_main(int argc, char** argv) {
                      "with --config {}/run.toml and another --out",
                      field.name, resume);
         const auto threads = config.threads;
-        const auto saved = (std::filesystem::path(resume) / "run.toml").string();
+        const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
         if (!std::filesystem::exists(saved))
-            fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", resume);
+            fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
         CommandLine from_file("train", "", "");
         config = {};
         from_file.add(config.fields());

@@ -66,6 +66,8 @@ TEST(Options, ErrorsNameFieldValueAndRange) {
               "--learning-rate: nan is out of range, expected 0 to 1");
     EXPECT_EQ(message_of([&] { find_field(fields, "side")->set("left"); }),
               "--side: \"left\" is not known, expected one of input, output");
+    EXPECT_EQ(message_of([&] { find_field(fields, "side")->set("inptu"); }),
+              "--side: \"inptu\" is not known, expected one of input, output; did you mean \"input\"?");
     EXPECT_EQ(message_of([&] { find_field(fields, "flag")->set("yes"); }),
               "--flag: expected true or false, got \"yes\"");
 }

@@ -54,6 +54,9 @@ TEST(LabelSet, RefusesWhatDoesNotFit) {
                  LabelSet::from_examples(labelled({"a", "a"}), "f"));
     EXPECT_FAILS(data, "found none", LabelSet::from_examples({}, "f"));
     EXPECT_FAILS(data, "f:2: expected a label", LabelSet::from_examples(labelled({"a", {}}), "f"));
+    EXPECT_FAILS(data,
+                 "f:1: expected a class (a string or an integer), found the number 2.0; real numbers are",
+                 LabelSet::from_examples(labelled({2.0, 3.0}), "f"));
     EXPECT_FAILS(data, "f:1: expected a class", LabelSet::from_examples(labelled({1.5, 2.0}), "f"));
     std::vector<std::string> many;
     for (int i = 0; i < 1000; ++i) many.push_back("name" + std::to_string(i));

@@ -106,7 +106,7 @@ TEST(Table, LabelsAgreeInKind) {
     EXPECT_EQ(csv("text,label\na,01\nb,x\n")[0].label,
               Label(std::string("01")));  // a name, not the integer 1
     const auto mixed = csv("text,label\na,1\nb,2.5\nc,-3e2\n");
-    EXPECT_EQ(mixed[0].label, Label(1.0));
+    EXPECT_EQ(mixed[0].label, Label(int64_t{1})) << "so that a classifier stops at the number that is real";
     EXPECT_EQ(mixed[2].label, Label(-300.0));
     EXPECT_EQ(label_kind(mixed), LabelKind::real);
     EXPECT_FAILS(data, "train:4: column \"label\": found a string, but on line 2 an integer",
@@ -137,6 +137,21 @@ TEST(CsvTable, FollowsRfc4180) {
     const auto tsv = read("premise\thypothesis\tlabel\na, b\t\"c\td\"\tyes\n", TableFormat::tsv, kPairs);
     EXPECT_EQ(tsv[0].text, "a, b");
     EXPECT_EQ(tsv[0].pair, "c\td");
+}
+
+TEST(CsvTable, TakesQuotesAsLettersWhereTold) {
+    const TableOptions none{.quoting = "none"};
+    const auto tsv = "text\tlabel\n\"never closed\t1\n\"closed\" and more\t0\nsay \"\"\t1\n";
+    const auto examples = read(tsv, TableFormat::tsv, none);
+    ASSERT_EQ(examples.size(), 3u);
+    EXPECT_EQ(examples[0].text, "\"never closed");
+    EXPECT_EQ(examples[1].text, "\"closed\" and more");
+    EXPECT_EQ(examples[2].text, "say \"\"");
+    EXPECT_FAILS(data, "give --quoting none", read(tsv, TableFormat::tsv));
+    EXPECT_FAILS(data, "never closed; where quotes are letters like others, give --quoting none",
+                 csv("text,label\n\"a,1\n"));
+    EXPECT_FAILS(data, "train:2: found 3 fields where the first row has 2",
+                 read("text,label\n\"a,b\",1\n", TableFormat::csv, none));
 }
 
 TEST(CsvTable, NamesLineAndReason) {
@@ -178,9 +193,11 @@ TEST(Table, ChoosesTheFormatByExtension) {
     EXPECT_EQ(table_format("x.txt"), TableFormat::text);
     EXPECT_FAILS(data, "a.parquet: unknown kind of table \".parquet\"", table_format("a.parquet"));
     EXPECT_FAILS(data, "unknown kind of table \"\"", table_format("train"));
-    EXPECT_FAILS(file, "none.csv: there is no such file", read_examples(folder / "none.csv"));
-    EXPECT_FAILS(file, "none: there is no such file", read_examples(folder / "none"));
-    EXPECT_FAILS(file, "expected a file of examples, found a folder", read_examples(folder.path()));
+    EXPECT_FAILS(file, "none.csv: cannot open: No such file", read_examples(folder / "none.csv"));
+    EXPECT_FAILS(file, "none: cannot open: No such file", read_examples(folder / "none"));
+    EXPECT_FAILS(file, "cannot read: Is a directory", read_examples(folder.path()));
+    test::write_raw(folder / "train", "");
+    EXPECT_FAILS(data, "train: unknown kind of table \"\"", read_examples(folder / "train"));
     test::write_raw(folder / "b.csv", "text,label\n");
     EXPECT_FAILS(data, (folder / "b.csv").string() + ": holds no examples", read_examples(folder / "b.csv"));
 }

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/near_name.h"
 
 namespace ether {
 namespace {
@@ -88,8 +89,8 @@ void Field::check() const {
     if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
     if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
         if (std::find(choices.begin(), choices.end(), **word) == choices.end())
-            fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}", name, **word,
-                 fmt::join(choices, ", "));
+            fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}{}", name, **word,
+                 fmt::join(choices, ", "), did_you_mean(**word, choices));
 }
 
 nlohmann::json Field::to_json() const {

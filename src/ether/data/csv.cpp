@@ -7,10 +7,12 @@
 namespace ether::data {
 namespace {
 
+constexpr const char* kLiteralQuotes = "; where quotes are letters like others, give --quoting none";
+
 class CsvParser {
   public:
-    CsvParser(std::string_view text, char separator, const std::string& name)
-        : text_(text), separator_(separator), name_(name) {}
+    CsvParser(std::string_view text, char separator, const std::string& name, Quoting quoting)
+        : text_(text), separator_(separator), name_(name), quoting_(quoting) {}
 
     std::vector<CsvRow> rows() {
         std::vector<CsvRow> rows;
@@ -21,13 +23,12 @@ class CsvParser {
             while (skip(separator_));
             if (at_ < text_.size() && !skip_line_end())
                 fail(ErrorKind::data,
-                     "{}:{}: after a field's closing quote: expected a separator or the line's end", name_,
-                     line_);
+                     "{}:{}: after a field's closing quote: expected a separator or the line's end{}", name_,
+                     line_, kLiteralQuotes);
             if (!rows.empty() && row.fields.size() != rows[0].fields.size())
-                fail(ErrorKind::data,
-                     "{}:{}: found {} fields where the first row has {}; quote fields that hold the "
-                     "separator",
-                     name_, row.line, row.fields.size(), rows[0].fields.size());
+                fail(ErrorKind::data, "{}:{}: found {} fields where the first row has {}{}", name_, row.line,
+                     row.fields.size(), rows[0].fields.size(),
+                     quoting_ == Quoting::minimal ? "; quote fields that hold the separator" : "");
             rows.push_back(std::move(row));
         }
         return rows;
@@ -52,7 +53,7 @@ class CsvParser {
     }
 
     std::string field() {
-        if (skip('"')) return quoted();
+        if (quoting_ == Quoting::minimal && skip('"')) return quoted();
         const size_t start = at_;
         while (at_ < text_.size() && text_[at_] != separator_ && !at_line_end()) ++at_;
         return std::string(text_.substr(start, at_ - start));
@@ -64,8 +65,8 @@ class CsvParser {
         for (;;) {
             const size_t quote = text_.find('"', at_);
             if (quote == std::string_view::npos)
-                fail(ErrorKind::data, "{}:{}: a quoted field begins here and is never closed", name_,
-                     first_line);
+                fail(ErrorKind::data, "{}:{}: a quoted field begins here and is never closed{}", name_,
+                     first_line, kLiteralQuotes);
             for (size_t i = at_; i < quote; ++i) line_ += text_[i] == '\n';
             value += text_.substr(at_, quote - at_);
             at_ = quote + 1;
@@ -77,14 +78,16 @@ class CsvParser {
     std::string_view text_;
     char separator_;
     const std::string& name_;
+    Quoting quoting_;
     size_t at_ = 0;
     int64_t line_ = 1;
 };
 
 }  // namespace
 
-std::vector<CsvRow> parse_csv(std::string_view text, char separator, const std::string& name) {
-    return CsvParser(text, separator, name).rows();
+std::vector<CsvRow> parse_csv(std::string_view text, char separator, const std::string& name,
+                              Quoting quoting) {
+    return CsvParser(text, separator, name, quoting).rows();
 }
 
 }  // namespace ether::data

@@ -14,9 +14,13 @@ struct CsvRow {
     int64_t line = 0;  // where the row begins, from 1
 };
 
+// none: a quote stands for itself everywhere, and a line is a row, as in GLUE's files.
+enum class Quoting { minimal, none };
+
 // All rows, the header too. Lines end in LF or CRLF; empty lines are skipped. A quote opens a quoted field
 // only as the field's first character; elsewhere it stands for itself. Every row must have as many fields as
 // the first.
-std::vector<CsvRow> parse_csv(std::string_view text, char separator, const std::string& name);
+std::vector<CsvRow> parse_csv(std::string_view text, char separator, const std::string& name,
+                              Quoting quoting = Quoting::minimal);
 
 }  // namespace ether::data

@@ -19,8 +19,10 @@ std::string class_name(const Example& example, const std::string& file) {
     if (const auto* name = std::get_if<std::string>(&example.label)) return *name;
     if (const auto* integer = std::get_if<int64_t>(&example.label)) return std::to_string(*integer);
     if (const auto* real = std::get_if<double>(&example.label))
-        fail(ErrorKind::data, "{}:{}: expected a class (a string or an integer), found the number {}", file,
-             example.line, *real);
+        fail(ErrorKind::data,
+             "{}:{}: expected a class (a string or an integer), found the number {:#}; real numbers are for "
+             "regression",
+             file, example.line, *real);
     fail(ErrorKind::data, "{}:{}: expected a label, found none", file, example.line);
 }
 

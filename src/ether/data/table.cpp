@@ -24,14 +24,15 @@ namespace {
 struct Source {
     const std::string& name;
     const TableOptions& options;
+    int64_t first_line = 1;
 };
 
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 // Calls body(line, number) for each line that is not blank, without its LF or CRLF.
 template <typename Body>
-void for_each_line(std::string_view text, const Body& body) {
-    for (int64_t number = 1; !text.empty(); ++number) {
+void for_each_line(const Source& source, std::string_view text, const Body& body) {
+    for (int64_t number = source.first_line; !text.empty(); ++number) {
         const size_t end = text.find('\n');
         std::string_view line = text.substr(0, end);
         text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
@@ -96,7 +97,7 @@ Example json_example(const Source& source, const json& object, int64_t line) {
     example.line = line;
     example.text = json_text(source, object, options.text_column, line);
     if (!options.pair_column.empty()) example.pair = json_text(source, object, options.pair_column, line);
-    if (options.labels_required || object.contains(options.label_column))
+    if (!options.label_column.empty() && (options.labels_required || object.contains(options.label_column)))
         example.label = json_label(source, json_member(source, object, options.label_column, line), line);
     require_label(source, example);
     return example;
@@ -135,7 +136,7 @@ std::vector<Example> read_json(const Source& source, std::string_view text) {
         for (size_t i = 0; i < array.size(); ++i)
             examples.push_back(json_example(source, array[i], lines[i]));
     } else {
-        for_each_line(text, [&](std::string_view line, int64_t number) {
+        for_each_line(source, text, [&](std::string_view line, int64_t number) {
             examples.push_back(json_example(source, io::parse_json(line, source.name, number), number));
         });
     }
@@ -180,7 +181,8 @@ std::optional<size_t> find_column(const Source& source, const CsvRow& header, co
 
 std::vector<Example> read_csv(const Source& source, std::string_view text, char separator) {
     refuse_nul(source, text);
-    const std::vector<CsvRow> rows = parse_csv(text, separator, source.name);
+    const std::vector<CsvRow> rows = parse_csv(
+        text, separator, source.name, source.options.quoting == "none" ? Quoting::none : Quoting::minimal);
     std::vector<Example> examples;
     if (rows.empty()) return examples;
     const TableOptions& options = source.options;
@@ -191,7 +193,8 @@ std::vector<Example> read_csv(const Source& source, std::string_view text, char 
     };
     const size_t text_index = *column(options.text_column, true);
     const auto pair_index = column(options.pair_column, !options.pair_column.empty());
-    const auto label_index = column(options.label_column, options.labels_required);
+    const auto label_index =
+        options.label_column.empty() ? std::nullopt : column(options.label_column, options.labels_required);
     for (const CsvRow& row : std::span(rows).subspan(1)) {
         Example example;
         example.line = row.line;
@@ -211,7 +214,7 @@ std::vector<Example> read_lines(const Source& source, std::string_view text) {
         fail(ErrorKind::data, "{}: a plain text file has no column \"{}\"; use JSON Lines, CSV or TSV",
              source.name, options.pair_column.empty() ? options.label_column : options.pair_column);
     std::vector<Example> examples;
-    for_each_line(text, [&](std::string_view line, int64_t number) {
+    for_each_line(source, text, [&](std::string_view line, int64_t number) {
         examples.push_back({.text = std::string(line), .pair = "", .label = {}, .line = number});
     });
     return examples;
@@ -224,36 +227,30 @@ std::string kind_name(const Label& label) {
     return kNames[label.index()];
 }
 
-void unify_labels(const Source& source, std::vector<Example>& examples) {
+void check_labels(const Source& source, const std::vector<Example>& examples) {
     const Example* first = nullptr;
-    bool any_real = false;
     const auto is_text = [](const Example& example) {
         return std::holds_alternative<std::string>(example.label);
     };
     for (const Example& example : examples) {
         if (std::holds_alternative<std::monostate>(example.label)) continue;
         if (first == nullptr) first = &example;
-        any_real = any_real || std::holds_alternative<double>(example.label);
         if (is_text(example) != is_text(*first))
             fail(ErrorKind::data,
                  "{}:{}: column \"{}\": found {}, but on line {} {}; all labels must be of one kind",
                  source.name, example.line, source.options.label_column, kind_name(example.label),
                  first->line, kind_name(first->label));
     }
-    if (!any_real) return;
-    for (Example& example : examples)
-        if (const auto* integer = std::get_if<int64_t>(&example.label))
-            example.label = static_cast<double>(*integer);
 }
 
 std::vector<Example> read_text(std::string_view text, const std::string& name, TableFormat format,
-                               const TableOptions& options) {
+                               const TableOptions& options, int64_t first_line) {
     if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos)
         fail(ErrorKind::data, "{}:{}: not UTF-8: byte 0x{:02x}; save the file as UTF-8", name,
-             1 + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(bad), '\n'),
+             first_line + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(bad), '\n'),
              static_cast<unsigned char>(text[bad]));
     if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
-    const Source source{name, options};
+    const Source source{name, options, first_line};
     std::vector<Example> examples;
     switch (format) {
         case TableFormat::json:
@@ -270,11 +267,26 @@ std::vector<Example> read_text(std::string_view text, const std::string& name, T
             break;
     }
     if (examples.empty()) fail(ErrorKind::data, "{}: holds no examples", name);
-    unify_labels(source, examples);
+    check_labels(source, examples);
     return examples;
 }
 
 }  // namespace
+
+Fields TableOptions::fields() {
+    return {
+        {.name = "text-column", .value = &text_column, .help = "column of the text"},
+        {.name = "pair-column", .value = &pair_column, .help = "column of a second text; empty: none"},
+        {.name = "label-column",
+         .value = &label_column,
+         .help = "column of the label: text or integer = class, real = regression"},
+        {.name = "quoting",
+         .value = &quoting,
+         .help = "in CSV and TSV; minimal: a field that begins with a quote ends with one; none: quotes are "
+                 "letters like others, as in GLUE's files",
+         .choices = {"minimal", "none"}},
+    };
+}
 
 TableFormat table_format(const fs::path& path) {
     std::string extension = path.extension().string();
@@ -288,24 +300,26 @@ TableFormat table_format(const fs::path& path) {
 }
 
 std::vector<Example> read_examples(const fs::path& path, const TableOptions& options) {
-    if (!fs::exists(path)) fail(ErrorKind::file, "{}: there is no such file", path.string());
-    if (fs::is_directory(path))
-        fail(ErrorKind::file, "{}: expected a file of examples, found a folder", path.string());
-    const TableFormat format = table_format(path);
-    return read_text(io::read_text_file(path), path.string(), format, options);
+    // Opened first: that a file is absent is worth more than what its name's ending says.
+    const std::string text = io::read_text_file(path);
+    return read_text(text, path.string(), table_format(path), options, 1);
 }
 
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,
-                                   const TableOptions& options) {
+                                   const TableOptions& options, int64_t first_line) {
     const std::string text{std::istreambuf_iterator<char>(stream), {}};
     if (stream.bad()) fail(ErrorKind::file, "{}: cannot read", name);
-    return read_text(text, name, format, options);
+    return read_text(text, name, format, options, first_line);
 }
 
 LabelKind label_kind(std::span<const Example> examples) {
-    for (const Example& example : examples)
-        if (example.label.index() != 0) return static_cast<LabelKind>(example.label.index());
-    return LabelKind::none;
+    auto kind = LabelKind::none;
+    for (const Example& example : examples) {
+        if (example.label.index() == 0) continue;
+        kind = static_cast<LabelKind>(example.label.index());
+        if (kind != LabelKind::integer) break;  // among integers a real number may come yet
+    }
+    return kind;
 }
 
 }  // namespace ether::data

@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include "ether/core/options.h"
+
 namespace ether::data {
 
 using Label = std::variant<std::monostate, int64_t, double, std::string>;  // monostate: none
@@ -24,9 +26,13 @@ struct Example {
 
 struct TableOptions {
     std::string text_column = "text";
-    std::string pair_column = "";  // "": texts are single
-    std::string label_column = "label";
-    bool labels_required = true;  // false: a missing column or an empty label reads as no label
+    std::string pair_column = "";        // "": texts are single
+    std::string label_column = "label";  // "": labels are not read
+    std::string quoting = "minimal";     // of CSV and TSV, as pandas calls it: minimal, none
+    bool labels_required = true;         // false: a missing column or an empty label reads as no label
+
+    // What users choose; labels_required follows from the task.
+    Fields fields();
 };
 
 enum class TableFormat { json, csv, tsv, text };
@@ -41,15 +47,16 @@ TableFormat table_format(const std::filesystem::path& path);
 // numbers
 //   become doubles, others stay strings.
 // - text: the text column alone, whatever it is called; no pairs, no labels.
-// null and the empty string are no label. All labels agree in kind: integers among doubles become doubles,
-// any other mixture is an error.
+// null and the empty string are no label. Strings among numbers are an error; integers may stand among
+// doubles.
 std::vector<Example> read_examples(const std::filesystem::path& path, const TableOptions& options = {});
+// first_line: the number of the stream's first line, where that is a part of a file of JSON Lines or text.
 std::vector<Example> read_examples(std::istream& stream, const std::string& name, TableFormat format,
-                                   const TableOptions& options = {});
+                                   const TableOptions& options = {}, int64_t first_line = 1);
 
 enum class LabelKind { none, integer, real, text };  // in the order of Label's alternatives
 
-// The kind that the examples' labels share; none if no example has one.
+// The kind that the examples' labels share, real if any of them is; none if no example has one.
 LabelKind label_kind(std::span<const Example> examples);
 
 }  // namespace ether::data

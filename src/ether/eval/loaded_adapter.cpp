@@ -53,9 +53,9 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
                  options.adapter, options.model, fingerprint, loaded.checkpoint.fingerprint());
         loaded.task = tasks::task_from(ether);
         loaded.max_length = ether.get_or<int64_t>("max_length", 0);
-        loaded.columns.text_column = ether.get_or<std::string>("text_column", loaded.columns.text_column);
-        loaded.columns.pair_column = ether.get_or<std::string>("pair_column", "");
-        loaded.columns.label_column = ether.get_or<std::string>("label_column", loaded.columns.label_column);
+        for (const auto& field : loaded.columns.fields())
+            if (ether.has(field.config_key()))
+                field.from_json(ether.document()[field.config_key()], ether.name());
     } else if (files) {
         loaded.notes.push_back(
             fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",

@@ -114,7 +114,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
         fail(ErrorKind::numeric,
              "{}: the merged model's logits differ from the adapter's by {:.3g}, more than {:.3g} allows "
              "in {}; nothing was written{}",
-             out.string(), report.largest_difference, tolerance, c10::toString(report.dtype),
+             out.string(), report.largest_difference, tolerance, io::dtype_name(report.dtype),
              exact ? "" : "; try --dtype f32");
     folder.commit();
     return report;

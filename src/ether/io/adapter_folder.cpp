@@ -36,10 +36,15 @@ AdapterFiles read_adapter(const fs::path& folder) {
              code ? code.message() : "it does not exist");
     if (!fs::is_directory(status))
         fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
-    if (!has_entry(folder / kConfigFile) && has_entry(folder / "run.toml"))
+    if (!has_entry(folder / kConfigFile) && has_entry(folder / kRunFile))
         fail(ErrorKind::adapter,
              "{0}: this run has saved no adapter yet; ether train --resume {0} goes on with it",
              folder.string());
+    if (!has_entry(folder / kConfigFile) && has_entry(folder / kRunStateFile))
+        fail(ErrorKind::adapter,
+             "{0}: holds a run's checkpoint, from which ether train --resume {1} goes on; the adapter is in "
+             "{1}",
+             folder.string(), (folder / "../..").lexically_normal().string());
     if (!has_entry(folder / kConfigFile))
         fail(ErrorKind::adapter,
              "{}: holds no {}, so it is not an adapter's folder or was not written to its end",

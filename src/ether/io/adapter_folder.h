@@ -11,6 +11,11 @@
 
 namespace ether::io {
 
+// A run keeps its configuration beside its adapter; a folder with this file is a run's.
+inline constexpr const char* kRunFile = "run.toml";
+// In a run's checkpoints/step-N, from which it can go on.
+inline constexpr const char* kRunStateFile = "state.json";
+
 struct AdapterFiles {
     nlohmann::json config;  // adapter_config.json, an object
     NamedTensors tensors;   // names as in the file; sorted when read

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -176,6 +177,18 @@ void check_layout(const std::map<std::string, TensorInfo, std::less<>>& tensors,
 }
 
 }  // namespace
+
+std::string dtype_name(std::string_view stored) {
+    std::string name(stored);
+    std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+    return name;
+}
+
+std::string dtype_name(at::ScalarType type) {
+    const DtypeEntry* dtype = find_dtype(type);
+    ETHER_ASSERT(dtype != nullptr);
+    return dtype_name(dtype->name);
+}
 
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
     : map_(std::make_shared<const MappedFile>(path)) {

@@ -22,6 +22,10 @@ namespace ether::io {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
+// How users read and type a dtype (--dtype): the format's name in small letters, "bf16".
+std::string dtype_name(std::string_view stored);
+std::string dtype_name(at::ScalarType type);
+
 struct TensorInfo {
     std::string dtype;           // the format's name for it: "F32", "BF16", ...
     std::vector<int64_t> shape;  // at most 64 sizes, product within int64

@@ -31,6 +31,18 @@ const std::set<std::string> kCommonKeys = {"peft_type",
                                            "bias",
                                            "layers_pattern"};
 
+// What PEFT can do and this version cannot: a name that looks like one of ours would be a wrong hint.
+const std::set<std::string> kPeftFeatures = {"alpha_pattern",     "alora_invocation_tokens",
+                                             "corda_config",      "ensure_weight_tying",
+                                             "eva_config",        "fan_in_fan_out",
+                                             "layer_replication", "kasa_config",
+                                             "loftq_config",      "lora_bias",
+                                             "lora_ga_config",    "megatron_config",
+                                             "monteclora_config", "rank_pattern",
+                                             "target_parameters", "trainable_token_indices",
+                                             "use_bdlora",        "use_dora",
+                                             "use_qalora",        "velora_config"};
+
 bool says_nothing(const nlohmann::json& value) {
     return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
            (value.is_structured() && value.empty()) ||
@@ -46,7 +58,11 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, const n
     for (const auto& [key, value] : config.items())
         if (!known.contains(key) && !says_nothing(value) && !method.ignores(key, value))
             fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" = {} is not supported for {}{}", key,
-                 value.dump(), method.peft_type, did_you_mean(key, names));
+                 value.dump(), method.peft_type,
+                 kPeftFeatures.contains(key) ? ", a feature of PEFT that this version lacks; train without "
+                                               "it, or merge the adapter with "
+                                               "PEFT (merge_and_unload) and give the result as --model"
+                                             : did_you_mean(key, names));
     if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
         fail(ErrorKind::adapter, "adapter_config.json: bias = {} is not supported, expected \"none\"",
              bias.dump());
@@ -81,6 +97,12 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
                  known.empty() ? "none" : fmt::format("{}", fmt::join(known, ", ")));
         field->set(value);
     }
+    // What would be ignored in silence: a run that seems to adapt chosen layers, and does not.
+    if (!method_->takes_sites &&
+        (targets_.modules != Targets().modules || !targets_.exclude.empty() || !targets_.layers.empty()))
+        fail(ErrorKind::usage,
+             "--targets, --exclude and --layers: method {} adapts no chosen layers ({}); leave them out",
+             method_->name, method_->summary);
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
@@ -199,6 +221,10 @@ at::Tensor AdaptedModel::hidden(const nn::Pass& pass) {
 at::Tensor AdaptedModel::logits(const nn::Pass& pass) {
     if (!pass.bound) bind(pass);
     return model_->logits(pass);
+}
+
+int64_t AdaptedModel::method_parameters() const {
+    return parameters_.count(nn::ParameterGroup::adapter) + parameters_.count(nn::ParameterGroup::base);
 }
 
 io::AdapterFiles AdaptedModel::files(const std::string& base) const {

@@ -43,6 +43,8 @@ class AdaptedModel {
     const Adapter& adapter() const { return *adapter_; }
     const Method& method() const { return *method_; }
     const std::vector<nn::Site*>& sites() const { return sites_; }
+    // Values that the method trains, whether its own or the base's; heads are not its doing.
+    int64_t method_parameters() const;
 
     // adapter_config.json and tensors; `base` is written as base_model_name_or_path.
     io::AdapterFiles files(const std::string& base) const;

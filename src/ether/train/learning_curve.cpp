@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
+#include "ether/io/adapter_folder.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 #include "ether/train/learning_curve_page.h"
@@ -151,7 +152,7 @@ void LearningCurve::on_end() {
     io::write_file_atomic(info_.folder / "learning_curve.svg", drawing.svg);
     io::write_file_atomic(
         info_.folder / "learning_curve.html",
-        learning_curve_page(info_, metrics, plot, drawing, io::read_text_file(info_.folder / "run.toml")));
+        learning_curve_page(info_, metrics, plot, drawing, io::read_text_file(info_.folder / io::kRunFile)));
 }
 
 }  // namespace ether::train

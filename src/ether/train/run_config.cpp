@@ -36,7 +36,7 @@ std::string summaries() {
 }  // namespace
 
 Fields RunConfig::fields() {
-    return {
+    Fields fields = {
         {.name = "model",
          .value = &model,
          .help = "model folder as downloaded, or org/name in the Hugging Face cache"},
@@ -46,11 +46,9 @@ Fields RunConfig::fields() {
         {.name = "out",
          .value = &out,
          .help = "run folder: adapter, run.toml, metrics.jsonl, events, checkpoints/"},
-        {.name = "text-column", .value = &text_column, .help = "column of the text"},
-        {.name = "pair-column", .value = &pair_column, .help = "column of a second text; empty: none"},
-        {.name = "label-column",
-         .value = &label_column,
-         .help = "column of the label: text or integer = class, real = regression"},
+    };
+    for (auto& field : columns.fields()) fields.push_back(std::move(field));
+    const Fields training = {
         {.name = "method",
          .value = &method,
          .help = "how to adapt. " + summaries(),
@@ -153,6 +151,8 @@ Fields RunConfig::fields() {
                  "fits only so"},
         {.name = "force", .value = &force, .help = "go on where the memory estimate says the run cannot fit"},
     };
+    fields.insert(fields.end(), training.begin(), training.end());
+    return fields;
 }
 
 void RunConfig::check() {

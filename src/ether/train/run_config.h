@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "ether/core/options.h"
+#include "ether/data/table.h"
 #include "ether/methods/adapted_model.h"
 
 namespace ether::train {
 
 struct RunConfig {
     std::string model, task = "classify", data, eval_data, out;
-    std::string text_column = "text", pair_column, label_column = "label";
+    data::TableOptions columns;
 
     std::string method = "ether+";
     std::map<std::string, std::string> method_options;  // by field name, for `method`

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/io/adapter_folder.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 #include "ether/io/safetensors.h"
@@ -80,7 +81,7 @@ void RunState::save(const RunProgress& progress, const nn::ParameterStore& param
     for (const auto& [name, tensor] : optimizer.state())
         tensors.emplace_back(std::string(kOptimizer) + name, tensor);
     io::write_safetensors(folder.path() / "state.safetensors", tensors);
-    io::write_file_atomic(folder.path() / "state.json", to_json(progress).dump(2) + "\n");
+    io::write_file_atomic(folder.path() / io::kRunStateFile, to_json(progress).dump(2) + "\n");
     folder.commit();
     const auto found = all();
     for (size_t i = static_cast<size_t>(keep); i < found.size(); ++i) {
@@ -94,7 +95,7 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
     std::string reasons;
     for (const auto& folder : all()) {
         try {
-            const auto progress = from_json(io::JsonObject::load(folder / "state.json"));
+            const auto progress = from_json(io::JsonObject::load(folder / io::kRunStateFile));
             const io::SafetensorsFile file(folder / "state.safetensors");
             io::NamedTensors optimizer_state;
             for (const auto& name : file.names())

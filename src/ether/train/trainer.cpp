@@ -80,9 +80,8 @@ void refuse_foreign_files(const fs::path& folder) {
         std::error_code missing;
         if (fs::file_size(folder / name, missing) > 0 && !missing)
             fail(ErrorKind::file,
-                 "{}: the folder has no run.toml but holds {}, which a run would replace; choose "
-                 "another --out",
-                 folder.string(), name);
+                 "{}: the folder has no {} but holds {}, which a run would replace; choose another --out",
+                 folder.string(), io::kRunFile, name);
     }
 }
 
@@ -100,17 +99,15 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     config_.check();
     toml_ = to_toml(config_);  // whether it can be kept is told before anything else
     const fs::path out = config_.out;
-    if (resume_ && !io::has_entry(out / "run.toml"))
-        fail(ErrorKind::file, "{}: there is no run to resume (run.toml is missing)", out.string());
-    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
+    if (resume_ && !io::has_entry(out / io::kRunFile))
+        fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", out.string(), io::kRunFile);
+    if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
     const auto tokenizer = text::Tokenizer::load(checkpoint.path());
-    data::TableOptions table{.text_column = config_.text_column,
-                             .pair_column = config_.pair_column,
-                             .label_column = config_.label_column,
-                             .labels_required = config_.task == "classify"};
+    auto table = config_.columns;
+    table.labels_required = config_.task == "classify";
     const auto examples = data::read_examples(config_.data, table);
     task_ = tasks::make_task(config_.task, examples, config_.data);
     const bool own_head = adopt_own_head(checkpoint, task_);
@@ -160,10 +157,8 @@ void Trainer::read_data(const text::Tokenizer& tokenizer, const std::vector<data
     const tasks::TextOptions options{.max_length = max_length_};
     training_ = task_->encode(examples, config_.data, tokenizer, options);
     if (config_.eval_data.empty()) return;
-    data::TableOptions table{.text_column = config_.text_column,
-                             .pair_column = config_.pair_column,
-                             .label_column = config_.label_column,
-                             .labels_required = task_->labels_required()};
+    auto table = config_.columns;
+    table.labels_required = task_->labels_required();
     evaluation_ =
         task_->encode(data::read_examples(config_.eval_data, table), config_.eval_data, tokenizer, options);
 }
@@ -203,13 +198,12 @@ RunInfo Trainer::info(int64_t first_step) const {
         .first_step = first_step,
         .total_steps = total_steps_,
         .steps_per_epoch = steps_per_epoch_,
-        .adapter_parameters =
-            parameters.count(nn::ParameterGroup::adapter) + parameters.count(nn::ParameterGroup::base),
+        .adapter_parameters = model_->method_parameters(),
         .head_parameters = parameters.count(nn::ParameterGroup::head),
         .model_parameters = model_->model().parameter_count(),
         .training_examples = static_cast<int64_t>(training_.size()),
         .eval_examples = static_cast<int64_t>(evaluation_.size()),
-        .device = fmt::format("cpu, {} threads, {}", num_threads(), c10::toString(model_->model().dtype())),
+        .device = fmt::format("cpu, {} threads, {}", num_threads(), io::dtype_name(model_->model().dtype())),
         .checkpoint_activations = checkpoints_,
         .method = config_.method,
         .learning_rate = config_.learning_rate()};
@@ -279,9 +273,7 @@ void Trainer::save_adapter() {
     ether["format"] = 1;
     ether["base_fingerprint"] = fingerprint_;
     ether["max_length"] = max_length_;
-    ether["text_column"] = config_.text_column;
-    ether["pair_column"] = config_.pair_column;
-    ether["label_column"] = config_.label_column;
+    for (const auto& field : config_.columns.fields()) ether[field.config_key()] = field.to_json();
     files.ether = std::move(ether);
     io::write_adapter(config_.out, files);
 }
@@ -296,7 +288,7 @@ void Trainer::open_folder(RunProgress& progress) {
     lock_ = std::make_unique<RunLock>(config_.out);
     const fs::path out = config_.out;
     // Another process may have begun and ended a run since the constructor looked.
-    if (!resume_ && io::has_entry(out / "run.toml")) fail_holds_a_run(out);
+    if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
     remove_leftovers(out);
     remove_leftovers(out / "checkpoints");
     if (!resume_) {
@@ -324,7 +316,7 @@ RunResult Trainer::run() {
     if (!resume_) {
         // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.
         save_checkpoint(progress);
-        io::write_file_atomic(fs::path(config_.out) / "run.toml", toml_);
+        io::write_file_atomic(fs::path(config_.out) / io::kRunFile, toml_);
     }
 
     RunResult result;

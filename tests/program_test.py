@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Tests of the program itself, as a user meets it: what it prints, and what it says where it stops.
+Usage, in the repository's root: python3 tests/program_test.py build/release/bin/ether [unittest's options]"""
+import json
+import math
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+MODELS = pathlib.Path("tests/fixtures/models")
+PEFT = pathlib.Path("tests/fixtures/peft")
+BERT = str(MODELS / "bert")  # three classes, stored in f32
+
+
+def ether(*words, text=""):
+    """Standard output of a run that succeeds."""
+    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(*words, text=""):
+    """What a run says that fails; one line."""
+    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
+    assert done.returncode in (1, 2), f"{words}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+class ProgramTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ether-test-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+        return self.folder / name
+
+    def train(self, out, *words):
+        """A run of one step; returns its folder."""
+        data = self.write("train.csv", "text,label\n" + "".join(f"a b,{i % 3}\n" for i in range(6)))
+        ether("train", "--model", BERT, "--data", data, "--max-steps", 1, "--out", self.folder / out, *words)
+        return self.folder / out
+
+
+class Inspect(ProgramTest):
+    def test_dtypes_are_spelled_as_they_are_typed(self):
+        run = self.train("run")
+        self.assertEqual(json.loads(ether("inspect", BERT, "--json"))["sites"][0]["dtype"], "f32")
+        self.assertEqual(json.loads(ether("inspect", run, "--json"))["tensors"][0]["dtype"], "f32")
+        merge = ["merge", "--model", BERT, "--adapter", run, "--json", "--out"]
+        self.assertEqual(json.loads(ether(*merge, self.folder / "merged"))["dtype"], "f32")
+
+    def test_a_new_head_is_no_part_of_the_model(self):
+        file = (MODELS / "bert_bare" / "model.safetensors").read_bytes()
+        header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+        stored = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        shown = json.loads(ether("inspect", MODELS / "bert_bare", "--json"))
+        self.assertEqual(shown["parameters"], stored)
+        self.assertEqual(shown["new_head_parameters"], 2 * shown["hidden_size"] + 2)
+        self.assertIn(f"{stored} parameters (and 66 of a new head for 2 classes)", ether("inspect", MODELS / "bert_bare"))
+        self.assertEqual(json.loads(ether("inspect", BERT, "--json"))["new_head_parameters"], 0)
+
+    def test_a_checkpoint_is_told_from_an_adapter(self):
+        run = self.train("run")
+        told = refusal("inspect", run / "checkpoints" / "step-000000001")
+        self.assertIn(f"step-000000001: holds a run's checkpoint, from which ether train --resume {run}/ goes on", told)
+        self.assertIn(f"the adapter is in {run}/", told)
+
+
+class Config(ProgramTest):
+    def test_a_file_repeats_a_run_and_the_command_line_wins(self):
+        run = self.train("run", "--modules-to-save", "pooler", "--no-bucketing", "--lr", "0.25", "--method", "lora", "--rank", 2)
+        ether("train", "--config", run / "run.toml", "--out", self.folder / "again", "--lr", "0.5")
+        lines = [(folder / "run.toml").read_text().splitlines() for folder in (run, self.folder / "again")]
+        self.assertEqual([pair for pair in zip(*lines) if pair[0] != pair[1]],
+                         [(f"out = '{run}'", f"out = '{self.folder / 'again'}'"), ("lr = 0.25", "lr = 0.5")])
+
+    def test_what_is_wrong_is_told_with_its_line(self):
+        for text, words in {
+            'model = "x\ndata = "y"\n': ':1: the text "x is never closed; end it with "',
+            "model = 'x'\n[train]\n": ":2: options stand at the top level of the file, as key = value; remove the line [train]",
+            "\nlearning_rate = 1\n": ':2: unknown key "learning_rate"; did you mean "lr"?',
+            "batch = [1, 2]\n": ':1: "batch" takes one value, found a list of 2',
+        }.items():
+            file = self.write("own.toml", text)
+            self.assertIn(str(file) + words, refusal("train", "--config", file))
+        self.assertIn("none.toml: cannot open", refusal("train", "--config", self.folder / "none.toml"))
+
+    def test_a_runs_file_is_for_training(self):
+        told = refusal("eval", "--config", self.train("run") / "run.toml")
+        self.assertIn("run.toml: these keys are ether train's alone: task, out, method, ", told)
+        self.assertNotIn("did you mean", told)
+        self.assertIn("leave them out for ether eval, which takes a run by --adapter and its folder", told)
+        file = self.write("own.toml", f"model = '{BERT}'\njson = true\n")
+        data = self.write("data.csv", "text,label\na,0\n")
+        self.assertEqual(json.loads(ether("eval", "--config", file, "--data", data))["examples"], 1)
+
+
+class Predict(ProgramTest):
+    command = ["predict", "--model", BERT]
+    texts = ["a b c", "b", "c c a b"]
+
+    def test_lines_are_answered_as_they_come(self):
+        with subprocess.Popen([ETHER, *self.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            for text in self.texts:
+                program.stdin.write(text + "\n")
+                program.stdin.flush()
+                self.assertIn("LABEL_", program.stdout.readline())  # hangs where it waits for more
+
+    def test_every_format_says_the_same(self):
+        plain = "".join(text + "\n" for text in self.texts)
+        expected = ether(*self.command, text=plain)
+        self.assertEqual(expected.count("\n"), 3)
+        objects = [{"text": text, "label": label} for text, label in zip(self.texts, [1, "x", 0.5])]
+        lines = "\n".join(map(json.dumps, objects))
+        table = "text,n\n" + "".join(f'"{text}",1\n' for text in self.texts)
+        for text in [plain[:-1], lines, json.dumps(objects), json.dumps(objects, indent=1)]:
+            self.assertEqual(ether(*self.command, text=text), expected, text)
+            self.assertEqual(ether(*self.command, "--batch", 1, text=text), expected, text)
+        self.assertEqual(ether(*self.command, "--format", "jsonl", text=json.dumps(objects)), expected)
+        self.assertEqual(ether(*self.command, "--format", "csv", text=table), expected)
+        for name, text in {"a.txt": plain, "a.jsonl": lines, "a.json": json.dumps(objects), "a.csv": table}.items():
+            self.assertEqual(ether(*self.command, "--input", self.write(name, text)), expected, name)
+        self.assertEqual(ether(*self.command, "--format", "csv", "--input", self.write("table", table)), expected)
+        self.assertEqual(ether(*self.command, "--format", "text", text="[a\n"), ether(*self.command, text="[a\n"))
+        self.assertEqual(ether(*self.command), "")
+
+    def test_lines_are_counted_over_all_pieces(self):
+        lines = '{"text": "a"}\n' * 100 + "{}\n"
+        self.assertIn("standard input:101: no column", refusal(*self.command, "--batch", 1, text=lines))
+        self.assertIn("a.bin: cannot open", refusal(*self.command, "--input", self.folder / "a.bin"))
+
+
+class Train(ProgramTest):
+    def test_names_that_users_bring_along(self):
+        for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():
+            self.assertIn(f'did you mean "{hint}"?', refusal("train", option, "1"))
+        self.assertNotIn("did you mean", refusal("eval", "--model", BERT, "--data", "x", "--learning-rate", "1"))
+        for name in ["etherplus", "ether_plus", "ETHER+"]:
+            self.assertIn('did you mean "ether+"?', refusal("train", "--method", name))
+
+    def test_layers_are_not_chosen_for_a_method_without(self):
+        self.train("full", "--method", "full", "--targets", "all-linear")
+        for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):
+            with self.assertRaisesRegex(AssertionError, "method head adapts no chosen layers"):
+                self.train("head", "--method", "head", *option)
+
+
+class Evaluate(ProgramTest):
+    def test_quotes_are_read_as_in_training(self):
+        data = self.write("glue.tsv", "text\tlabel\n\"a b\t0\n\"b\" a\t1\nb\t2\n")
+        self.assertIn("give --quoting none", refusal("train", "--model", BERT, "--data", data, "--out", self.folder / "no"))
+        run = self.train("run", "--data", data, "--quoting", "none")
+        scored = ["eval", "--model", BERT, "--adapter", run, "--data", data]
+        self.assertEqual(json.loads(ether(*scored, "--json"))["examples"], 3)
+        self.assertIn("give --quoting none", refusal(*scored, "--quoting", "minimal"))
+
+    def test_features_that_only_peft_has(self):
+        adapter = self.folder / "adapter"
+        shutil.copytree(PEFT / "bert_lora", adapter)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        for key, value in {"alpha_pattern": {"query": 3}, "use_dora": True}.items():
+            (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+            told = refusal("eval", "--model", BERT, "--adapter", adapter, "--data", "x.csv")
+            self.assertIn(f'key "{key}"', told)
+            self.assertIn("a feature of PEFT that this version lacks; train without it, or merge", told)
+            self.assertNotIn("did you mean", told)
+
+    def test_a_real_number_among_integers_is_the_one_that_is_named(self):
+        run, data = self.train("run"), self.write("mixed.csv", "text,label\na,1\nb,0.5\n")
+        told = refusal("eval", "--model", BERT, "--adapter", run, "--data", data)
+        self.assertIn("mixed.csv:3: expected a class (a string or an integer), found the number 0.5; real", told)
+
+
+if __name__ == "__main__":
+    ETHER = sys.argv.pop(1)
+    unittest.main()
