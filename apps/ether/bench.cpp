@@ -5,77 +5,84 @@
 #include "command_line.h"
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/eval/mixed_batch_bench.h"
 #include "ether/eval/train_step_bench.h"
 #include "ether/io/hub_cache.h"
 #include "ether/train/run_config.h"
 #include "verb.h"
 
 namespace ether::app {
+namespace {
 
-int bench_main(int argc, char** argv) {
-    eval::BenchOptions options;
+// What all measurements ask for.
+struct Common {
     std::string model, dtype = "auto";
     int64_t threads = 0;
     bool json = false;
+
+    void add(CommandLine& line, methods::AdapterConfig& adapter, const char* method_help) {
+        line.add({{.name = "model",
+                   .value = &model,
+                   .help = "model folder, or org/name in the Hugging Face cache"}},
+                 {"model"});
+        line.add({
+            {.name = "method", .value = &adapter.method, .help = method_help},
+            {.name = "targets", .value = &adapter.targets.modules, .help = "layers to adapt"},
+            {.name = "dtype",
+             .value = &dtype,
+             .help = "of weights and activations",
+             .choices = {"auto", "f32", "bf16"}},
+            {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+            {.name = "json", .value = &json, .help = "print one JSON object"},
+        });
+        line.add_method_options();
+    }
+    io::Checkpoint open(const CommandLine& line, methods::AdapterConfig& adapter,
+                        eval::BenchInput& input) const {
+        adapter.options = line.method_options();
+        input.dtype = train::dtype_named(dtype);
+        if (threads > 0) set_num_threads(static_cast<int>(threads));
+        return io::Checkpoint::open(io::resolve_model(model));
+    }
+};
+
+void print(const nlohmann::json& json) { std::printf("%s\n", json.dump().c_str()); }
+
+int train_step_main(int argc, char** argv) {
+    eval::TrainStepOptions options;
     options.adapter.method = "ether";
+    Common common;
     CommandLine line("bench train-step",
                      "Measures training steps on random tokens beside this machine's GEMM limit at the "
-                     "model's shapes. Needs no "
-                     "tokenizer and no data.",
+                     "model's shapes. Needs no tokenizer and no data.",
                      "ether bench train-step --model DIR --method ether --targets all-linear --batch 2 "
                      "--tokens 256 --json");
-    if (argc >= 2 && std::string_view(argv[1]) == "train-step") {
-        ++argv;
-        --argc;
-    } else if (argc < 2 || (std::string_view(argv[1]) != "--help" && std::string_view(argv[1]) != "-h")) {
-        fail(ErrorKind::usage, "ether bench needs a measurement: train-step; see ether bench --help");
-    }
-    line.add(
-        {{.name = "model", .value = &model, .help = "model folder, or org/name in the Hugging Face cache"}},
-        {"model"});
+    common.add(line, options.adapter, "how to adapt; none: frozen, the same backward");
     line.add({
-        {.name = "method",
-         .value = &options.adapter.method,
-         .help = "how to adapt; none: frozen, the same backward"},
-        {.name = "targets", .value = &options.adapter.targets.modules, .help = "layers to adapt"},
-        {.name = "batch", .value = &options.batch, .help = "sequences", .low = 1, .high = 1e6},
-        {.name = "tokens", .value = &options.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
+        {.name = "batch", .value = &options.input.batch, .help = "sequences", .low = 1, .high = 1e6},
+        {.name = "tokens", .value = &options.input.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
         {.name = "steps",
          .value = &options.steps,
          .help = "measured steps, after one that warms up",
          .low = 1,
          .high = 1e6},
-        {.name = "dtype",
-         .value = &dtype,
-         .help = "of weights and activations",
-         .choices = {"auto", "f32", "bf16"}},
         {.name = "checkpoint-activations",
          .value = &options.checkpoint_activations,
          .help = "keep the input of each block alone and compute the rest again in backward"},
-        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
-        {.name = "json", .value = &json, .help = "print one JSON object"},
     });
-    line.add_method_options();
     if (!line.parse(argc, argv)) return 0;
-    options.adapter.options = line.method_options();
-    options.dtype = train::dtype_named(dtype);
-    if (threads > 0) set_num_threads(static_cast<int>(threads));
-
-    const auto result = eval::bench_train_step(io::Checkpoint::open(io::resolve_model(model)), options);
+    const auto result = eval::bench_train_step(common.open(line, options.adapter, options.input), options);
     const double share = result.tokens_per_second / result.gemm_limit_tokens_per_second;
-    if (json)
-        std::printf("%s\n",
-                    nlohmann::json({{"method", options.adapter.method},
-                                    {"median_seconds", result.median_seconds},
-                                    {"tokens_per_second", result.tokens_per_second},
-                                    {"peak_rss_bytes", result.peak_rss_bytes},
-                                    {"trainable_parameters", result.trainable_parameters},
-                                    {"flops_per_token", result.flops_per_token},
-                                    {"gemm", result.gemm},
-                                    {"gemm_flops_per_second", result.gemm_flops_per_second},
-                                    {"gemm_limit_tokens_per_second", result.gemm_limit_tokens_per_second}})
-                        .dump()
-                        .c_str());
+    if (common.json)
+        print({{"method", options.adapter.method},
+               {"median_seconds", result.median_seconds},
+               {"tokens_per_second", result.tokens_per_second},
+               {"peak_rss_bytes", result.peak_rss_bytes},
+               {"trainable_parameters", result.trainable_parameters},
+               {"flops_per_token", result.flops_per_token},
+               {"gemm", result.gemm},
+               {"gemm_flops_per_second", result.gemm_flops_per_second},
+               {"gemm_limit_tokens_per_second", result.gemm_limit_tokens_per_second}});
     else
         fmt::print(
             "{}: {:.0f} tokens/s ({:.3f} s a step, {} trained values, peak {:.2f} GB), {:.3f} of the limit "
@@ -84,6 +91,66 @@ int bench_main(int argc, char** argv) {
             options.adapter.method, result.tokens_per_second, result.median_seconds,
             result.trainable_parameters, static_cast<double>(result.peak_rss_bytes) / 1e9, share,
             result.gemm_limit_tokens_per_second, result.gemm, result.gemm_flops_per_second / 1e9);
+    return 0;
+}
+
+int mixed_batch_main(int argc, char** argv) {
+    eval::MixedBatchOptions options;
+    options.adapter.method = "ether";
+    Common common;
+    CommandLine line(
+        "bench mixed-batch",
+        "Measures a forward pass in which every row of the batch has an adapter of its own, beside the "
+        "base model's and the time to read all adapters once. Needs no tokenizer and no data.",
+        "ether bench mixed-batch --model DIR --method ether+ --batch 128 --tokens 1 --json");
+    common.add(line, options.adapter, "what each row's adapter is");
+    line.add({
+        {.name = "batch", .value = &options.input.batch, .help = "rows", .low = 1, .high = 1e6},
+        {.name = "tokens", .value = &options.input.tokens, .help = "of each row", .low = 1, .high = 1e7},
+        {.name = "repeats",
+         .value = &options.repeats,
+         .help = "measured passes, after one that warms up",
+         .low = 1,
+         .high = 1e6},
+    });
+    if (!line.parse(argc, argv)) return 0;
+    const auto result = eval::bench_mixed_batch(common.open(line, options.adapter, options.input), options);
+    const double ratio = result.mixed_seconds / result.base_seconds,
+                 reading = result.read_seconds() / result.base_seconds;
+    if (common.json)
+        print({{"method", options.adapter.method},
+               {"base_seconds", result.base_seconds},
+               {"mixed_seconds", result.mixed_seconds},
+               {"adapter_bytes", result.adapter_bytes},
+               {"read_bytes_per_second", result.bytes_per_second},
+               {"read_seconds", result.read_seconds()}});
+    else
+        fmt::print(
+            "{}: {} adapters in one batch take {:.3f} of the base model's time ({:.1f} and {:.1f} ms); "
+            "reading their "
+            "{:.1f} MB once takes {:.3f} of it ({:.1f} GB/s)\n",
+            options.adapter.method, options.input.batch, ratio, 1e3 * result.mixed_seconds,
+            1e3 * result.base_seconds, static_cast<double>(result.adapter_bytes) / 1e6, reading,
+            result.bytes_per_second / 1e9);
+    return 0;
+}
+
+constexpr const char* kHelp =
+    "Measures what this machine does with a model; random tokens, no tokenizer, no data.\n\n"
+    "  ether bench train-step   training steps beside the limit of the machine's products\n"
+    "  ether bench mixed-batch  a forward pass with another adapter in every row\n\n"
+    "ether bench train-step --help explains one, with an example.\n";
+
+}  // namespace
+
+int bench_main(int argc, char** argv) {
+    const std::string_view name = argc >= 2 ? argv[1] : "";
+    if (name == "train-step") return train_step_main(argc - 1, argv + 1);
+    if (name == "mixed-batch") return mixed_batch_main(argc - 1, argv + 1);
+    if (name != "--help" && name != "-h")
+        fail(ErrorKind::usage,
+             "ether bench needs a measurement: train-step or mixed-batch; see ether bench --help");
+    std::printf("%s", kHelp);
     return 0;
 }
 

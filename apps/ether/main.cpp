@@ -28,7 +28,7 @@ constexpr std::array kVerbs = {
     Verb{"logits", "write the logits of token ids, to compare with other software", logits_main},
     Verb{"merge", "write a model folder with the adapter multiplied into the weights", merge_main},
     Verb{"inspect", "show what a model or adapter folder holds", inspect_main},
-    Verb{"bench", "measure a training step against the hardware's limit", bench_main},
+    Verb{"bench", "measure training steps and mixed batches against the hardware", bench_main},
 };
 
 void print_help(std::FILE* stream) {

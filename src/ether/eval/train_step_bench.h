@@ -4,20 +4,19 @@
 #include <string>
 #include <vector>
 
-#include "ether/io/checkpoint.h"
+#include "ether/eval/bench_input.h"
 #include "ether/methods/adapted_model.h"
 
 namespace ether::eval {
 
-struct BenchOptions {
+struct TrainStepOptions {
     methods::AdapterConfig adapter;  // method "none": everything frozen, same backward through all layers
-    int64_t batch = 2, tokens = 256, steps = 5;
-    at::ScalarType dtype = at::ScalarType::Undefined;
-    uint64_t seed = 0;
+    BenchInput input;
+    int64_t steps = 5;
     bool checkpoint_activations = false;
 };
 
-struct BenchResult {
+struct TrainStepResult {
     double median_seconds = 0;  // of a step, the first left out
     double tokens_per_second = 0;
     int64_t peak_rss_bytes = 0;  // after the steps, before the limit is measured
@@ -28,7 +27,7 @@ struct BenchResult {
     double gemm_limit_tokens_per_second = 0;
 };
 
-BenchResult bench_train_step(const io::Checkpoint& checkpoint, const BenchOptions& options);
+TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options);
 
 // 4 * sum of in * out over all linear layers (head included; BERT's pooler and head once a sequence) + 7 *
 // layers * heads

@@ -6,6 +6,7 @@
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 #include "ether/ops/rank1/rank1.h"
+#include "ether/ops/token_product/token_product.h"
 
 namespace ether::nn {
 namespace {
@@ -16,29 +17,17 @@ struct Apply {
     const Tensor& x;
     const FormPass& pass;
 
-    // What acts row by row: a graph of its own.
-    template <typename Other>
-    Tensor operator()(const Other& form) const {
-        return apply_chain({Form(form)}, x, pass);
-    }
     Tensor operator()(const LowRank& form) const {
+        if (acts_by_row(form)) return by_row(form);
         const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
         const auto wide = input.to(form.a.scalar_type());
-        const auto y = form.a.dim() == 2
-                           ? product(wide, form.a, form.b)
-                           : by_entry(wide, form.a.size(0), form.b.size(1), [&](auto tokens, int64_t entry) {
-                                 return product(tokens, form.a[entry], form.b[entry]);
-                             });
-        return y.mul(form.scale).to(x.scalar_type());
+        return wide.mm(form.a.t()).mm(form.b.t()).mul(form.scale).to(x.scalar_type());
     }
     Tensor operator()(const BlockDiagonal& form) const {
-        const auto wide = x.to(form.blocks.scalar_type());
-        const auto y = form.blocks.dim() == 3
-                           ? product(wide, form.blocks)
-                           : by_entry(wide, form.blocks.size(0), x.size(1), [&](auto tokens, int64_t entry) {
-                                 return product(tokens, form.blocks[entry]);
-                             });
-        return y.to(x.scalar_type());
+        if (acts_by_row(form)) return by_row(form);
+        const auto& blocks = form.blocks;
+        const auto pieces = x.to(blocks.scalar_type()).reshape({x.size(0), blocks.size(0), blocks.size(1)});
+        return pieces.transpose(0, 1).bmm(blocks).transpose(0, 1).reshape(x.sizes()).to(x.scalar_type());
     }
     Tensor operator()(const Overlay& form) const {
         const auto rows = form.indices.div(form.in, "floor"), columns = form.indices.remainder(form.in);
@@ -48,24 +37,16 @@ struct Apply {
             .to(x.scalar_type());
     }
 
-  private:
-    static Tensor product(const Tensor& x, const Tensor& a, const Tensor& b) { return x.mm(a.t()).mm(b.t()); }
-
-    static Tensor product(const Tensor& x, const Tensor& blocks) {
-        const auto pieces = x.reshape({x.size(0), blocks.size(0), blocks.size(1)});
-        return pieces.transpose(0, 1).bmm(blocks).transpose(0, 1).reshape(x.sizes());
+    template <typename Other>
+    Tensor operator()(const Other& form) const {
+        return by_row(form);
     }
 
-    // Tokens are gathered by bank entry, so each entry is one product.
-    template <typename Product>
-    Tensor by_entry(const Tensor& wide, int64_t entries, int64_t width, Product&& product) const {
-        auto y = at::zeros({wide.size(0), width}, wide.options());
-        for (int64_t entry = 0; entry < entries; ++entry) {
-            const auto tokens = pass.rows.eq(entry).nonzero().squeeze(1);
-            if (tokens.size(0) == 0) continue;
-            y = y.index_add(0, tokens, product(wide.index_select(0, tokens), entry));
-        }
-        return y;
+  private:
+    // A graph of its own.
+    Tensor by_row(const Form& form) const {
+        ops::Rows rows;
+        return rows.run(apply_form(form, rows, rows.input(x), pass));
     }
 };
 
@@ -84,8 +65,21 @@ struct ApplyToRows {
     ops::Rows::Value operator()(const Shift& form) const {
         return ops::shift(rows, x, form.offset, pass.rows);
     }
-    template <typename Other>
-    ops::Rows::Value operator()(const Other& form) const {
+    ops::Rows::Value operator()(const LowRank& form) const {
+        if (!acts_by_row(form)) return on_all_rows(form);
+        const auto input =
+            pass.training ? ops::dropout(rows, x, form.dropout, pass.random, pass.first_row) : x;
+        const auto h = ops::token_product_transposed(rows, input, form.a.unsqueeze(1), pass.rows);
+        // b's rows by rank, as a bank holds them (bank.h): a token then reads them one after the other.
+        return ops::token_product(rows, h, form.b.transpose(1, 2).unsqueeze(1), pass.rows, form.scale);
+    }
+    ops::Rows::Value operator()(const BlockDiagonal& form) const {
+        return acts_by_row(form) ? ops::token_product(rows, x, form.blocks, pass.rows) : on_all_rows(form);
+    }
+    ops::Rows::Value operator()(const Overlay& form) const { return on_all_rows(form); }
+
+  private:
+    ops::Rows::Value on_all_rows(const Form& form) const {
         return rows.input(apply_form(form, rows.run(x), pass));
     }
 };
@@ -153,15 +147,25 @@ struct Tensors {
 
 }  // namespace
 
+bool acts_by_row(const Form& form) {
+    if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->a.dim() == 3;
+    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form)) return diagonal->blocks.dim() == 4;
+    return !std::holds_alternative<Overlay>(form);
+}
+
 std::vector<Tensor*> tensors_of(Form& form) { return std::visit(Tensors{}, form); }
 
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
     return std::visit(Apply{x, pass}, form);
 }
 
+ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass) {
+    return std::visit(ApplyToRows{rows, x, pass}, form);
+}
+
 ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
                              const FormPass& pass) {
-    for (const auto& form : chain) x = std::visit(ApplyToRows{rows, x, pass}, form);
+    for (const auto& form : chain) x = apply_form(form, rows, x, pass);
     return x;
 }
 

@@ -80,8 +80,14 @@ struct FormPass {
 // x (T, d) through one form. For a delta: its contribution, (T, out). Differentiable.
 at::Tensor apply_form(const Form& form, const at::Tensor& x, const FormPass& pass = {});
 
-// x through a chain, in order: forms that act on each token by itself join the graph, others (BlockDiagonal)
-// run it up to them.
+// Whether a form treats each token by itself at no loss: reflections, scales, and all forms of a bank. Others
+// are products of all tokens with one matrix.
+bool acts_by_row(const Form& form);
+
+// A value of a graph through one form: one that acts by row joins the graph, others run it up to them.
+ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass);
+
+// x through a chain, in order.
 ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
                              const FormPass& pass);
 at::Tensor apply_chain(const std::vector<Form>& chain, const at::Tensor& x, const FormPass& pass);

@@ -39,13 +39,13 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
         products_.push_back(ops::linear(tensors[first + i], linear.weight,
                                         bias_follows ? at::Tensor() : linear.bias, sites_[i]->weight_grad));
         auto& deltas = deltas_.emplace_back();
-        for (const auto& form : forms.delta) {
-            const auto delta = apply_form(form, *delta_input, passes_[i]);
+        for (size_t k = 0; k < forms.delta.size(); ++k) {
             // One tensor to keep instead of two, where nothing comes between.
-            if (forms.post.empty() && forms.output.empty())
-                products_.back() = products_.back() + delta;
+            const auto& form = forms.delta[k];
+            if (!acts_by_row(form) && forms.post.empty() && forms.output.empty())
+                products_.back() = products_.back() + apply_form(form, *delta_input, passes_[i]);
             else
-                deltas.push_back(delta);
+                deltas.push_back({k, *delta_input});
         }
         if (!forms.delta.empty()) ++delta_input;
     }
@@ -58,7 +58,8 @@ Rows::Value Projections::finish(size_t i, Rows& rows) const {
     auto y = apply_chain(forms.post, rows, rows.input(products_[i]), passes_[i]);
     if (!forms.post.empty() && linear.bias.defined()) y = ops::shift(rows, y, linear.bias);
     y = apply_chain(forms.output, rows, y, passes_[i]);
-    for (const auto& delta : deltas_[i]) y = ops::add(rows, y, rows.input(delta));
+    for (const auto& [k, x] : deltas_[i])
+        y = ops::add(rows, y, apply_form(forms.delta[k], rows, rows.input(x), passes_[i]));
     return y;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ether/nn/forms.h"
@@ -42,9 +43,9 @@ class Site {
     const std::string& name() const { return linear.name; }
 };
 
-// What several sites make of one value of a graph, up to their products: W pre(x), and delta(x) where a form
-// adds one. Models put the rest into a graph with what follows, so that neither side of a product is a pass
-// over memory of its own.
+// What several sites make of one value of a graph, up to their products W pre(x). Models put the rest into a
+// graph with what follows, so that neither side of a product is a pass over memory of its own. Forms stay
+// bound until then.
 class Projections {
   public:
     // Runs `rows` for what the products read and for `others`, which are returned by other(i).
@@ -59,7 +60,8 @@ class Projections {
     std::vector<const Site*> sites_;
     std::vector<FormPass> passes_;
     std::vector<at::Tensor> products_, others_;
-    std::vector<std::vector<at::Tensor>> deltas_;  // of each site, where they are not in its product
+    // A site's deltas that are not in its product: which one, and what it reads.
+    std::vector<std::vector<std::pair<size_t, at::Tensor>>> deltas_;
 };
 
 }  // namespace ether::nn

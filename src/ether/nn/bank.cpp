@@ -1,0 +1,92 @@
+#include "ether/nn/bank.h"
+
+#include <ATen/Functions.h>
+
+#include "ether/core/error.h"
+
+namespace ether::nn {
+namespace {
+
+using at::Tensor;
+
+[[noreturn]] void fail_unlike() {
+    fail(ErrorKind::adapter,
+         "these adapters cannot share a batch: they change a layer in different ways or sizes; adapters of "
+         "one "
+         "method with the same settings can");
+}
+
+// The tensor that `get` finds in each form.
+template <typename Get>
+Tensor stacked(const std::vector<const Form*>& forms, Get&& get) {
+    std::vector<Tensor> parts;
+    for (const auto* form : forms) {
+        parts.push_back(get(*form));
+        if (parts.back().sizes() != parts.front().sizes()) fail_unlike();
+    }
+    return at::stack(parts);
+}
+
+// Forms of one kind, the first of which is given.
+struct Stack {
+    const std::vector<const Form*>& forms;
+
+    template <typename Kind, typename Get>
+    Tensor all(const Kind&, Get&& get) const {
+        return stacked(forms, [&](const Form& form) { return get(std::get<Kind>(form)); });
+    }
+
+    Form operator()(const Rank1& first) const {
+        const auto left = all(first, [](const Rank1& form) { return form.left; });
+        // A reflection's two sides are one tensor, which is read once.
+        if (first.left.is_same(first.right)) return Rank1{left, left, first.coefficients};
+        return Rank1{left, all(first, [](const Rank1& form) { return form.right; }), first.coefficients};
+    }
+    Form operator()(const LowRank& first) const {
+        const auto b = all(first, [](const LowRank& form) { return form.b.t(); });
+        return LowRank{all(first, [](const LowRank& form) { return form.a; }), b.transpose(1, 2), first.scale,
+                       first.dropout};
+    }
+    Form operator()(const Scale& first) const {
+        return Scale{all(first, [](const Scale& form) { return form.factor; })};
+    }
+    Form operator()(const Shift& first) const {
+        return Shift{all(first, [](const Shift& form) { return form.offset; })};
+    }
+    Form operator()(const BlockDiagonal& first) const {
+        return BlockDiagonal{all(first, [](const BlockDiagonal& form) { return form.blocks; })};
+    }
+    Form operator()(const Overlay&) const {
+        fail(ErrorKind::adapter, "an adapter that changes single weights cannot share a batch with others");
+    }
+};
+
+bool alike(const Form& a, const Form& b) {
+    if (a.index() != b.index()) return false;
+    if (const auto* rank1 = std::get_if<Rank1>(&a))
+        return rank1->coefficients == std::get<Rank1>(b).coefficients;
+    if (const auto* low_rank = std::get_if<LowRank>(&a)) return low_rank->scale == std::get<LowRank>(b).scale;
+    return true;
+}
+
+}  // namespace
+
+SiteForms banked(const std::vector<SiteForms>& entries) {
+    SiteForms result;
+    result.input_dropout = entries.front().input_dropout;
+    for (auto chain : {&SiteForms::pre, &SiteForms::post, &SiteForms::output, &SiteForms::delta}) {
+        const auto& first = entries.front().*chain;
+        for (size_t i = 0; i < first.size(); ++i) {
+            std::vector<const Form*> forms;
+            for (const auto& entry : entries) {
+                if ((entry.*chain).size() != first.size() || !alike((entry.*chain)[i], first[i]))
+                    fail_unlike();
+                forms.push_back(&(entry.*chain)[i]);
+            }
+            (result.*chain).push_back(std::visit(Stack{forms}, first[i]));
+        }
+    }
+    return result;
+}
+
+}  // namespace ether::nn
