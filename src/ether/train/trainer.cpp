@@ -268,7 +268,8 @@ void Trainer::evaluate(RunProgress& progress) {
 }
 
 void Trainer::save_adapter() {
-    auto files = model_->files(config_.model);
+    // Named as in run.toml: a resumed run must write the same adapter_config.json.
+    auto files = model_->files(from_anywhere(config_.model));
     auto ether = task_->describe();
     ether["format"] = 1;
     ether["base_fingerprint"] = fingerprint_;
