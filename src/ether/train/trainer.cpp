@@ -268,6 +268,7 @@ void Trainer::evaluate(RunProgress& progress) {
 }
 
 void Trainer::save_adapter() {
+    lock_->check();
     // Named as in run.toml: a resumed run must write the same adapter_config.json.
     auto files = model_->files(from_anywhere(config_.model));
     auto ether = task_->describe();
@@ -280,6 +281,7 @@ void Trainer::save_adapter() {
 }
 
 void Trainer::save_checkpoint(RunProgress& progress) {
+    lock_->check();
     for (const auto* callback : callbacks_)
         if (!callback->log_name().empty()) progress.log_bytes[callback->log_name()] = callback->log_bytes();
     state_.save(progress, model_->parameters(), *optimizer_, config_.keep);
