@@ -1,5 +1,12 @@
 #include "ether/io/toml.h"
 
+// Some texts break what the parser takes for granted ("[[["), which is undefined behaviour under NDEBUG: here
+// it throws.
+#undef NDEBUG
+#define TOML_ASSERT(condition) ((condition) ? void() : ether::io::throw_broken_assumption())
+namespace ether::io {
+void throw_broken_assumption();
+}
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -10,6 +17,8 @@
 
 namespace ether::io {
 namespace {
+
+struct BrokenAssumption {};
 
 // Words of the parser's messages, and what to do about them.
 constexpr std::pair<std::string_view, const char*> kAdvice[] = {
@@ -47,6 +56,8 @@ class Document {
             const int64_t line = error.source().begin.line;
             fail(ErrorKind::format, "{}:{}: {}, in: {}{}", name_, line, printable(what, 160), line_text(line),
                  advice == std::end(kAdvice) ? "" : advice->second);
+        } catch (const BrokenAssumption&) {
+            fail(ErrorKind::format, "{}: not valid TOML; options stand as key = value, one a line", name_);
         }
     }
 
@@ -74,6 +85,8 @@ class Document {
 };
 
 }  // namespace
+
+void throw_broken_assumption() { throw BrokenAssumption(); }
 
 std::vector<TomlEntry> parse_toml(std::string_view text, const std::string& name) {
     return Document(text, name).entries();
