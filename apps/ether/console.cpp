@@ -25,6 +25,12 @@ size_t terminal_width() {
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+// Whoever watched may have closed the terminal or the pipe: no reason to stop a run.
+template <typename... Values>
+void tell(fmt::format_string<Values...> format, Values&&... values) {
+    std::fputs(fmt::format(format, std::forward<Values>(values)...).c_str(), stderr);
+}
+
 }  // namespace
 
 std::string duration_text(double seconds) {
@@ -45,17 +51,14 @@ ConsoleProgress::ConsoleProgress() : terminal_(isatty(STDERR_FILENO) == 1) {}
 void ConsoleProgress::on_start(const train::RunInfo& info) {
     first_step_ = info.first_step;
     total_steps_ = info.total_steps;
-    fmt::print(
-        stderr,
-        "{} on {}: {} adapter and {} head parameters of {}, {} training examples{}, learning rate {:g}\n",
-        info.method, info.device, info.adapter_parameters, info.head_parameters, info.model_parameters,
-        info.training_examples,
-        info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "", info.learning_rate);
+    tell("{} on {}: {} adapter and {} head parameters of {}, {} training examples{}, learning rate {:g}\n",
+         info.method, info.device, info.adapter_parameters, info.head_parameters, info.model_parameters,
+         info.training_examples,
+         info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "",
+         info.learning_rate);
     if (info.checkpoint_activations)
-        fmt::print(
-            stderr,
-            "activations are computed again in backward, block by block: less memory, a third more time\n");
-    if (info.first_step) fmt::print(stderr, "resumed at step {} of {}\n", info.first_step, info.total_steps);
+        tell("activations are computed again in backward, block by block: less memory, a third more time\n");
+    if (info.first_step) tell("resumed at step {} of {}\n", info.first_step, info.total_steps);
     start_ = last_drawn_ = Clock::now();
 }
 
@@ -78,26 +81,26 @@ void ConsoleProgress::draw(const train::StepReport& report) {
     const auto facts = fmt::format("step {}/{}  loss {:.4f}  {:.0f} tok/s  {} left", report.step,
                                    total_steps_, smooth_loss_, smooth_rate_, duration_text(left));
     if (!terminal_) {
-        fmt::print(stderr, "{}\n", facts);
+        tell("{}\n", facts);
         return;
     }
     const size_t width = terminal_width(), room = width > facts.size() + 6 ? width - facts.size() - 6 : 0;
     const size_t bar = std::min<size_t>(room, 40),
                  full = static_cast<size_t>(done * static_cast<double>(bar));
-    fmt::print(stderr, "\r\033[K{}",
-               bar ? fmt::format("[{}{}] {}", std::string(full, '#'), std::string(bar - full, '.'), facts)
-                   : facts.substr(0, width - 1));
+    tell("\r\033[K{}",
+         bar ? fmt::format("[{}{}] {}", std::string(full, '#'), std::string(bar - full, '.'), facts)
+             : facts.substr(0, width - 1));
     std::fflush(stderr);
 }
 
 void ConsoleProgress::clear_line() {
-    if (terminal_) fmt::print(stderr, "\r\033[K");
+    if (terminal_) tell("\r\033[K");
 }
 
 void ConsoleProgress::on_evaluation(const train::EvalReport& report) {
     clear_line();
-    fmt::print(stderr, "evaluation at step {}: {}{} ({})\n", report.step, scores_text(report.scores),
-               report.best ? ", the best so far" : "", duration_text(report.seconds));
+    tell("evaluation at step {}: {}{} ({})\n", report.step, scores_text(report.scores),
+         report.best ? ", the best so far" : "", duration_text(report.seconds));
 }
 
 void ConsoleProgress::on_end() { clear_line(); }

@@ -16,6 +16,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/io/file.h"
 #include "verb.h"
 
 namespace ether::app {
@@ -86,6 +87,8 @@ const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms
 
 int main(int argc, char** argv) {
     std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write
+    std::signal(SIGXFSZ, SIG_IGN);  // and so is a file that outgrows its limit
+    ether::io::install_map_fault_handler();
     try {
         const int code = ether::app::dispatch(argc, argv);
         ether::app::finish_output();

@@ -5,9 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -54,7 +57,36 @@ fs::path temporary_name(const fs::path& path) {
     return folder_of(path) / fmt::format("{}.tmp-{}-{}", path.filename().string(), ::getpid(), counter++);
 }
 
+// The files that are mapped now, where a signal handler can read them. One that finds no place is not named
+// when it faults.
+constinit std::array<std::atomic<const MappedFile*>, 1024> mapped_files{};
+
+// Only what is safe in a signal handler: reads and write(2).
+void tell_map_fault(int signal, siginfo_t* info, void*) {
+    const auto* address = static_cast<const std::byte*>(info->si_addr);
+    for (const auto& slot : mapped_files) {
+        const MappedFile* file = slot.load();
+        if (file == nullptr || address < file->bytes().data() ||
+            address >= file->bytes().data() + file->bytes().size())
+            continue;
+        for (const char* text :
+             {"ether: ", file->path().c_str(),
+              ": cannot be read any more: the file was shortened while it was in use, or its disk "
+              "failed; put it back and start again\n"})
+            [[maybe_unused]] const auto ignored = ::write(STDERR_FILENO, text, std::strlen(text));
+        ::_exit(1);
+    }
+    ::signal(signal, SIG_DFL);  // not ours: the access is repeated and ends the process
+}
+
 }  // namespace
+
+void install_map_fault_handler() {
+    struct sigaction action {};
+    action.sa_sigaction = tell_map_fault;
+    action.sa_flags = SA_SIGINFO;
+    ::sigaction(SIGBUS, &action, nullptr);
+}
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
     Descriptor file(path, O_RDONLY | O_NONBLOCK);  // a pipe is refused below, not waited for
@@ -67,9 +99,13 @@ MappedFile::MappedFile(const fs::path& path) : path_(path) {
     void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
     if (data == MAP_FAILED) fail_system(path, "map into memory", errno);
     data_ = static_cast<const std::byte*>(data);
+    for (auto& slot : mapped_files)
+        if (const MappedFile* none = nullptr; slot.compare_exchange_strong(none, this)) break;
 }
 
 MappedFile::~MappedFile() {
+    for (auto& slot : mapped_files)
+        if (const MappedFile* self = this; slot.compare_exchange_strong(self, nullptr)) break;
     if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 

@@ -12,8 +12,8 @@
 namespace ether::io {
 
 // A whole file mapped read-only and privately. Writing through the mapping faults. A file that another
-// program shortens while it is mapped raises SIGBUS on the lost pages; our own writers replace files, so
-// never do that.
+// program shortens while it is mapped raises SIGBUS on the lost pages, and so does a disk that fails; our own
+// writers replace files, so never do that.
 class MappedFile {
   public:
     explicit MappedFile(const std::filesystem::path& path);
@@ -32,6 +32,10 @@ class MappedFile {
     const std::byte* data_ = nullptr;
     size_t size_ = 0;
 };
+
+// From here on such a SIGBUS ends the process with exit code 1 and one line that names the file. For main();
+// process-wide.
+void install_map_fault_handler();
 
 // Whether the path has an entry, even a link that leads nowhere: opening that then says why it fails.
 bool has_entry(const std::filesystem::path& path);

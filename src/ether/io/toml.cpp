@@ -1,7 +1,15 @@
 #include "ether/io/toml.h"
 
+// Some texts break what the parser takes for granted ("[[["), which is undefined behaviour under NDEBUG: here
+// it throws.
+#undef NDEBUG
+#define TOML_ASSERT(condition) ((condition) ? void() : ether::io::throw_broken_assumption())
+namespace ether::io {
+void throw_broken_assumption();
+}
+#include <toml++/toml.h>
+
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "ether/core/error.h"
@@ -10,128 +18,78 @@
 namespace ether::io {
 namespace {
 
-class TomlParser {
-  public:
-    TomlParser(std::string_view text, const std::string& name) : text_(text), name_(name) {}
+struct BrokenAssumption {};
 
-    std::vector<TomlEntry> entries() {
+// Words of the parser's messages, and what to do about them.
+constexpr std::pair<std::string_view, const char*> kAdvice[] = {
+    {"escape sequence", "; in single quotes a backslash is itself"},
+    {"string: ", "; a text ends on its line, with the quote that it began with"},
+    {"determine value type", "; a text stands in quotes"},
+};
+
+class Document {
+  public:
+    Document(std::string_view text, const std::string& name) : text_(text), name_(name) {}
+
+    std::vector<TomlEntry> entries() const {
         std::vector<TomlEntry> entries;
-        for (skip_blank(); at_ < text_.size(); skip_blank()) {
-            if (peek() == '[')
-                refuse("options stand at the top level of the file, as key = value; remove the line {}",
-                       rest_of_line());
-            TomlEntry entry{.key = key(), .values = {}, .line = line_};
-            if (std::ranges::find(entries, entry.key, &TomlEntry::key) != entries.end())
-                refuse("the key \"{}\" stands here for the second time", printable(entry.key));
-            skip_spaces();
-            if (!skip('=')) refuse("expected = after \"{}\"", printable(entry.key));
-            skip_spaces();
-            entry.values = peek() == '[' ? list() : std::vector{value()};
-            skip_spaces();
-            if (at_ < text_.size() && peek() != '\n' && peek() != '#')
-                refuse("expected the line's end after the value of \"{}\", found {}", printable(entry.key),
-                       rest_of_line());
+        for (const auto& [key, value] : parsed()) {
+            TomlEntry entry{.key = std::string(key.str()), .values = {}, .line = key.source().begin.line};
+            if (const auto* list = value.as_array())
+                for (const auto& item : *list) entry.values.push_back(single(item, entry));
+            else
+                entry.values.push_back(single(value, entry));
             entries.push_back(std::move(entry));
         }
+        std::ranges::sort(entries, {}, &TomlEntry::line);
         return entries;
     }
 
   private:
-    template <typename... Values>
-    [[noreturn]] void refuse(fmt::format_string<Values...> what, Values&&... values) const {
-        fail(ErrorKind::format, "{}:{}: {}", name_, line_,
-             fmt::format(what, std::forward<Values>(values)...));
-    }
-
-    char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-    bool skip(char c) {
-        if (peek() != c) return false;
-        ++at_;
-        return true;
-    }
-    void skip_spaces() {
-        while (peek() == ' ' || peek() == '\t' || peek() == '\r') ++at_;
-    }
-    // Spaces, comments and lines' ends.
-    void skip_blank() {
-        for (skip_spaces(); at_ < text_.size() && (peek() == '\n' || peek() == '#'); skip_spaces()) {
-            at_ = std::min(text_.find('\n', at_), text_.size());
-            if (skip('\n')) ++line_;
+    toml::table parsed() const {
+        try {
+            return toml::parse(text_);
+        } catch (const toml::parse_error& error) {
+            const std::string_view what = error.description();
+            const auto* advice = std::ranges::find_if(
+                kAdvice, [&](const auto& entry) { return what.find(entry.first) != what.npos; });
+            const int64_t line = error.source().begin.line;
+            fail(ErrorKind::format, "{}:{}: {}, in: {}{}", name_, line, printable(what, 160), line_text(line),
+                 advice == std::end(kAdvice) ? "" : advice->second);
+        } catch (const BrokenAssumption&) {
+            fail(ErrorKind::format, "{}: not valid TOML; options stand as key = value, one a line", name_);
         }
     }
-    std::string rest_of_line() const {
-        return printable(text_.substr(at_, text_.find_first_of("\r\n", at_) - at_));
-    }
-    std::string_view word(std::string_view end) {
-        const size_t start = at_;
-        at_ = std::min(text_.find_first_of(end, at_), text_.size());
-        return text_.substr(start, at_ - start);
+
+    std::string single(const toml::node& value, const TomlEntry& entry) const {
+        if (const auto* text = value.as_string()) return **text;
+        if (const auto* integer = value.as_integer()) return fmt::to_string(**integer);
+        if (const auto* number = value.as_floating_point()) return fmt::to_string(**number);
+        if (const auto* flag = value.as_boolean()) return **flag ? "true" : "false";
+        if (value.is_table())
+            fail(ErrorKind::format,
+                 "{}:{}: options stand at the top level of the file, as key = value; remove the line {}",
+                 name_, entry.line, line_text(entry.line));
+        fail(ErrorKind::format, "{}:{}: \"{}\": expected a text in quotes, a number, true or false", name_,
+             entry.line, printable(entry.key));
     }
 
-    std::string key() {
-        if (peek() == '"' || peek() == '\'') return quoted();
-        const auto name = word(" \t\r\n=#");
-        if (name.empty()) refuse("expected key = value, found {}", rest_of_line());
-        return std::string(name);
-    }
-
-    std::string value() {
-        if (peek() == '"' || peek() == '\'') return quoted();
-        const auto found = word(" \t\r\n,]#");
-        if (found.empty()) refuse("expected a value: a text in quotes, a number, true or false");
-        const bool number = found.find_first_of("0123456789") <= found.find_first_not_of("+-.");
-        if (!number && found != "true" && found != "false")
-            refuse("expected a number, true or false, found {0}; a text stands in quotes: \"{0}\"",
-                   printable(found));
-        return std::string(found);
-    }
-
-    // In single quotes everything is itself; in double quotes a backslash begins an escape, as in JSON.
-    std::string quoted() {
-        const char quote = peek();
-        const size_t start = at_++;
-        if (text_.substr(start, 3) == std::string(3, quote))
-            refuse("texts of several lines are not read here");
-        for (; peek() != quote; ++at_) {
-            if (quote == '"' && peek() == '\\') ++at_;
-            if (at_ >= text_.size() || peek() == '\n')
-                refuse("the text {} is never closed; end it with {}",
-                       printable(text_.substr(start, text_.find_first_of("\r\n", start) - start)), quote);
-        }
-        ++at_;
-        const auto whole = text_.substr(start, at_ - start);
-        if (quote == '\'') return std::string(whole.substr(1, whole.size() - 2));
-        const auto text = nlohmann::json::parse(whole, nullptr, false);
-        if (text.is_discarded())
-            refuse("{} holds an escape that is not known; in single quotes a backslash is itself",
-                   printable(whole));
-        return text.get<std::string>();
-    }
-
-    std::vector<std::string> list() {
-        const int64_t first_line = line_;
-        std::vector<std::string> values;
-        ++at_;
-        for (skip_blank(); !skip(']'); skip_blank()) {
-            values.push_back(value());
-            skip_blank();
-            if (!skip(',') && peek() != ']')
-                refuse("expected , or ] in the list that begins on line {}", first_line);
-        }
-        return values;
+    std::string line_text(int64_t line) const {
+        auto rest = text_;
+        for (; line > 1; --line) rest.remove_prefix(std::min(rest.find('\n'), rest.size() - 1) + 1);
+        return printable(rest.substr(0, rest.find_first_of("\r\n")));
     }
 
     std::string_view text_;
     const std::string& name_;
-    size_t at_ = 0;
-    int64_t line_ = 1;
 };
 
 }  // namespace
 
+void throw_broken_assumption() { throw BrokenAssumption(); }
+
 std::vector<TomlEntry> parse_toml(std::string_view text, const std::string& name) {
-    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
-    return TomlParser(text, name).entries();
+    return Document(text, name).entries();
 }
 
 }  // namespace ether::io

@@ -1,5 +1,5 @@
-// The TOML of options' files: lines `key = value` at the top level of the file, where a value is a text in
-// quotes, a number, true or false, or a list of these. Tables and texts of several lines are refused.
+// The TOML of options' files: entries at the top level of the file, each a text, a number, true or false, or a
+// list of these. Tables and dates are refused.
 // Stateless; failures are Errors of kind `format` that begin with file and line.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace ether::io {
 
 struct TomlEntry {
     std::string key;
-    std::vector<std::string> values;  // of a list; else the one value, without its quotes
+    std::vector<std::string> values;  // of a list; else the one value; numbers in their shortest form
     int64_t line = 0;                 // of the key, from 1
 };
 

@@ -193,17 +193,17 @@ std::string quoted(const Field& field) {
          text);
 }
 
-// The same path from wherever the run is resumed.
-void make_absolute(std::string& path) {
-    if (!path.empty() && std::filesystem::exists(path))
-        path = std::filesystem::absolute(path).lexically_normal().string();
-}
-
 }  // namespace
+
+std::string from_anywhere(const std::string& path) {
+    if (path.empty() || !std::filesystem::exists(path)) return path;
+    return std::filesystem::absolute(path).lexically_normal().string();
+}
 
 std::string to_toml(RunConfig config) {
     config.lr = config.learning_rate();
-    for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out}) make_absolute(*path);
+    for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out})
+        *path = from_anywhere(*path);
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
     // Empty values are left out: absent means empty.

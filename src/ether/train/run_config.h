@@ -43,6 +43,10 @@ struct RunConfig {
 // f32, bf16, auto -> dtype (auto: undefined, as the checkpoint stores it).
 at::ScalarType dtype_named(const std::string& name);
 
+// A file's or folder's absolute path, so that it can be found from wherever a run is resumed; other names
+// (org/name) as they are.
+std::string from_anywhere(const std::string& path);
+
 // The complete configuration as TOML that `--config` reads back; method options included.
 std::string to_toml(RunConfig config);
 

@@ -268,7 +268,9 @@ void Trainer::evaluate(RunProgress& progress) {
 }
 
 void Trainer::save_adapter() {
-    auto files = model_->files(config_.model);
+    lock_->check();
+    // Named as in run.toml: a resumed run must write the same adapter_config.json.
+    auto files = model_->files(from_anywhere(config_.model));
     auto ether = task_->describe();
     ether["format"] = 1;
     ether["base_fingerprint"] = fingerprint_;
@@ -279,6 +281,7 @@ void Trainer::save_adapter() {
 }
 
 void Trainer::save_checkpoint(RunProgress& progress) {
+    lock_->check();
     for (const auto* callback : callbacks_)
         if (!callback->log_name().empty()) progress.log_bytes[callback->log_name()] = callback->log_bytes();
     state_.save(progress, model_->parameters(), *optimizer_, config_.keep);

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""What the world does to a run: full disks, lost folders, signals. Each must end in one line that says so, and leave what
+a resumed run can go on from.
+Usage, in the repository's root: python3 tests/faults_test.py build/release/bin/ether [unittest's options]"""
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+import program_test
+from program_test import BERT, ProgramTest, ether, refusal
+
+
+def tmpfs(folder, options):
+    """A small disk of its own; True if this user may make one."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode == 0
+
+
+class FaultsTest(ProgramTest):
+    def setUp(self):
+        super().setUp()
+        self.model = self.folder / "model"
+        shutil.copytree(BERT, self.model)
+        self.data = self.write("data.csv", "text,label\n" + "".join(f"w{4 + i % 40} w{4 + i % 7},{i % 3}\n" for i in range(40)))
+        self.run_folder = self.folder / "run"
+
+    def words(self, out=None, steps=20):
+        return ["train", "--model", self.model, "--data", self.data, "--out", out or self.run_folder, "--max-steps", steps,
+                "--batch", 4, "--save-every", 5, "--threads", 1]
+
+    @contextlib.contextmanager
+    def long_run(self):
+        """A run of far too many steps, which has begun."""
+        command = [program_test.ETHER, *map(str, self.words(steps=10**6))]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                while not (self.run_folder / "checkpoints" / "step-000000010").exists():
+                    self.assertIsNone(process.poll())
+                    time.sleep(0.005)
+                yield process
+            finally:
+                process.kill()
+
+    def ends_with(self, process, words, code=1):
+        told = process.communicate(timeout=60)[1]
+        self.assertEqual(process.returncode, code, told)
+        self.assertIn(words, told.splitlines()[-1])
+
+    def disk(self, options):
+        disk = self.folder / "disk"
+        if not tmpfs(disk, options):
+            self.skipTest("only root can make a small disk")
+        self.addCleanup(subprocess.run, ["umount", disk], check=True)
+        return disk
+
+    def test_full_disk(self):
+        """Of sizes that end at different writes; with room again, the run goes on to the same end."""
+        disk = self.disk("size=40k")
+        ether(*self.words())
+        for size in range(40, 200, 12):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+            done = subprocess.run([program_test.ETHER, *map(str, self.words(disk / "run"))], capture_output=True, text=True)
+            if done.returncode:
+                self.assertIn("No space left on device", done.stderr.splitlines()[-1])
+            subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+            ether(*(["train", "--resume", disk / "run"] if (disk / "run" / "run.toml").exists() else self.words(disk / "run")))
+            name = "adapter_model.safetensors"
+            self.assertEqual((disk / "run" / name).read_bytes(), (self.run_folder / name).read_bytes())
+            self.assertEqual([entry for entry in (disk / "run").rglob("*.tmp-*")], [])
+            shutil.rmtree(disk / "run")
+        self.assertEqual(done.returncode, 0, "the last size is meant to suffice")
+
+    def test_read_only_folder(self):
+        disk = self.disk("ro")
+        self.assertIn("Read-only file system", refusal(*self.words(disk / "run")))
+        self.assertIn("Read-only file system", refusal(*self.words(disk)))
+
+    def test_a_file_over_its_limit(self):
+        done = subprocess.run([program_test.ETHER, *map(str, self.words())], capture_output=True, text=True,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("File too large", done.stderr.splitlines()[-1])
+
+    def test_folder_removed_while_running(self):
+        with self.long_run() as process:
+            os.rename(self.run_folder, self.folder / "moved")
+            self.ends_with(process, "the folder was removed or replaced while the run went on, so the run stops here")
+        self.assertFalse(self.run_folder.exists())
+        shutil.rmtree(self.folder / "moved")
+
+    def test_base_shortened_under_its_map(self):
+        with self.long_run() as process:
+            os.truncate(self.model / "model.safetensors", 4096)
+            self.ends_with(process, f"{self.model}/model.safetensors: cannot be read any more: the file was shortened")
+
+    def test_two_runs_and_a_stale_lock(self):
+        with self.long_run():
+            self.assertIn("another process is training in this folder", refusal("train", "--resume", self.run_folder))
+            self.assertIn("the folder holds a run already", refusal(*self.words()))
+        self.assertTrue((self.run_folder / ".lock").exists())
+        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.PIPE, text=True) as process:
+            self.assertIn("resumed at step", process.stderr.readline() + process.stderr.readline())
+            process.kill()
+
+    def test_terminal_closed(self):
+        with self.long_run() as process:
+            process.stderr.close()
+            process.send_signal(signal.SIGHUP)
+            self.assertEqual(process.wait(60), 128 + signal.SIGHUP)
+        steps = (self.run_folder / "metrics.jsonl").read_bytes().count(b"\n")
+        self.assertTrue((self.run_folder / "checkpoints" / f"step-{steps:09}").exists(), "the last step is not saved")
+
+    def test_nobody_reads(self):
+        """A closed pipe behind the progress stops no run; one behind the results ends the program without a word."""
+        with subprocess.Popen([program_test.ETHER, *map(str, self.words())], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            process.stderr.close()
+            process.stdout.close()
+            self.assertEqual(process.wait(60), 0)
+        self.assertTrue((self.run_folder / "adapter_model.safetensors").exists())
+        with subprocess.Popen([program_test.ETHER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            self.assertEqual((process.stderr.read(), process.wait(60)), (b"", 0))
+
+    def test_no_home(self):
+        done = subprocess.run([program_test.ETHER, "eval", "--model", self.model, "--data", self.data], env={}, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        done = subprocess.run([program_test.ETHER, "inspect", "org/name"], env={}, capture_output=True, text=True)
+        self.assertIn("no such model", done.stderr)
+
+
+if __name__ == "__main__":
+    program_test.ETHER = sys.argv.pop(1)
+    unittest.main()
