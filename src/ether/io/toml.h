@@ -1,6 +1,6 @@
-// The TOML of options' files: entries at the top level of the file, each a text, a number, true or false, or a
-// list of these. Tables and dates are refused.
-// Stateless; failures are Errors of kind `format` that begin with file and line.
+// The TOML of options' files: entries at the top level of the file, each a text, a number, true or false, or
+// a list of these. Tables and dates are refused. Stateless; failures are Errors of kind `format` that begin
+// with file and line.
 #pragma once
 
 #include <cstdint>
