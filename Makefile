@@ -2,7 +2,7 @@
 #   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make asan, make format, make format-check
 PRESET ?= release
 JOBS ?= $(shell nproc)
-SOURCES = $(wildcard src apps tests bench)
+SOURCES = $(wildcard src apps tests bench fuzz)
 
 .PHONY: all bootstrap build test demo oracle asan format format-check clean
 all: build

@@ -13,7 +13,8 @@ endif()
 # OpenMP comes from the one runtime that libtorch loads. GCC compiles for it. Clang can only link with it: it
 # skips the pragmas, so its builds run our own loops in one thread.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-    target_compile_options(ether_flags INTERFACE -fopenmp=libgomp -Wno-unknown-pragmas)
+    target_compile_options(ether_flags INTERFACE -fopenmp=libgomp -Wno-unknown-pragmas
+        -Wno-ignored-attributes)  # Clang has no prefer-vector-width, and then compiles for AVX2 alone
     target_include_directories(ether_flags SYSTEM INTERFACE "${PROJECT_SOURCE_DIR}/cmake/clang")
 else()
     target_compile_options(ether_flags INTERFACE -fopenmp)
@@ -26,6 +27,11 @@ if(ETHER_SANITIZE)
     target_link_options(ether_flags INTERFACE -fsanitize=address,undefined)
 endif()
 
+option(ETHER_FUZZ "Build the fuzz targets (with Clang)" OFF)
+if(ETHER_FUZZ)
+    target_compile_options(ether_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # The compiler cache: paths below this tree count as relative, so that a second clone finds the first one's objects.
 find_program(CCACHE ccache)
 mark_as_advanced(CCACHE)
@@ -35,5 +41,7 @@ if(CCACHE)
         CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} CCACHE_NOHASHDIR=1 ${CCACHE})
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         target_compile_options(ether_flags INTERFACE -fpch-preprocess)
+    else()
+        target_compile_options(ether_flags INTERFACE -Xclang -fno-pch-timestamp)
     endif()
 endif()

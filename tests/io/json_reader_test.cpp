@@ -72,6 +72,7 @@ TEST(ParseJson, RefusesWhatIsNotJson) {
     EXPECT_FAILS(format, "not valid JSON", parse("{\"a\": Infinity}"));
     EXPECT_FAILS(format, "number overflow", parse("{\"a\": 1e999}"));
     EXPECT_FAILS(format, "not valid JSON", parse(std::string("{\"a\": \"\0\"}", 10)));
+    EXPECT_FAILS(format, "f:1:3: not valid JSON: a NUL byte", parse(std::string("{}\0]", 4)));
     EXPECT_FAILS(format, "f:2:2: not UTF-8: byte 0xff", parse("{\n \xff}"));
     EXPECT_FAILS(format, "not valid JSON", parse(R"({"a": "\ud800"})"));
     EXPECT_FAILS(format, R"(f: key "a" stands twice)", parse(R"({"a": 1, "a": 2})"));

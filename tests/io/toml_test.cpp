@@ -59,6 +59,8 @@ TEST(Toml, NamesLineAndReason) {
     EXPECT_FAILS(format, "f:2: \"day\": expected a text in quotes, a number, true or false",
                  parse("\nday = 1979-05-27"));
     EXPECT_FAILS(format, "f:1: \"a\": expected a text in quotes", parse("a = [[1]]"));
+    EXPECT_FAILS(format, "f:1: Error while parsing key-value pair: expected '=', saw '\xc3\x9b'",
+                 parse("k \xc3\x9b = 1"));
     EXPECT_FAILS(format, "f: not valid TOML; options stand as key = value", parse("[[[k = 1"));
     EXPECT_FAILS(format, "f:1: Encountered invalid utf-8 sequence, in: a = \\xff", parse("a = \xff"));
 }

@@ -104,6 +104,9 @@ json parse_json(std::string_view text, const std::string& name, int64_t line) {
     if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos)
         fail(ErrorKind::format, "{}: not UTF-8: byte 0x{:02x}", place(name, line, text, bad),
              static_cast<unsigned char>(text[bad]));
+    // The parser takes a NUL for the text's end, whatever follows.
+    if (const size_t nul = text.find('\0'); nul != std::string_view::npos)
+        fail(ErrorKind::format, "{}: not valid JSON: a NUL byte", place(name, line, text, nul));
     const std::string where = line == 0 ? name : fmt::format("{}:{}", name, line);
     // The parser's own state is flat, so depth is bounded for the sake of whoever walks the document later.
     std::vector<std::set<std::string>> open_objects;
