@@ -16,8 +16,8 @@ at::Tensor gemm_nn(const at::Tensor& g, const at::Tensor& weight);
 // float64).
 at::Tensor gemm_tn(const at::Tensor& g, const at::Tensor& x);
 
-// Whether this machine multiplies bfloat16 faster than float32; measured once, at the first call. Where it
-// does not, bfloat16 is only storage: operands are widened before a product.
+// Whether this machine multiplies bfloat16 faster than float32, by what its processor has. Where it does not,
+// bfloat16 is only storage: operands are widened before a product.
 bool bfloat16_gemm_is_faster();
 
 }  // namespace ether::ops
