@@ -127,8 +127,7 @@ int mixed_batch_main(int argc, char** argv) {
     else
         fmt::print(
             "{}: {} adapters in one batch take {:.3f} of the base model's time ({:.1f} and {:.1f} ms); "
-            "reading their "
-            "{:.1f} MB once takes {:.3f} of it ({:.1f} GB/s)\n",
+            "reading their {:.1f} MB once takes {:.3f} of it ({:.1f} GB/s)\n",
             options.adapter.method, options.input.batch, ratio, 1e3 * result.mixed_seconds,
             1e3 * result.base_seconds, static_cast<double>(result.adapter_bytes) / 1e6, reading,
             result.bytes_per_second / 1e9);

@@ -64,14 +64,11 @@ std::vector<nn::SiteForms> variants(const nn::SiteForms& forms, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         auto& variant = result.emplace_back(forms);
         std::map<const void*, at::Tensor> made;
-        for (auto chain :
-             {&nn::SiteForms::pre, &nn::SiteForms::post, &nn::SiteForms::output, &nn::SiteForms::delta})
-            for (auto& form : variant.*chain)
-                for (at::Tensor* tensor : nn::tensors_of(form)) {
-                    auto& other = made[tensor->unsafeGetTensorImpl()];
-                    if (!other.defined()) other = *tensor + 0.01 * at::randn_like(*tensor);
-                    *tensor = other;
-                }
+        for (at::Tensor* tensor : nn::tensors_of(variant)) {
+            auto& other = made[tensor->unsafeGetTensorImpl()];
+            if (!other.defined()) other = *tensor + 0.01 * at::randn_like(*tensor);
+            *tensor = other;
+        }
     }
     return result;
 }
@@ -79,12 +76,8 @@ std::vector<nn::SiteForms> variants(const nn::SiteForms& forms, int64_t count) {
 int64_t bytes_of(nn::SiteForms& forms) {
     std::set<const void*> seen;
     int64_t bytes = 0;
-    for (auto chain :
-         {&nn::SiteForms::pre, &nn::SiteForms::post, &nn::SiteForms::output, &nn::SiteForms::delta})
-        for (auto& form : forms.*chain)
-            for (const at::Tensor* tensor : nn::tensors_of(form))
-                if (seen.insert(tensor->const_data_ptr()).second)
-                    bytes += static_cast<int64_t>(tensor->nbytes());
+    for (const at::Tensor* tensor : nn::tensors_of(forms))
+        if (seen.insert(tensor->const_data_ptr()).second) bytes += static_cast<int64_t>(tensor->nbytes());
     return bytes;
 }
 

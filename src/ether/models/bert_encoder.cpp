@@ -171,7 +171,11 @@ Tensor BertEncoder::hidden(const Pass& pass) const {
     auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
              at::embedding(positions_, position_rows(batch));
     Rows rows;
-    x = drop(rows.run(norm_(rows, rows.input(x))), config_.hidden_dropout, pass, "embeddings");
+    auto normed = norm_(rows, rows.input(x));
+    if (pass.training)
+        normed = ops::dropout(rows, normed, config_.hidden_dropout, pass.stream(-1, "embeddings"),
+                              pass.first_token);
+    x = rows.run(normed);
     for (size_t i = 0; i < layers_.size(); ++i)
         x = through(i, x, [this, i, pass](const Tensor& h) { return (*layers_[i])(h, points_[i], pass); });
     return x;

@@ -12,8 +12,7 @@ using at::Tensor;
 [[noreturn]] void fail_unlike() {
     fail(ErrorKind::adapter,
          "these adapters cannot share a batch: they change a layer in different ways or sizes; adapters of "
-         "one "
-         "method with the same settings can");
+         "one method with the same settings can");
 }
 
 // The tensor that `get` finds in each form.

@@ -13,18 +13,17 @@ namespace {
 
 using at::Tensor;
 
-struct Apply {
+// Forms that are products of all tokens with one matrix (not acts_by_row).
+struct ApplyToAll {
     const Tensor& x;
     const FormPass& pass;
 
     Tensor operator()(const LowRank& form) const {
-        if (acts_by_row(form)) return by_row(form);
         const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
         const auto wide = input.to(form.a.scalar_type());
         return wide.mm(form.a.t()).mm(form.b.t()).mul(form.scale).to(x.scalar_type());
     }
     Tensor operator()(const BlockDiagonal& form) const {
-        if (acts_by_row(form)) return by_row(form);
         const auto& blocks = form.blocks;
         const auto pieces = x.to(blocks.scalar_type()).reshape({x.size(0), blocks.size(0), blocks.size(1)});
         return pieces.transpose(0, 1).bmm(blocks).transpose(0, 1).reshape(x.sizes()).to(x.scalar_type());
@@ -36,20 +35,13 @@ struct Apply {
             .index_add(1, rows, products)
             .to(x.scalar_type());
     }
-
     template <typename Other>
-    Tensor operator()(const Other& form) const {
-        return by_row(form);
-    }
-
-  private:
-    // A graph of its own.
-    Tensor by_row(const Form& form) const {
-        ops::Rows rows;
-        return rows.run(apply_form(form, rows, rows.input(x), pass));
+    Tensor operator()(const Other&) const {
+        ETHER_ASSERT(false);
     }
 };
 
+// Forms that treat each token by itself (acts_by_row); of LowRank and BlockDiagonal those of a bank.
 struct ApplyToRows {
     ops::Rows& rows;
     ops::Rows::Value x;
@@ -66,7 +58,6 @@ struct ApplyToRows {
         return ops::shift(rows, x, form.offset, pass.rows);
     }
     ops::Rows::Value operator()(const LowRank& form) const {
-        if (!acts_by_row(form)) return on_all_rows(form);
         const auto input =
             pass.training ? ops::dropout(rows, x, form.dropout, pass.random, pass.first_row) : x;
         const auto h = ops::token_product_transposed(rows, input, form.a.unsqueeze(1), pass.rows);
@@ -74,14 +65,9 @@ struct ApplyToRows {
         return ops::token_product(rows, h, form.b.transpose(1, 2).unsqueeze(1), pass.rows, form.scale);
     }
     ops::Rows::Value operator()(const BlockDiagonal& form) const {
-        return acts_by_row(form) ? ops::token_product(rows, x, form.blocks, pass.rows) : on_all_rows(form);
+        return ops::token_product(rows, x, form.blocks, pass.rows);
     }
-    ops::Rows::Value operator()(const Overlay& form) const { return on_all_rows(form); }
-
-  private:
-    ops::Rows::Value on_all_rows(const Form& form) const {
-        return rows.input(apply_form(form, rows.run(x), pass));
-    }
+    ops::Rows::Value operator()(const Overlay&) const { ETHER_ASSERT(false); }
 };
 
 // The transpose of a linear form, acting on rows.
@@ -155,12 +141,23 @@ bool acts_by_row(const Form& form) {
 
 std::vector<Tensor*> tensors_of(Form& form) { return std::visit(Tensors{}, form); }
 
+std::vector<Tensor*> tensors_of(SiteForms& forms) {
+    std::vector<Tensor*> all;
+    for (auto* chain : {&forms.pre, &forms.post, &forms.output, &forms.delta})
+        for (auto& form : *chain)
+            for (Tensor* tensor : tensors_of(form)) all.push_back(tensor);
+    return all;
+}
+
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
-    return std::visit(Apply{x, pass}, form);
+    if (!acts_by_row(form)) return std::visit(ApplyToAll{x, pass}, form);
+    ops::Rows rows;
+    return rows.run(apply_form(form, rows, rows.input(x), pass));
 }
 
 ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass) {
-    return std::visit(ApplyToRows{rows, x, pass}, form);
+    if (acts_by_row(form)) return std::visit(ApplyToRows{rows, x, pass}, form);
+    return rows.input(apply_form(form, rows.run(x), pass));
 }
 
 ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,

@@ -69,6 +69,9 @@ struct SiteForms {
     }
 };
 
+// Those of all its forms.
+std::vector<at::Tensor*> tensors_of(SiteForms& forms);
+
 // How forms act in one pass: dropouts, and which bank entry each token uses.
 struct FormPass {
     bool training = false;

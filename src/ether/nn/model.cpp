@@ -61,10 +61,8 @@ void Model::checkpoint_blocks(bool on) {
     for (auto& site : sites_) {
         if (site.layer < 0) continue;
         auto& inputs = checkpoints_[static_cast<size_t>(site.layer)];
-        for (auto* chain : {&site.forms.pre, &site.forms.post, &site.forms.output, &site.forms.delta})
-            for (auto& form : *chain)
-                for (at::Tensor* tensor : tensors_of(form))
-                    if (tensor->requires_grad()) *tensor = inputs.leaf_for(*tensor);
+        for (at::Tensor* tensor : tensors_of(site.forms))
+            if (tensor->requires_grad()) *tensor = inputs.leaf_for(*tensor);
     }
     for (const auto& [name, slots] : slots_)  // weights that are trained themselves
         if (const auto layer = block_number(name); layer && slots.front()->requires_grad())

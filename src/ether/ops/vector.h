@@ -8,6 +8,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "ether/ops/isa.h"
+
 #define ETHER_INLINE [[gnu::always_inline]] inline
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // all of it is inlined, so no vector is passed to a function
@@ -94,6 +96,12 @@ ETHER_INLINE void for_vectors(int64_t n, int64_t room, Body&& body) {
     } else {
         body(j, n - j);
     }
+}
+
+// Calls body(first, lanes) over n values, compiled for the machine.
+template <typename P, typename Body>
+void for_values(int64_t n, Body&& body) {
+    for_best_isa([&] { for_vectors<P>(n, n, body); });
 }
 
 template <typename P>

@@ -10,32 +10,27 @@
 
 namespace ether::ops {
 
-// e^x to 2 units in the last place for x <= 88; 0 below -87.3. Range reduction to |r| <= ln(2)/2 and a
-// degree-6 Taylor-like minimax polynomial (coefficients as in Cephes' expf, Moshier 1989).
-inline float exp(float x) {
-    const float clamped = std::min(std::max(x, -87.3F), 88.0F);
-    const float k = std::nearbyint(clamped * 1.44269504F);
-    const float r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
-    float p = 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
+// e^r for |r| <= ln(2)/2: a degree-6 Taylor-like minimax polynomial (coefficients as in Cephes' expf, Moshier
+// 1989). F: float or a vector of them.
+template <typename F>
+ETHER_INLINE F exp_near_zero(const F& r) {
+    F p = r * 1.9875691500e-4F + 1.3981999507e-3F;
     p = p * r + 8.3334519073e-3F;
     p = p * r + 4.1665795894e-2F;
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
-    p = p * r * r + r + 1.0F;
+    return p * r * r + r + 1.0F;
+}
+
+// e^x to 2 units in the last place for x <= 88; 0 below -87.3.
+inline float exp(float x) {
+    const float clamped = std::min(std::max(x, -87.3F), 88.0F);
+    const float k = std::nearbyint(clamped * 1.44269504F);
+    const float r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
     const float scale = std::bit_cast<float>((static_cast<int32_t>(k) + 127) << 23);
-    return x < -87.3F ? 0.0F : p * scale;
+    return x < -87.3F ? 0.0F : exp_near_zero(r) * scale;
 }
 inline double exp(double x) { return std::exp(x); }
-
-// Sum of x[j] * v[j] over n values, in v's type.
-template <typename X, typename P>
-P dot(const X* x, const P* v, int64_t n) {
-    P sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n; ++j) sum += static_cast<P>(x[j]) * v[j];
-    return sum;
-}
 
 // The same function, lane by lane.
 ETHER_INLINE Vector<float> exp(const Vector<float>& x) {
@@ -46,20 +41,22 @@ ETHER_INLINE Vector<float> exp(const Vector<float>& x) {
     clamped = clamped > high ? high : clamped;
     const Vector<float> k = (clamped * 1.44269504F + kRound) - kRound;
     const Vector<float> r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
-    Vector<float> p = Vector<float>{} + 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
-    p = p * r + 8.3334519073e-3F;
-    p = p * r + 4.1665795894e-2F;
-    p = p * r + 1.6666665459e-1F;
-    p = p * r + 5.0000001201e-1F;
-    p = p * r * r + r + 1.0F;
     const auto scale = (Vector<float>)((__builtin_convertvector(k, Integers) + 127) << 23);
-    return x < low ? Vector<float>{} : p * scale;
+    return x < low ? Vector<float>{} : exp_near_zero(r) * scale;
 }
 ETHER_INLINE Vector<double> exp(const Vector<double>& x) {
     Vector<double> y;
     for (int64_t lane = 0; lane < kLanes<double>; ++lane) y[lane] = std::exp(x[lane]);
     return y;
+}
+
+// Sum of x[j] * v[j] over n values, in v's type.
+template <typename X, typename P>
+P dot(const X* x, const P* v, int64_t n) {
+    P sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; ++j) sum += static_cast<P>(x[j]) * v[j];
+    return sum;
 }
 
 // erf to 4e-7 (absolute): 1 - erf(x) = exp(-x^2) t P(t) with t = 1 / (1 + 0.45 x) for x >= 0, P fitted by

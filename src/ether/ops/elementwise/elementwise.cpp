@@ -17,11 +17,8 @@ class Add : public RowOpOf<Add> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        const int64_t count = tile.count * width_;
-        for_best_isa([&] {
-            for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-                store<P>(y + j, load<P>(tile.x[0] + j, lanes) + load<P>(tile.x[1] + j, lanes), lanes);
-            });
+        for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
+            store<P>(y + j, load<P>(tile.x[0] + j, lanes) + load<P>(tile.x[1] + j, lanes), lanes);
         });
     }
     template <typename P>

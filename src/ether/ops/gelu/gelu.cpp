@@ -17,13 +17,10 @@ class Gelu : public RowOpOf<Gelu> {
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         constexpr P kRoot = std::numbers::sqrt2_v<P> / 2;
-        const int64_t count = tile.count * width_;
-        for_best_isa([&] {
-            for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-                const auto x = load<P>(tile.x[0] + j, lanes);
-                Vector<P> gaussian;
-                store<P>(y + j, x * (1 + erf(x * kRoot, &gaussian)) / 2, lanes);
-            });
+        for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
+            const auto x = load<P>(tile.x[0] + j, lanes);
+            Vector<P> gaussian;
+            store<P>(y + j, x * (1 + erf(x * kRoot, &gaussian)) / 2, lanes);
         });
     }
 
@@ -31,15 +28,11 @@ class Gelu : public RowOpOf<Gelu> {
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
         constexpr P kRoot = std::numbers::sqrt2_v<P> / 2, kDensity = kRoot * std::numbers::inv_sqrtpi_v<P>;
-        const int64_t count = tile.count * width_;
-        for_best_isa([&] {
-            for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-                const auto x = load<P>(tile.x[0] + j, lanes);
-                Vector<P> gaussian;
-                const auto below = (1 + erf(x * kRoot, &gaussian)) / 2;
-                store<P>(grad.x[0] + j, load<P>(grad.y + j, lanes) * (below + x * gaussian * kDensity),
-                         lanes);
-            });
+        for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
+            const auto x = load<P>(tile.x[0] + j, lanes);
+            Vector<P> gaussian;
+            const auto below = (1 + erf(x * kRoot, &gaussian)) / 2;
+            store<P>(grad.x[0] + j, load<P>(grad.y + j, lanes) * (below + x * gaussian * kDensity), lanes);
         });
     }
 

@@ -82,11 +82,8 @@ struct BackwardPlan {
 template <typename From, typename To>
 void convert(const From* from, To* to, int64_t count) {
     using P = accumulate_t<From>;
-    for_best_isa([&] {
-        for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-            store<P>(to + j, load<P>(from + j, lanes), lanes);
-        });
-    });
+    for_values<P>(count,
+                  [&](int64_t j, const auto& lanes) { store<P>(to + j, load<P>(from + j, lanes), lanes); });
 }
 
 // Rows of a tensor as P: in place where it holds P, else converted through `scratch`.
@@ -174,96 +171,140 @@ void run_forward(const Plan& plan, const std::vector<at::Tensor>& inputs, std::v
     });
 }
 
+// One thread's way back, tile by tile.
+template <typename X>
+class TilesBack {
+    using P = accumulate_t<X>;
+
+  public:
+    // See run_backward.
+    TilesBack(const Plan& plan, const BackwardPlan& way, const std::vector<at::Tensor>& inputs,
+              const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to)
+        : plan_(plan),
+          way_(way),
+          inputs_(inputs),
+          grads_(grads),
+          to_(to),
+          scratch_(plan.widths),
+          grad_scratch_(plan.widths),
+          second_(
+              std::vector<int64_t>(kMaxArguments, *std::max_element(plan.widths.begin(), plan.widths.end()))),
+          values_(plan.widths.size()),
+          gradients_(plan.widths.size()) {
+        for (size_t k = 0; k < plan.parameters; ++k) {
+            const auto& wanted = to[plan.inputs + k];
+            sums_.push_back(wanted.defined() ? at::zeros(wanted.sizes(), wanted.options()) : at::Tensor());
+        }
+    }
+
+    void run(int64_t first, int64_t count) {
+        tile_.first = first;
+        tile_.count = count;
+        compute_values();
+        std::fill(gradients_.begin(), gradients_.end(), nullptr);
+        take_gradients();
+        for (size_t i = plan_.steps.size(); i-- > 0;)
+            if (way_.runs[i]) step_back(plan_.steps[i]);
+        for (size_t i = 0; i < plan_.inputs; ++i)
+            if (to_[i].defined()) finish_rows<X, P>(to_[i], first, count, plan_.widths[i], gradients_[i]);
+    }
+
+    // Parameters' gradients over the tiles so far; undefined where not wanted.
+    const std::vector<at::Tensor>& sums() const { return sums_; }
+
+  private:
+    void compute_values() {
+        for (size_t i = 0; i < plan_.inputs; ++i)
+            if (way_.computed[i])
+                values_[i] =
+                    read_rows<X, P>(inputs_[i], tile_.first, tile_.count, plan_.widths[i], scratch_[i]);
+        for (const auto& step : plan_.steps) {
+            if (!way_.computed[step.result]) continue;
+            set_arguments(step, values_, tile_);
+            step.op->forward(tile_, scratch_[step.result]);
+            values_[step.result] = scratch_[step.result];
+        }
+    }
+
+    void take_gradients() {
+        for (size_t i = 0; i < plan_.outputs.size(); ++i) {
+            const auto value = plan_.outputs[i];
+            if (!grads_[i].defined() || !way_.wants_grad[value]) continue;
+            const bool only = way_.arrivals[value] == 1;
+            const P* rows = read_rows<X, P>(grads_[i], tile_.first, tile_.count, plan_.widths[value],
+                                            only ? grad_scratch_[value] : second_[0]);
+            if (only)
+                gradients_[value] = rows;
+            else
+                add(value, rows);
+        }
+    }
+
+    void step_back(const Plan::Step& step) {
+        set_arguments(step, values_, tile_);
+        RowGradients<P> grad{.y = gradients_[step.result], .x = {}, .parameters = {}};
+        for (size_t j = 0; j < step.arguments.size(); ++j) {
+            const auto argument = step.arguments[j];
+            if (!way_.wants_grad[argument]) continue;
+            const bool first = !gradients_[argument] && (j == 0 || argument != step.arguments[0]);
+            grad.x[j] = first ? place_of(argument) : second_[j];
+        }
+        for (size_t k = 0; k < step.op->parameters.size(); ++k)
+            if (auto& sum = sums_[step.parameters + k]; sum.defined())
+                grad.parameters[k] = sum.template mutable_data_ptr<P>();
+        step.op->backward(tile_, grad);
+        for (size_t j = 0; j < step.arguments.size(); ++j) {
+            if (!grad.x[j]) continue;
+            if (grad.x[j] == second_[j])
+                add(step.arguments[j], grad.x[j]);
+            else
+                gradients_[step.arguments[j]] = grad.x[j];
+        }
+    }
+
+    // Where a value's gradient is summed.
+    P* place_of(size_t value) {
+        P* place = grad_scratch_[value];
+        return value < plan_.inputs ? rows_to_write<X, P>(to_[value], tile_.first, plan_.widths[value], place)
+                                    : place;
+    }
+
+    void add(size_t value, const P* more) {
+        const int64_t size = tile_.count * plan_.widths[value];
+        P* sum = place_of(value);
+        if (gradients_[value]) {
+#pragma omp simd
+            for (int64_t j = 0; j < size; ++j) sum[j] += more[j];
+        } else {
+            std::copy_n(more, size, sum);
+        }
+        gradients_[value] = sum;
+    }
+
+    const Plan& plan_;
+    const BackwardPlan& way_;
+    const std::vector<at::Tensor>&inputs_, &grads_;
+    std::vector<at::Tensor>& to_;
+    Scratch<P> scratch_, grad_scratch_;
+    Scratch<P> second_;  // further gradients of a step's arguments, before they are added
+    std::vector<const P*> values_, gradients_;  // this tile's
+    std::vector<at::Tensor> sums_;
+    RowTile<P> tile_{};
+};
+
 // grads: of the outputs; undefined where none arrives. to: of inputs, then parameters; undefined where not
 // wanted.
 template <typename X>
 void run_backward(const Plan& plan, const BackwardPlan& way, const std::vector<at::Tensor>& inputs,
-                  const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to) {
-    using P = accumulate_t<X>;
-    const int64_t tokens = grads.front().size(0);
+                  const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to, int64_t tokens) {
     // Each chunk sums parameters' gradients on its own; the chunks are then added in order, so the result
     // depends on their number alone.
     std::vector<std::vector<at::Tensor>> sums(static_cast<size_t>(num_chunks(tokens, kGrain)));
     parallel_for(tokens, kGrain, [&](int chunk, int64_t begin, int64_t end) {
-        auto& own = sums[static_cast<size_t>(chunk)];
-        for (size_t k = 0; k < plan.parameters; ++k) {
-            const auto& wanted = to[plan.inputs + k];
-            own.push_back(wanted.defined() ? at::zeros(wanted.sizes(), wanted.options()) : at::Tensor());
-        }
-        Scratch<P> scratch(plan.widths), grad_scratch(plan.widths);
-        const int64_t widest = *std::max_element(plan.widths.begin(), plan.widths.end());
-        Scratch<P> second({widest, widest});  // a further gradient of a value, before it is added
-        std::vector<const P*> values(plan.widths.size());
-        std::vector<const P*> gradients(plan.widths.size());
-        for (RowTile<P> tile{.first = begin}; tile.first < end; tile.first += kTile) {
-            tile.count = std::min(kTile, end - tile.first);
-            for (size_t i = 0; i < plan.inputs; ++i)
-                if (way.computed[i])
-                    values[i] =
-                        read_rows<X, P>(inputs[i], tile.first, tile.count, plan.widths[i], scratch[i]);
-            for (const auto& step : plan.steps) {
-                if (!way.computed[step.result]) continue;
-                set_arguments(step, values, tile);
-                step.op->forward(tile, scratch[step.result]);
-                values[step.result] = scratch[step.result];
-            }
-            std::fill(gradients.begin(), gradients.end(), nullptr);
-            auto place_of = [&](size_t value) {
-                P* place = grad_scratch[value];
-                return value < plan.inputs
-                           ? rows_to_write<X, P>(to[value], tile.first, plan.widths[value], place)
-                           : place;
-            };
-            auto add = [&](size_t value, const P* more) {
-                const int64_t size = tile.count * plan.widths[value];
-                P* sum = place_of(value);
-                if (gradients[value]) {
-#pragma omp simd
-                    for (int64_t j = 0; j < size; ++j) sum[j] += more[j];
-                } else {
-                    std::copy_n(more, size, sum);
-                }
-                gradients[value] = sum;
-            };
-            for (size_t i = 0; i < plan.outputs.size(); ++i) {
-                const auto value = plan.outputs[i];
-                if (!grads[i].defined() || !way.wants_grad[value]) continue;
-                const bool only = way.arrivals[value] == 1;
-                const P* rows = read_rows<X, P>(grads[i], tile.first, tile.count, plan.widths[value],
-                                                only ? grad_scratch[value] : second[0]);
-                if (only)
-                    gradients[value] = rows;
-                else
-                    add(value, rows);
-            }
-            for (size_t i = plan.steps.size(); i-- > 0;) {
-                const auto& step = plan.steps[i];
-                if (!way.runs[i]) continue;
-                set_arguments(step, values, tile);
-                RowGradients<P> grad{.y = gradients[step.result], .x = {}, .parameters = {}};
-                for (size_t j = 0; j < step.arguments.size(); ++j) {
-                    const auto argument = step.arguments[j];
-                    if (!way.wants_grad[argument]) continue;
-                    const bool first = !gradients[argument] && (j == 0 || argument != step.arguments[0]);
-                    grad.x[j] = first ? place_of(argument) : second[j];
-                }
-                for (size_t k = 0; k < step.op->parameters.size(); ++k)
-                    if (own[step.parameters + k].defined())
-                        grad.parameters[k] = own[step.parameters + k].template mutable_data_ptr<P>();
-                step.op->backward(tile, grad);
-                for (size_t j = 0; j < step.arguments.size(); ++j) {
-                    const auto argument = step.arguments[j];
-                    if (!grad.x[j]) continue;
-                    if (grad.x[j] == second[j])
-                        add(argument, grad.x[j]);
-                    else
-                        gradients[argument] = grad.x[j];
-                }
-            }
-            for (size_t i = 0; i < plan.inputs; ++i)
-                if (to[i].defined())
-                    finish_rows<X, P>(to[i], tile.first, tile.count, plan.widths[i], gradients[i]);
-        }
+        TilesBack<X> tiles(plan, way, inputs, grads, to);
+        for (int64_t first = begin; first < end; first += kTile)
+            tiles.run(first, std::min(kTile, end - first));
+        sums[static_cast<size_t>(chunk)] = tiles.sums();
     });
     for (size_t k = 0; k < plan.parameters; ++k) {
         if (!to[plan.inputs + k].defined()) continue;
@@ -289,6 +330,7 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
         variable_list kept;
         for (size_t i = 0; i < plan->inputs; ++i) kept.push_back(way.computed[i] ? inputs[i] : at::Tensor());
         context->save_for_backward(kept);
+        context->set_materialize_grads(false);  // an output that nobody used costs nothing
         context->saved_data["plan"] = c10::IValue::make_capsule(plan);
         return outputs;
     }
@@ -321,8 +363,9 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
                     result[at] = at::zeros(parameter.sizes(), parameter.options());
             }
         }
-        dispatch(like.scalar_type(), "rows",
-                 [&](auto type) { run_backward<decltype(type)>(*plan, way, inputs, grads, result); });
+        dispatch(like.scalar_type(), "rows", [&](auto type) {
+            run_backward<decltype(type)>(*plan, way, inputs, grads, result, like.size(0));
+        });
         return result;
     }
 };

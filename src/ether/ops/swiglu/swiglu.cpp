@@ -14,26 +14,20 @@ class Swiglu : public RowOpOf<Swiglu> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        const int64_t count = tile.count * width_;
-        for_best_isa([&] {
-            for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-                const auto x = load<P>(tile.x[0] + j, lanes);
-                store<P>(y + j, x * sigmoid(x) * load<P>(tile.x[1] + j, lanes), lanes);
-            });
+        for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
+            const auto x = load<P>(tile.x[0] + j, lanes);
+            store<P>(y + j, x * sigmoid(x) * load<P>(tile.x[1] + j, lanes), lanes);
         });
     }
 
     // d silu(x) = s (1 + x (1 - s)) with s = sigmoid(x).
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        const int64_t count = tile.count * width_;
-        for_best_isa([&] {
-            for_vectors<P>(count, count, [&](int64_t j, const auto& lanes) {
-                const auto x = load<P>(tile.x[0] + j, lanes), up = load<P>(tile.x[1] + j, lanes),
-                           g = load<P>(grad.y + j, lanes), s = sigmoid(x);
-                if (grad.x[0]) store<P>(grad.x[0] + j, g * up * s * (1 + x * (1 - s)), lanes);
-                if (grad.x[1]) store<P>(grad.x[1] + j, g * x * s, lanes);
-            });
+        for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
+            const auto x = load<P>(tile.x[0] + j, lanes), up = load<P>(tile.x[1] + j, lanes),
+                       g = load<P>(grad.y + j, lanes), s = sigmoid(x);
+            if (grad.x[0]) store<P>(grad.x[0] + j, g * up * s * (1 + x * (1 - s)), lanes);
+            if (grad.x[1]) store<P>(grad.x[1] + j, g * x * s, lanes);
         });
     }
 
