@@ -20,11 +20,11 @@ else()
     target_compile_options(ether_flags INTERFACE -fopenmp)
 endif()
 
-option(ETHER_SANITIZE "Build with AddressSanitizer and UndefinedBehaviorSanitizer" OFF)
+set(ETHER_SANITIZE "" CACHE STRING "Sanitizers to build with: address,undefined or thread")
 if(ETHER_SANITIZE)
     target_compile_options(ether_flags INTERFACE
-        -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
-    target_link_options(ether_flags INTERFACE -fsanitize=address,undefined)
+        -fsanitize=${ETHER_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_link_options(ether_flags INTERFACE -fsanitize=${ETHER_SANITIZE})
 endif()
 
 option(ETHER_FUZZ "Build the fuzz targets (with Clang)" OFF)

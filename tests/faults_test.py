@@ -3,6 +3,7 @@
 a resumed run can go on from.
 Usage, in the repository's root: python3 tests/faults_test.py build/release/bin/ether [unittest's options]"""
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import time
 import unittest
+from unittest import mock
 
 import program_test
-from program_test import BERT, ProgramTest, ether, refusal
+from program_test import BERT, ProgramTest, ether, preload, refusal
 
 
 def tmpfs(folder, options):
@@ -126,6 +128,17 @@ class FaultsTest(ProgramTest):
         with subprocess.Popen([program_test.ETHER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             process.stdout.close()
             self.assertEqual((process.stderr.read(), process.wait(60)), (b"", 0))
+
+    def test_clock_going_backwards(self):
+        ether(*self.words())
+        behind = self.folder / "behind"
+        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "backward_clock"))):
+            ether(*self.words(behind))
+        name = "adapter_model.safetensors"
+        self.assertEqual((behind / name).read_bytes(), (self.run_folder / name).read_bytes())
+        lines = [json.loads(line) for line in (behind / "metrics.jsonl").read_text().splitlines()]
+        self.assertEqual([line["step"] for line in lines], list(range(1, 21)))
+        self.assertTrue(all(line["seconds"] > 0 for line in lines))
 
     def test_no_home(self):
         done = subprocess.run([program_test.ETHER, "eval", "--model", self.model, "--data", self.data], env={}, capture_output=True, text=True)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Kills training runs with SIGKILL at random moments, resumes them to their end, and compares every file with that of a
 run that was left alone: no kill may change a bit of the result.
-Usage, in the repository's root: python3 tests/kill_test.py build/release/bin/ether [--tries 100] [--seed 0] [--without VARIANT]"""
+Usage, in the repository's root: python3 tests/kill_test.py build/release/bin/ether [--tries 100] [--seed 0] [--without VARIANT]
+[--shift]"""
 import argparse
 import collections
 import json
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from program_test import preload
 
 MODELS = pathlib.Path("tests/fixtures/models")
 COMMON = "--dropout 0.1 --save-every 3 --threads 2 --method ether+".split()
@@ -57,8 +60,8 @@ def contents(run):
 
 
 class Killer:
-    def __init__(self, program, folder, chance):
-        self.program, self.folder, self.chance = program, folder, chance
+    def __init__(self, program, folder, chance, shifts=None):
+        self.program, self.folder, self.chance, self.shifts = program, folder, chance, shifts
         self.references, self.durations, self.hits = {}, {}, collections.Counter()
         write_data(folder / "train.csv", 61, chance)
         write_data(folder / "dev.csv", 20, chance)
@@ -70,15 +73,18 @@ class Killer:
         words[1] = MODELS / words[1]
         return [self.program, "train", *words, *COMMON, "--data", self.folder / "train.csv", "--out", out]
 
-    def start(self, variant, out, log):
-        return subprocess.Popen([*map(str, self.command(variant, out))], stdout=log, stderr=log)
+    def start(self, variant, out, log, shifted=True):
+        environment = dict(os.environ)
+        if self.shifts and shifted:
+            environment |= {"LD_PRELOAD": str(self.shifts), "SHIFT": str(self.chance.randrange(1000))}
+        return subprocess.Popen([*map(str, self.command(variant, out))], stdout=log, stderr=log, env=environment)
 
     def reference(self, variant):
         if variant not in self.references:
             out = self.folder / "undisturbed" / variant.replace(" ", "-")
             begin = time.monotonic()
             with open(self.folder / "log", "w+b") as log:
-                assert self.start(variant, out, log).wait() == 0, (self.folder / "log").read_text()
+                assert self.start(variant, out, log, shifted=False).wait() == 0, (self.folder / "log").read_text()
             self.durations[variant] = time.monotonic() - begin
             self.references[variant] = contents(out)
         return self.references[variant]
@@ -163,12 +169,14 @@ def main():
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", choices=VARIANTS, action="append", default=[])
+    parser.add_argument("--shift", action="store_true", help="each process has its buffers elsewhere")
     options = parser.parse_args()
     variants = [name for name in VARIANTS if name not in options.without]
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ether-kill-") as folder:
-        killer = Killer(os.path.abspath(options.program), pathlib.Path(folder), random.Random(options.seed))
+        killer = Killer(os.path.abspath(options.program), pathlib.Path(folder), random.Random(options.seed),
+                        preload(options.program, "shifted_memory") if options.shift else None)
         for number in range(options.tries):
             variant = variants[number % len(variants)]
             if problem := killer.attempt(number, variant):

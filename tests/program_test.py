@@ -30,6 +30,13 @@ def refusal(*words, text=""):
     return done.stderr
 
 
+def preload(program, name):
+    """A library of tests/preload, from the program's build folder."""
+    library = pathlib.Path(program).resolve().parent.parent / "preload" / f"lib{name}.so"
+    assert library.exists(), f"{library} is not built"
+    return library
+
+
 class ProgramTest(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ether-test-"))

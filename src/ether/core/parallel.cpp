@@ -1,20 +1,16 @@
 #include "ether/core/parallel.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <exception>
 #include <vector>
 
+#include "ether/core/parallel_backend.h"
+
 namespace ether {
-
-int num_threads() { return omp_get_max_threads(); }
-
-void set_num_threads(int count) { omp_set_num_threads(count); }
 
 int num_chunks(int64_t n, int64_t grain) {
     if (n <= 0) return 0;
-    if (omp_in_parallel()) return 1;
+    if (backend::in_parallel()) return 1;
     return static_cast<int>(std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, num_threads()));
 }
 
@@ -25,14 +21,13 @@ void parallel_for(int64_t n, int64_t grain, const std::function<void(int, int64_
         run(0);
     } else if (chunks > 1) {
         std::vector<std::exception_ptr> errors(static_cast<size_t>(chunks));  // none may leave its thread
-#pragma omp parallel for num_threads(chunks) schedule(static, 1)
-        for (int chunk = 0; chunk < chunks; ++chunk) {
+        backend::run(chunks, [&](int chunk) {
             try {
                 run(chunk);
             } catch (...) {
                 errors[static_cast<size_t>(chunk)] = std::current_exception();
             }
-        }
+        });
         for (const auto& error : errors)
             if (error) std::rethrow_exception(error);
     }

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""The same seed, machine and threads give the same bits, wherever buffers lie: trains each method on each task again and
+again, with the heap's blocks and the model file's tensors moved, and compares the adapters. Then says by how much another
+number of threads changes them.
+Usage, in the repository's root: python3 tests/determinism_test.py build/release/bin/ether [--runs 20] [--model DIR]"""
+import argparse
+import json
+import os
+import pathlib
+import random
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+
+from kill_test import MODELS, write_data
+from program_test import preload
+
+TASKS = {"classify": "bert", "causal-lm": "llama_tied"}
+METHODS = ["ether+", "ether", "lora", "ia3", "full", "head"]
+
+
+def copy_with_header_room(model, to, room):
+    """The same model whose tensors lie `room` bytes further in their file, a multiple of 8."""
+    shutil.copytree(model, to)
+    path = to / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes((size + room).to_bytes(8, "little") + data[8 : 8 + size] + b" " * room + data[8 + size :])
+
+
+def values(path):
+    """All of an adapter's float32 values."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    assert all(tensor["dtype"] == "F32" for name, tensor in json.loads(data[8 : 8 + size]).items() if name != "__metadata__")
+    return struct.unpack(f"<{(len(data) - 8 - size) // 4}f", data[8 + size :])
+
+
+class Trainings:
+    def __init__(self, program, folder, steps, model):
+        self.program, self.folder, self.steps, self.model, self.shifts = program, folder, steps, model, preload(program, "shifted_memory")
+        write_data(folder / "train.csv", 61, random.Random(0))
+
+    def train(self, task, method, number, threads=2):
+        """One run's adapter file, with everything moved but in run 0."""
+        out, copy = self.folder / "run", self.folder / "model"
+        for old in (out, copy):
+            shutil.rmtree(old, ignore_errors=True)
+        copy_with_header_room(self.model or MODELS / TASKS[task], copy, 8 * (number % 8))
+        command = [self.program, "train", "--model", copy, "--task", task, "--data", self.folder / "train.csv", "--method", method,
+                   "--max-steps", self.steps, "--batch", 8, "--threads", threads, "--out", out]
+        shifted = {"LD_PRELOAD": str(self.shifts), "SHIFT": str(number)} if number else {}
+        done = subprocess.run([*map(str, command)], env={**os.environ, **shifted}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return out / "adapter_model.safetensors"
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--model", type=pathlib.Path, help="a BERT of real size, for --task classify alone")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    tasks = ["classify"] if options.model else list(TASKS)
+    for task in tasks:
+        for method in METHODS:
+            if (task, method) == ("causal-lm", "head"):
+                continue  # such a model has no head of its own
+            with tempfile.TemporaryDirectory(prefix="ether-determinism-") as folder:
+                trainings = Trainings(os.path.abspath(options.program), pathlib.Path(folder), options.steps, options.model)
+                first = trainings.train(task, method, 0).read_bytes()
+                for number in range(1, options.runs):
+                    if trainings.train(task, method, number).read_bytes() != first:
+                        sys.exit(f"{task}, {method}: run {number} differs from the first")
+                two = values(trainings.train(task, method, 0))
+                one = values(trainings.train(task, method, 0, threads=1))
+            difference = max(abs(a - b) for a, b in zip(one, two))
+            print(f"{task:10} {method:7} {options.runs} runs of {options.steps} steps agree to the bit; one thread instead of two moves "
+                  f"values by at most {difference:.1g} (largest value {max(map(abs, two)):.2g})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
