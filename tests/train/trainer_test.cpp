@@ -169,6 +169,21 @@ TEST_F(Runs, GoesOnWithTheSameInputsOnly) {
     EXPECT_NO_THROW(run(settings, true));
 }
 
+TEST_F(Runs, ACheckpointThatLiesAboutItsStepIsPassedOver) {
+    auto settings = config("bert_bare", "run");
+    settings.save_every = 1;
+    EXPECT_THROW(run(settings, false, 4), Crash);
+    for (const int64_t step : {-5, 4, 1 << 30}) {
+        settings.out = folder / std::to_string(step);
+        fs::copy(folder / "run", settings.out, fs::copy_options::recursive);
+        const auto file = fs::path(settings.out) / "checkpoints" / "step-000000003" / "state.json";
+        auto state = nlohmann::json::parse(test::read_raw(file));
+        state["step"] = step;
+        test::write_raw(file, state.dump());
+        EXPECT_EQ(run(settings, true).steps.front().step, 3) << step;
+    }
+}
+
 TEST_F(Runs, AFreshStartClearsWhatAnOlderRunLeft) {
     auto settings = config("bert_bare", "run");
     run(settings);

@@ -18,6 +18,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
 
+std::string name_of(int64_t step) { return fmt::format("step-{:09}", step); }
+
 nlohmann::json to_json(const RunProgress& progress) {
     return {{"step", progress.step},
             {"best_score", progress.best_score ? nlohmann::json(*progress.best_score) : nlohmann::json()},
@@ -73,8 +75,7 @@ std::optional<fs::path> RunState::newest() const {
 
 void RunState::save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
                     int64_t keep) const {
-    io::AtomicFolder folder(folder_ / fmt::format("step-{:09}", progress.step),
-                            io::AtomicFolder::Existing::replace);
+    io::AtomicFolder folder(folder_ / name_of(progress.step), io::AtomicFolder::Existing::replace);
     io::NamedTensors tensors;
     for (const auto& parameter : parameters.all())
         tensors.emplace_back(std::string(kParameter) + parameter.name, parameter.value.detach());
@@ -96,6 +97,9 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
     for (const auto& folder : all()) {
         try {
             const auto progress = from_json(io::JsonObject::load(folder / io::kRunStateFile));
+            if (folder.filename() != name_of(progress.step))
+                fail(ErrorKind::format, "{}: holds step {}, not the one it is named after", folder.string(),
+                     progress.step);
             const io::SafetensorsFile file(folder / "state.safetensors");
             io::NamedTensors optimizer_state;
             for (const auto& name : file.names())
