@@ -26,10 +26,6 @@ LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
                                const LargestBatch& evaluation, bool checkpoint_activations);
 
-// What this process may still take: the system's available memory, or less where ulimit -v or a control group
-// (a container's limit) says so. Bytes.
-int64_t available_memory();
-
 // Throws, saying what to change, if the estimate is beyond what is available.
 void check_memory(const MemoryEstimate& estimate, int64_t available);
 
