@@ -16,6 +16,18 @@ std::string in_words(int64_t bytes) {
                                  : fmt::format("{:.1f} GB", value / 1e9);
 }
 
+// Values a token that a site's bound forms keep for backward.
+int64_t kept_by(const nn::Site& site) {
+    const auto products = [](const std::vector<nn::Form>& chain) {
+        return std::count_if(chain.begin(), chain.end(),
+                             [](const auto& form) { return !nn::acts_by_row(form); });
+    };
+    const auto& forms = site.forms;
+    const int64_t in = site.linear.in(), out = site.linear.out();
+    return products(forms.pre) * in + (products(forms.post) + products(forms.output)) * out +
+           static_cast<int64_t>(forms.delta.size()) * (in + out);
+}
+
 }  // namespace
 
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
@@ -25,18 +37,21 @@ LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
             lengths.empty() ? 0 : lengths.front()};
 }
 
-MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
+MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
                                const LargestBatch& evaluation, bool checkpoint_activations) {
     const auto& shape = model.model().shape();
     const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
     MemoryEstimate estimate;
     estimate.trained = model.parameters().count() * 4 * 5;  // in float32
-    // A block keeps the inputs of its norms, sites, attention and activation: about twelve rows of the hidden
-    // size and four of the intermediate size a token; each adapted site its input and its output before the
-    // adapter's change.
-    const int64_t block = 12 * shape.hidden_size + 4 * shape.intermediate_size;
+    // What lies between two graphs of rows is kept: a block's input, q, k and v before and after rotation,
+    // the results of attention, o and down, the inputs of the activation. An adapted site adds what its
+    // products with matrices of the adapter read and make.
+    const int64_t block = 8 * shape.hidden_size + 2 * shape.intermediate_size;
     int64_t per_token = shape.layers * block;
-    for (const auto* site : model.sites()) per_token += site->linear.in() + site->linear.out();
+    const data::Batch nothing;
+    model.bind({.batch = nothing});
+    for (const auto* site : model.sites()) per_token += kept_by(*site);
+    model.model().unbind();
     // One block's values, half as much again for their gradients, and every block's input.
     if (checkpoint_activations)
         per_token = 3 * per_token / (2 * shape.layers) + shape.layers * shape.hidden_size;
