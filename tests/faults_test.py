@@ -101,6 +101,23 @@ class FaultsTest(ProgramTest):
             os.truncate(self.model / "model.safetensors", 4096)
             self.ends_with(process, f"{self.model}/model.safetensors: cannot be read any more: the file was shortened")
 
+    def test_merge_spoiled_on_its_way_to_the_disk(self):
+        ether(*self.words())
+        merge = ["merge", "--model", self.model, "--adapter", self.run_folder, "--out", self.folder / "merged"]
+        before = sorted(self.folder.rglob("*"))
+        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "rotten_disk"))):
+            told = refusal(*merge)
+        self.assertIn(f"{self.folder}/merged: the merged model's logits differ from the adapter's by ", told)
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+        ether(*merge)
+
+    def test_base_on_a_read_only_disk(self):
+        disk = self.disk("size=1m")
+        self.model = shutil.copytree(self.model, disk / "model")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        ether(*self.words())
+        ether("merge", "--model", self.model, "--adapter", self.run_folder, "--out", self.folder / "merged")
+
     def test_two_runs_and_a_stale_lock(self):
         with self.long_run():
             self.assertIn("another process is training in this folder", refusal("train", "--resume", self.run_folder))

@@ -44,8 +44,10 @@ int merge_main(int argc, char** argv) {
     }
     std::string effect;
     if (report.retained)
-        effect = fmt::format(", the adapter changes them by up to {:.3g}, of which {:.1f}% is retained",
-                             *report.adapter_effect, 100 * *report.retained);
+        effect = fmt::format(
+            ", the adapter changes them by up to {:.3g}, of which {:.1f}% is retained{}",
+            *report.adapter_effect, 100 * *report.retained,
+            *report.retained < 0.9 && report.dtype != at::kFloat ? "; --dtype f32 retains all" : "");
     fmt::print(
         "{}: {:.1f} MB in {}; probe logits differ from the adapter's by at most {:.2g} (largest logit "
         "{:.3g}{})\n",
