@@ -18,7 +18,7 @@ struct RunConfig {
 
     std::string method = "ether+";
     std::map<std::string, std::string> method_options;  // by field name, for `method`
-    std::string targets = "all-linear", exclude, layers;
+    std::string targets, exclude, layers;
     std::vector<std::string> modules_to_save;
 
     double lr = 0, head_lr = 5e-3, weight_decay = 0, warmup = 0.03, clip = 1;
