@@ -9,6 +9,7 @@ Method ether();
 Method ether_plus();
 Method lora();
 Method ia3();
+Method red();
 Method full();
 Method head();
 
