@@ -10,6 +10,7 @@ Method ether_plus();
 Method lora();
 Method ia3();
 Method red();
+Method vera();
 Method full();
 Method head();
 
