@@ -11,6 +11,7 @@ Method lora();
 Method ia3();
 Method red();
 Method vera();
+Method delora();
 Method full();
 Method head();
 
