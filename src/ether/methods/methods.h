@@ -12,6 +12,7 @@ Method ia3();
 Method red();
 Method vera();
 Method delora();
+Method adalora();
 Method full();
 Method head();
 
