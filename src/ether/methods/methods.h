@@ -13,6 +13,7 @@ Method red();
 Method vera();
 Method delora();
 Method adalora();
+Method bitfit();
 Method full();
 Method head();
 
