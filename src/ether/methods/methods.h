@@ -14,6 +14,7 @@ Method vera();
 Method delora();
 Method adalora();
 Method bitfit();
+Method ln_tuning();
 Method full();
 Method head();
 
