@@ -15,6 +15,7 @@ Method delora();
 Method adalora();
 Method bitfit();
 Method ln_tuning();
+Method lorta();
 Method full();
 Method head();
 
