@@ -16,6 +16,7 @@ Method adalora();
 Method bitfit();
 Method ln_tuning();
 Method lorta();
+Method loha();
 Method full();
 Method head();
 
