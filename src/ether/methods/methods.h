@@ -17,6 +17,7 @@ Method bitfit();
 Method ln_tuning();
 Method lorta();
 Method loha();
+Method randlora();
 Method full();
 Method head();
 
