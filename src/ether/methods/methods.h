@@ -18,6 +18,7 @@ Method ln_tuning();
 Method lorta();
 Method loha();
 Method randlora();
+Method vblora();
 Method full();
 Method head();
 
