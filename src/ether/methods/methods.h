@@ -19,6 +19,7 @@ Method lorta();
 Method loha();
 Method randlora();
 Method vblora();
+Method fourierft();
 Method full();
 Method head();
 
