@@ -20,6 +20,7 @@ Method loha();
 Method randlora();
 Method vblora();
 Method fourierft();
+Method miss();
 Method full();
 Method head();
 

@@ -25,7 +25,7 @@ const Method& find(const std::string& wanted, const char* what, Name&& name_of) 
 std::span<const Method> all_methods() {
     static const std::array methods = {ether_plus(), ether(),   lora(),      ia3(),       red(),   vera(),
                                        delora(),     adalora(), bitfit(),    ln_tuning(), lorta(), loha(),
-                                       randlora(),   vblora(),  fourierft(), full(),      head()};
+                                       randlora(),   vblora(),  fourierft(), miss(),      full(),  head()};
     return methods;
 }
 
