@@ -21,6 +21,7 @@ Method randlora();
 Method vblora();
 Method fourierft();
 Method miss();
+Method hiwi();
 Method full();
 Method head();
 
