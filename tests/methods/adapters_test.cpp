@@ -96,15 +96,24 @@ TEST_P(Peft, LogitsAgree) {
     EXPECT_TRUE(at::equal(again.logits({.batch = batch}), adapted.logits({.batch = batch})));
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
-                         testing::Values(std::pair{"bert_lora", test::kBert},
-                                         std::pair{"llama_rslora", test::kLlamaTied},
-                                         std::pair{"llama_layers", test::kFixtureModels[2]},
-                                         std::pair{"llama_head", test::kFixtureModels[2]},
-                                         std::pair{"llama_tied_head", test::kLlamaTied},
-                                         std::pair{"roberta_lora", test::kFixtureModels.back()},
-                                         std::pair{"bert_ia3", test::kBert},
-                                         std::pair{"llama_ia3", test::kLlamaTied}),
+std::vector<std::pair<const char*, FixtureModel>> peft_folders() {
+    std::vector<std::pair<const char*, FixtureModel>> folders = {
+        {"llama_layers", test::kFixtureModels[2]},
+        {"llama_head", test::kFixtureModels[2]},
+        {"roberta_lora", test::kFixtureModels.back()},
+    };
+    for (const char* name :
+         {"bert_lora", "bert_ia3", "bert_dora", "bert_vera", "bert_delora", "bert_adalora", "bert_ln_tuning",
+          "bert_loha", "bert_randlora", "bert_vblora", "bert_fourierft", "bert_miss"})
+        folders.emplace_back(name, test::kBert);
+    for (const char* name : {"llama_rslora", "llama_tied_head", "llama_ia3", "llama_dora", "llama_vera",
+                             "llama_delora", "llama_adalora", "llama_ln_tuning", "llama_loha",
+                             "llama_randlora", "llama_vblora", "llama_fourierft", "llama_miss"})
+        folders.emplace_back(name, test::kLlamaTied);
+    return folders;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Peft, testing::ValuesIn(peft_folders()),
                          [](const auto& info) { return std::string(info.param.first); });
 
 TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {
