@@ -68,13 +68,21 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohman
                                                "it, or merge the adapter with "
                                                "PEFT (merge_and_unload) and give the result as --model"
                                              : did_you_mean(key, names));
-    if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
+    const auto bias = config.value("bias", nlohmann::json("none"));
+    const bool trains_biases = std::any_of(fields.begin(), fields.end(),
+                                           [](const Field& field) { return field.config_key() == "bias"; });
+    if (bias != "none" && !trains_biases)
         fail(ErrorKind::adapter, "adapter_config.json: bias = {} is not supported, expected \"none\"",
              bias.dump());
     for (const auto& field : fields)
         if (config.contains(field.config_key()))
             field.from_json(config[field.config_key()], "adapter_config.json");
     return options;
+}
+
+// The biases of whole modules, which PEFT saves twice more where it trains all biases.
+bool is_head_copy(const std::string& key) {
+    return key.ends_with(".original_module.bias") || key.ends_with(".modules_to_save.bias");
 }
 
 std::string required_type(const nlohmann::json& config) {
@@ -163,7 +171,8 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
         used.insert(found->first);
     }
     for (const auto& [key, tensor] : files.tensors)
-        if (!used.contains(key) && !is_base_weight(key, tensor) && !is_shared_copy(key, tensor))
+        if (!used.contains(key) && !is_base_weight(key, tensor) && !is_shared_copy(key, tensor) &&
+            !is_head_copy(key))
             fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
                  key, nn::shape_text(tensor.sizes()));
 }

@@ -4,6 +4,7 @@
 // constant in backward (section 4.3). Keys and defaults as in PEFT's lora tuner.
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@ struct LoraOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 16, dropout = 0;
     bool rslora = false, dora = false;
+    std::string bias = "none";
 
     Fields fields() override {
         return {
@@ -37,6 +39,10 @@ struct LoraOptions : MethodOptions {
              .help = "train the norm of each row of W + s B A, too (DoRA)",
              .key = "use_dora"},
             dropout_field(&dropout, "lora_dropout"),
+            {.name = "bias",
+             .value = &bias,
+             .help = "biases to train as well: none, those of adapted layers, or all of the model",
+             .choices = {"none", "lora_only", "all"}},
         };
     }
 };
@@ -67,6 +73,7 @@ class Lora : public Adapter {
             squares = at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
             magnitude = add("lora_magnitude_vector", squares.sqrt().to(at::kFloat));
         }
+        if (options.bias != "none") train_biases(options.bias == "all", context);
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
@@ -81,6 +88,20 @@ class Lora : public Adapter {
     }
 
   private:
+    static void train_biases(bool all, const MethodContext& context) {
+        const std::string suffix = ".bias";
+        for (const auto& [name, slots] : context.model.tensors()) {
+            if (!name.ends_with(suffix) || context.parameters.find(name)) continue;
+            const auto module = name.substr(0, name.size() - suffix.size());
+            const bool adapted = std::any_of(context.sites.begin(), context.sites.end(),
+                                             [&](const nn::Site* site) { return site->name() == module; });
+            if (!adapted && !all) continue;
+            context.model.replace(
+                name, context.parameters.add(module + (adapted ? ".base_layer" : "") + suffix,
+                                             slots.front()->detach().to(at::kFloat, false, true)));
+        }
+    }
+
     // |W + s B A| by row, without forming B A: |w|^2 + 2 s (W A^T)_o . b_o + s^2 b_o (A A^T) b_o.
     Tensor row_norms(const nn::Site& site) const {
         const at::NoGradGuard no_grad;
