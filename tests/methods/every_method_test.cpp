@@ -189,6 +189,39 @@ TEST(EveryMethodOfLayers, IsTested) {
             << method.name;
 }
 
+// How trained values start, on a layer of 512 inputs and 256 outputs: PEFT's distributions, by their root
+// mean square.
+TEST(EveryMethodOfLayers, StartsAsInPeft) {
+    const double uniform = 1 / std::sqrt(3.0);  // of the bound
+    const std::tuple<std::string, Options, std::string, double> starts[] = {
+        {"lora", {{"dora", "true"}}, "lora_A.weight", uniform / std::sqrt(512)},
+        {"lora", {{"dora", "true"}}, "lora_magnitude_vector", std::sqrt(512)},  // of a normal W
+        {"vera", {}, "vera_lambda_d", 0.1},
+        {"delora", {}, "delora_A", uniform / std::sqrt(512)},
+        {"delora", {}, "delora_lambda", 15},
+        {"delora", {}, "delora_w_norm", 16},
+        {"adalora", {}, "lora_A", 0.02},
+        {"adalora", {}, "lora_B", 0.02},
+        {"loha", {}, "hada_w1_a", uniform / std::sqrt(8)},
+        {"loha", {}, "hada_w1_b", uniform / std::sqrt(512)},
+        {"loha", {}, "hada_w2_a", uniform / std::sqrt(8)},
+        {"randlora", {{"rank", "16"}}, "randlora_gamma", 1.0 / 256},
+        {"vblora", {}, "vblora_logits_A", 0.1},
+        {"vblora", {}, "vblora_logits_B", 0.1},
+        {"fourierft", {}, "fourierft_spectrum", 1},
+    };
+    const nn::Linear linear{"layer", normal({256, 512}, 1, at::kFloat), {}};
+    for (const auto& [method, options, name, size] : starts) {
+        AdaptedSites adapted({linear}, method, options);
+        const auto value = adapted.parameters.find("layer." + name)->value.detach();
+        EXPECT_NEAR(value.square().mean().sqrt().item<double>() / size, 1, 0.1) << method << " " << name;
+    }
+    AdaptedSites vblora({linear}, "vblora", {}), randlora({linear}, "randlora", {});
+    EXPECT_LE(test::largest(vblora.parameters.find("vblora_vector_bank")->value), 0.02);
+    for (const char* name : {"randlora_A", "randlora_B"})
+        EXPECT_NEAR(randlora.parameters.find(name)->value.std().item<double>(), 1, 1e-5);
+}
+
 // Gradients of A and B where the norms are constants, as an automatic differentiation of the dense formula.
 TEST(Dora, NormsAreConstantsInBackward) {
     const nn::Linear linear{"layer", normal({kOut, kIn}, 1), {}};

@@ -23,6 +23,7 @@ using Walked = std::tuple<size_t, FixtureModel>;  // a method by its place in th
 
 // Defaults that are too large for such models.
 const std::map<std::string, std::map<std::string, std::string>> kSmall = {
+    {"delora", {{"lambda", "1"}}},
     {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
     {"fourierft", {{"n-frequency", "64"}}},
     {"miss", {{"rank", "8"}}},
@@ -95,8 +96,10 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
     const test::TempFolder folder;
     io::write_adapter(folder / "adapter", adapted.files(fixture.name));
     AdaptedModel loaded(fixture.load(), io::read_adapter(folder / "adapter"));
-    EXPECT_TRUE(at::equal(loaded.logits({.batch = batch}), trained));
-    EXPECT_EQ(loaded.parameters().count(), adapted.parameters().count());
+    // Files of some hold less than what was trained: what is left of it, computed in another order.
+    const bool folds = loaded.parameters().count() < adapted.parameters().count();
+    EXPECT_EQ(folds, std::string(method.name) == "adalora" || std::string(method.name) == "hiwi");
+    EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
 
     auto tensors = loaded.merged_tensors(at::kFloat);
     std::ifstream stream(fixture.path() / "config.json");
