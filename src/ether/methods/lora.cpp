@@ -128,7 +128,7 @@ bool ignores(const std::string& key, const nlohmann::json& value) {
 Method lora() {
     return {"lora",
             "LORA",
-            "low-rank additions B A to a layer's weight; --dora trains its rows' norms as well",
+            "low-rank additions B A to a layer's weight (--dora: its rows' norms as well)",
             1e-3,
             true,
             make_options<LoraOptions>,

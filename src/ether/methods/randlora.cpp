@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
@@ -20,7 +21,6 @@ using at::Tensor;
 struct RandloraOptions : MethodOptions {
     int64_t rank = 32;
     double alpha = 640, dropout = 0;
-    bool save_projection = true;
 
     Fields fields() override {
         return {
@@ -31,11 +31,18 @@ struct RandloraOptions : MethodOptions {
              .low = 0,
              .high = 1e6,
              .key = "randlora_alpha"},
-            {.name = "save-projection",
-             .value = &save_projection,
-             .help = "keep the bases in the adapter's file; required"},
             dropout_field(&dropout, "randlora_dropout"),
         };
+    }
+    void from_config(nlohmann::json& config) override {
+        if (config.contains("save_projection") && config["save_projection"] == false)
+            fail(
+                ErrorKind::adapter,
+                "adapter_config.json: save_projection is false, so the random bases are not in the adapter's "
+                "file, and PEFT draws them in a type that depends on its machine; save the adapter again "
+                "with "
+                "save_projection = True");
+        config.erase("save_projection");
     }
 };
 
@@ -46,11 +53,6 @@ class Randlora : public Adapter {
           scale_(options.alpha / static_cast<double>(options.rank)),
           dropout_(options.dropout),
           factors_(context.model) {
-        if (!options.save_projection)
-            fail(ErrorKind::adapter,
-                 "save_projection is false: the random bases are not in the adapter's file, and PEFT draws "
-                 "them "
-                 "in a type that depends on its machine; save the adapter with save_projection = true");
         int64_t in = 0, out = 0;
         for (const nn::Site* site : context.sites) {
             in = std::max(in, site->linear.in()), out = std::max(out, site->linear.out());
@@ -101,7 +103,7 @@ bool ignores(const std::string& key, const nlohmann::json&) {
 Method randlora() {
     return {"randlora",
             "RANDLORA",
-            "additions of full rank: factors around random bases that all layers share",
+            "additions of full rank by factors around random bases that all layers share",
             1e-3,
             true,
             make_options<RandloraOptions>,
