@@ -5,15 +5,15 @@ import pathlib
 
 import peft
 import torch
-from oracle import (ENCODERS, FAMILIES, TOLERANCE, auto_class, difference, draw_examples, draw_model, draw_tokens, ether, ether_logits, finish,
-                    python_logits, report, rng_for, workplace)
-
+from oracle import (ENCODERS, FAMILIES, TOLERANCE, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
+                    ether_logits, finish, python_logits, report, rng_for, workplace)
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16], "miss": ["--rank", 4],
          "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
-PEFT_METHODS = ("lora", "lora dora", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft", "miss")
+PEFT_METHODS = ("lora", "lora dora", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+                "miss")
 
 
 def tolerance_of(method):
@@ -66,7 +66,8 @@ def trained(family, method, rng, folder):
     out = folder / method
     data = draw_examples(rng, folder / f"{method}.jsonl")
     ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data,
-          "--method", method.split()[0], "--out", out, *SMALL.get(method, []), "--max-steps", 3, "--batch", 8, "--lr", 1e-3 if method == "full" else 2e-2,
+          "--method", method.split()[0], "--out", out, *SMALL.get(method, []), "--max-steps", 3, "--batch", 8,
+          "--lr", 1e-3 if method == "full" else 2e-2,
           *([] if method != "head" else ["--modules-to-save", "classifier" if family in ENCODERS else "norm"]))
     return out
 
