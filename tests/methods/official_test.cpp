@@ -1,6 +1,7 @@
 // RED and LoRTA: the published code's numbers (tests/fixtures/official/red, lorta).
 #include <gtest/gtest.h>
 
+#include "ether/methods/adapted_model.h"
 #include "ether/methods/targets.h"
 #include "fixture_models.h"
 #include "io/test_files.h"
@@ -117,6 +118,62 @@ TEST_P(OfficialLorta, EverySitesOutputAndMerge) {
 INSTANTIATE_TEST_SUITE_P(Fixtures, OfficialLorta,
                          testing::Values("lit_joint_all.json", "peft_llama_h2_r3.json",
                                          "peft_llama_h4_r2_rslora.json"),
+                         [](const auto& info) {
+                             const std::string name = info.param;
+                             return name.substr(0, name.find('.'));
+                         });
+
+// A Llama made of the fixture's weights, whose first tokens embed as the fixture's inputs.
+class OfficialLortaModel : public testing::TestWithParam<const char*> {};
+
+TEST_P(OfficialLortaModel, LogitsAndGradients) {
+    const auto json = test::official(std::filesystem::path("tests/fixtures/official/lorta") / GetParam());
+    const auto& config = json["config"];
+    const auto inputs = flat(tensor_of(json["inputs"]["inputs_embeds"]));
+    io::NamedTensors weights;
+    for (const auto& [name, value] : json["parameters"]["base"].items())
+        weights.emplace_back(name, tensor_of(value));
+    const auto logits = flat(tensor_of(json["outputs"]["logits"]));
+    const int64_t vocabulary = logits.size(1), tokens = inputs.size(0);
+    weights.emplace_back("model.embed_tokens.weight",
+                         at::cat({inputs, at::zeros({vocabulary - tokens, inputs.size(1)}, at::kDouble)}));
+    const test::TempFolder folder;
+    io::write_safetensors(folder / "model.safetensors", weights);
+    const nlohmann::json model_config = {{"model_type", "llama"},
+                                         {"vocab_size", vocabulary},
+                                         {"hidden_size", config["hidden"]},
+                                         {"intermediate_size", config["intermediate"]},
+                                         {"num_hidden_layers", config["layers"]},
+                                         {"num_attention_heads", config["heads"]},
+                                         {"rms_norm_eps", config["rms_norm_eps"]},
+                                         {"rope_theta", config["rope_theta"]},
+                                         {"max_position_embeddings", 16}};
+    test::write_raw(folder / "config.json", model_config.dump());
+    AdaptedModel adapted(models::load_model(io::Checkpoint::open(folder.path()), {.dtype = at::kDouble}),
+                         {.method = "lorta",
+                          .options = {{"rank", config["r"].dump()},
+                                      {"alpha", config["lora_alpha"].dump()},
+                                      {"rslora", config["use_rslora"].dump()},
+                                      {"orientation", "input"}}});
+    for (const char* name : {"A", "B", "C_h", "C_m", "C_l"})
+        adapted.parameters()
+            .find(fmt::format("lorta_{}", name))
+            ->value.set_data(tensor_of(json["parameters"][fmt::format("lora_{}", name)]));
+    data::Sequence sequence;
+    for (int64_t token = 0; token < tokens; ++token) sequence.ids.push_back(token);
+    const auto batch = data::collate(std::vector{sequence}, std::vector<int64_t>{0}, data::LabelType::none);
+    const auto found = adapted.logits({.batch = batch});
+    // transformers rounds the rotary positions' cosines to float32.
+    EXPECT_TRUE(near(found, logits, 1e-5));
+    (found * flat(tensor_of(json["inputs"]["cotangent"]))).sum().backward();
+    for (const char* name : {"A", "B", "C_h", "C_m", "C_l"})
+        EXPECT_TRUE(near(adapted.parameters().find(fmt::format("lorta_{}", name))->value.grad(),
+                         tensor_of(json["gradients"][fmt::format("lora_{}", name)]), 1e-5))
+            << name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, OfficialLortaModel,
+                         testing::Values("peft_llama_h2_r3.json", "peft_llama_h4_r2_rslora.json"),
                          [](const auto& info) {
                              const std::string name = info.param;
                              return name.substr(0, name.find('.'));
