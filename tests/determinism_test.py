@@ -18,7 +18,7 @@ from kill_test import MODELS, write_data
 from program_test import preload
 
 TASKS = {"classify": "bert", "causal-lm": "llama_tied"}
-METHODS = ["ether+", "ether", "lora", "ia3", "full", "head"]
+METHODS = ["ether+", "ether", "lora", "ia3", "adalora", "full", "head"]
 
 
 def copy_with_header_room(model, to, room):

@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <set>
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
@@ -123,13 +122,13 @@ void CommandLine::add_positional(const Field& field) {
 void CommandLine::add_method_options() {
     // Methods that share an option's meaning and default share its help.
     std::map<std::string, std::vector<std::pair<std::string, std::string>>>
-        options;  // name -> (methods, help)
-    std::set<std::string> flags;
+        options;                        // name -> (methods, help)
+    std::map<std::string, bool> flags;  // name -> whether it is on by default
     for (const auto& method : methods::all_methods()) {
         const auto method_options = method.options();
         for (const auto& field : method_options->fields()) {
             auto& variants = options[field.name];
-            if (std::holds_alternative<bool*>(field.value)) flags.insert(field.name);
+            if (const auto* const* flag = std::get_if<bool*>(&field.value)) flags[field.name] |= **flag;
             const auto help = help_text(field);
             const auto same = std::find_if(variants.begin(), variants.end(),
                                            [&](const auto& variant) { return variant.second == help; });
@@ -144,11 +143,14 @@ void CommandLine::add_method_options() {
         for (const auto& [names, help] : variants)
             text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", names, help);
         auto& values = *(values_[name] = std::make_unique<std::vector<std::string>>());
-        auto* option = flags.contains(name) ? app_->add_flag("--" + name, values, text)
-                                            : app_->add_option("--" + name, values, text)
-                                                  ->expected(1)
-                                                  ->allow_extra_args(false)
-                                                  ->type_name("VALUE");
+        const auto flag = flags.find(name);
+        auto* option =
+            flag != flags.end()
+                ? app_->add_flag("--" + name + (flag->second ? ",!--no-" + name : ""), values, text)
+                : app_->add_option("--" + name, values, text)
+                      ->expected(1)
+                      ->allow_extra_args(false)
+                      ->type_name("VALUE");
         option->take_last()->group("Options of methods");
         method_option_names_.push_back(name);
     }

@@ -113,9 +113,9 @@ void print_model(const ordered_json& object) {
     for (const auto& site : object["sites"])
         fmt::print("{:<56} {:>14}  {}{}\n", site["name"].get<std::string>(), shape_text(site["shape"]),
                    site["dtype"].get<std::string>(), site["bias"].get<bool>() ? ", bias" : "");
-    fmt::print("\nadapter parameters on all linear layers, with each method's defaults:\n");
+    fmt::print("\nadapter parameters with each method's defaults:\n");
     for (const auto& [method, count] : object["methods"].items())
-        fmt::print("  {:<8} {}\n", method, count.is_string() ? count.get<std::string>() : count.dump());
+        fmt::print("  {:<10} {}\n", method, count.is_string() ? count.get<std::string>() : count.dump());
 }
 
 void print_adapter(const ordered_json& object) {

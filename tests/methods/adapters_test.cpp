@@ -93,10 +93,10 @@ TEST(Targets, NothingMatchedNamesWhatThereIs) {
                  chosen(test::kBert, {.modules = "q_proj"}));
 }
 
-// PEFT's own files give PEFT's own logits.
+// PEFT's own files give PEFT's own logits and gradients.
 class Peft : public testing::TestWithParam<std::pair<const char*, FixtureModel>> {};
 
-TEST_P(Peft, LogitsAgree) {
+TEST_P(Peft, LogitsAndGradientsAgree) {
     const auto& [name, fixture] = GetParam();
     const auto folder = std::filesystem::path("tests/fixtures/peft") / name;
     AdaptedModel adapted(fixture.load(), io::read_adapter(folder));
@@ -107,22 +107,43 @@ TEST_P(Peft, LogitsAgree) {
         const auto reference = expected.tensor(fmt::format("logits.{}", row));
         EXPECT_TRUE(near(logits.view_as(reference), reference, 1e-5));
     }
+    const auto batch = fixture.batch({0});
+    const auto logits = adapted.logits({.batch = batch}).flatten();
+    (logits * at::arange(logits.numel(), at::kDouble).cos()).sum().backward();
+    int64_t gradients = 0;
+    for (const auto& parameter : adapted.parameters().trained()) {
+        const auto key =
+            fmt::format("gradient.base_model.{}{}", parameter.shared() ? "" : "model.", parameter.name);
+        if (!expected.contains(key)) continue;
+        ++gradients;
+        EXPECT_TRUE(near(parameter.value.grad(), expected.tensor(key), 2e-5)) << parameter.name;
+    }
+    EXPECT_EQ(gradients, static_cast<int64_t>(expected.names().size()) - 4);
     // Written again, nothing is lost.
     const auto files = adapted.files("base");
     AdaptedModel again(fixture.load(), files);
-    const auto batch = fixture.batch();
-    EXPECT_TRUE(at::equal(again.logits({.batch = batch}), adapted.logits({.batch = batch})));
+    const auto all = fixture.batch();
+    EXPECT_TRUE(at::equal(again.logits({.batch = all}), adapted.logits({.batch = all})));
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, Peft,
-                         testing::Values(std::pair{"bert_lora", test::kBert},
-                                         std::pair{"llama_rslora", test::kLlamaTied},
-                                         std::pair{"llama_layers", test::kFixtureModels[2]},
-                                         std::pair{"llama_head", test::kFixtureModels[2]},
-                                         std::pair{"llama_tied_head", test::kLlamaTied},
-                                         std::pair{"roberta_lora", test::kFixtureModels.back()},
-                                         std::pair{"bert_ia3", test::kBert},
-                                         std::pair{"llama_ia3", test::kLlamaTied}),
+std::vector<std::pair<const char*, FixtureModel>> peft_folders() {
+    std::vector<std::pair<const char*, FixtureModel>> folders = {
+        {"llama_layers", test::kFixtureModels[2]},
+        {"llama_head", test::kFixtureModels[2]},
+        {"roberta_lora", test::kFixtureModels.back()},
+    };
+    for (const char* name : {"bert_lora", "bert_ia3", "bert_dora", "bert_vera", "bert_delora", "bert_adalora",
+                             "bert_ln_tuning", "bert_loha", "bert_randlora", "bert_vblora", "bert_fourierft",
+                             "bert_miss", "bert_bias_all", "bert_bias_lora_only"})
+        folders.emplace_back(name, test::kBert);
+    for (const char* name : {"llama_rslora", "llama_tied_head", "llama_ia3", "llama_dora", "llama_vera",
+                             "llama_delora", "llama_adalora", "llama_ln_tuning", "llama_loha",
+                             "llama_randlora", "llama_vblora", "llama_fourierft", "llama_miss"})
+        folders.emplace_back(name, test::kLlamaTied);
+    return folders;
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Peft, testing::ValuesIn(peft_folders()),
                          [](const auto& info) { return std::string(info.param.first); });
 
 TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {

@@ -3,10 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "io/test_files.h"
+#include "methods/official.h"
 #include "methods/sites_model.h"
 
 namespace ether::methods {
@@ -15,16 +15,11 @@ namespace {
 namespace fs = std::filesystem;
 using at::Tensor;
 using test::AdaptedSites;
+using test::flat;
+using test::kOfficial;
 using test::near;
 using test::normal;
-
-constexpr double kOfficial = 1e-12;
-
-Tensor tensor_of(const nlohmann::json& array) {
-    const auto values = array.at("data").get<std::vector<double>>();
-    return at::tensor(at::ArrayRef<double>(values), at::kDouble)
-        .view(array.at("shape").get<std::vector<int64_t>>());
-}
+using test::tensor_of;
 
 Tensor indices_of(const nlohmann::json& list) {
     const auto values = list.get<std::vector<int64_t>>();
@@ -44,8 +39,7 @@ std::string name_of(const testing::TestParamInfo<fs::path>& info) { return info.
 class Official : public testing::TestWithParam<fs::path> {
   protected:
     Official() {
-        std::ifstream file(GetParam());
-        json = nlohmann::json::parse(file);
+        json = test::official(GetParam());
         config = json["config"];
     }
     Tensor parameter(const std::string& name) const { return tensor_of(json["parameters"].at(name)); }
@@ -73,7 +67,6 @@ class Official : public testing::TestWithParam<fs::path> {
         EXPECT_EQ(leaves.size() + 1, json["gradients"].size());
     }
     Tensor input() const { return tensor_of(json["inputs"]["x"]).requires_grad_(true); }
-    Tensor flat(const Tensor& x) const { return x.reshape({-1, x.size(-1)}); }
     void backward(const Tensor& y) const {
         (y * flat(tensor_of(json["inputs"]["cotangent"]))).sum().backward();
     }

@@ -15,9 +15,13 @@ namespace ether::test {
 
 class SitesModel : public nn::Model {
   public:
-    explicit SitesModel(const std::vector<nn::Linear>& linears) {
+    // Every block has `sites_a_block` of the layers, if that is given; else all are one block's.
+    explicit SitesModel(const std::vector<nn::Linear>& linears, const nn::ModelShape& shape = {},
+                        int64_t sites_a_block = 0) {
+        shape_ = shape;
         for (const auto& linear : linears) {
-            auto& site = sites_.emplace_back(linear, static_cast<int64_t>(sites_.size()), 0, false);
+            const auto index = static_cast<int64_t>(sites_.size());
+            auto& site = sites_.emplace_back(linear, index, sites_a_block ? index / sites_a_block : 0, false);
             slots_[linear.name + ".weight"].push_back(&site.linear.weight);
             if (linear.bias.defined()) slots_[linear.name + ".bias"].push_back(&site.linear.bias);
         }
@@ -37,8 +41,9 @@ inline nn::Linear shape_only(std::string name, int64_t out, int64_t in) {
 class AdaptedSites {
   public:
     AdaptedSites(const std::vector<nn::Linear>& linears, const std::string& method,
-                 const std::vector<std::pair<std::string, std::string>>& options)
-        : model(linears), options_(methods::method_named(method).options()) {
+                 const std::vector<std::pair<std::string, std::string>>& options,
+                 const nn::ModelShape& shape = {}, int64_t sites_a_block = 0)
+        : model(linears, shape, sites_a_block), options_(methods::method_named(method).options()) {
         const auto fields = options_->fields();
         for (const auto& [name, value] : options) find_field(fields, name)->set(value);
         for (auto& site : model.sites()) sites_.push_back(&site);
@@ -65,6 +70,13 @@ class AdaptedSites {
     at::Tensor run(const at::Tensor& x, size_t site = 0) {
         sites_.at(site)->forms = forms(site);
         return (*sites_.at(site))(x, pass());
+    }
+    // x through the site with other forms; rows (T) int32 choose each token's entry in a bank.
+    at::Tensor run_with(const nn::SiteForms& forms, const at::Tensor& x, const at::Tensor& rows = {}) {
+        sites_.front()->forms = forms;
+        auto with_rows = pass();
+        with_rows.adapter_rows = rows;
+        return (*sites_.front())(x, with_rows);
     }
     // The site's weight and bias with the adapter multiplied in.
     std::pair<at::Tensor, at::Tensor> merged(size_t site = 0) {

@@ -1,12 +1,19 @@
-"""LoRA and IA3 both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; and every
+"""PEFT's methods both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; and every
 method's merged folder gives transformers the logits that ether has with the adapter."""
 
 import pathlib
 
 import peft
 import torch
-from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether, ether_logits, finish,
-                    python_logits, report, rng_for, workplace)
+from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
+                    ether_logits, finish, python_logits, report, rng_for, workplace)
+
+NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
+# Options of ether train that small widths need, as PEFT's below.
+SMALL = {"vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
+         "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
+PEFT_METHODS = ("lora", "lora dora", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+                "miss")
 
 
 def draw_config(method, family, rng):
@@ -17,9 +24,23 @@ def draw_config(method, family, rng):
         targets = rng.sample(names, rng.randint(1, len(names)))
         return peft.IA3Config(task_type=task, target_modules=targets,
                               feedforward_modules=[name for name in targets if name in ("down_proj", "output.dense")])
+    if method == "ln-tuning":
+        return peft.LNTuningConfig(task_type=task, target_modules=NORMS.get(family, ["input_layernorm", "norm"]))
+    rank, alpha = rng.randint(1, 6), rng.randint(1, 8)
+    config_class, options = {
+        "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
+        "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
+        "vera": (peft.VeraConfig, dict(r=rank, projection_prng_key=alpha, save_projection=rng.random() < 0.5)),
+        "delora": (peft.DeloraConfig, dict(r=rank, delora_lambda=alpha)),
+        "adalora": (peft.AdaLoraConfig, dict(init_r=rank, target_r=1, lora_alpha=alpha, total_step=5)),
+        "loha": (peft.LoHaConfig, dict(r=rank, alpha=alpha)),
+        "randlora": (peft.RandLoraConfig, dict(r=rank, randlora_alpha=alpha)),
+        "vblora": (peft.VBLoRAConfig, dict(r=rank, num_vectors=7, vector_length=4, topk=rng.randint(1, 4))),
+        "fourierft": (peft.FourierFTConfig, dict(n_frequency=16, scaling=float(alpha), random_loc_seed=rank)),
+        "miss": (peft.MissConfig, dict(r=rng.randint(1, 4), mini_r=4, init_weights=rng.choice([True, "mini"]))),
+    }[method]
     targets = rng.choice(["all-linear", rng.sample(names, rng.randint(1, len(names)))])
-    return peft.LoraConfig(task_type=task, r=rng.randint(1, 6), lora_alpha=rng.randint(1, 8),
-                           use_rslora=rng.random() < 0.5, target_modules=targets)
+    return config_class(task_type=task, target_modules=targets, **options)
 
 
 def peft_to_ether(method, family, rng, folder):
@@ -40,7 +61,8 @@ def trained(family, method, rng, folder):
     out = folder / method
     data = draw_examples(rng, folder / f"{method}.jsonl")
     ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data,
-          "--method", method, "--out", out, "--max-steps", 3, "--batch", 8, "--lr", 1e-3 if method == "full" else 2e-2,
+          "--method", method.split()[0], "--out", out, *SMALL.get(method, []), "--max-steps", 3, "--batch", 8,
+          "--lr", 1e-3 if method == "full" else 2e-2,
           *([] if method != "head" else ["--modules-to-save", "classifier" if family in ENCODERS else "norm"]))
     return out
 
@@ -69,9 +91,11 @@ for family in FAMILIES:
         folder = pathlib.Path(folder)
         draw_model(family, rng, folder / "base")
         (folder / "merged").mkdir()
-        for method in ("lora", "ia3"):
+        for method in PEFT_METHODS:
             peft_to_ether(method, family, rng, folder)
             ether_to_peft(method, family, rng, folder)
-        for method in ("lora", "ia3", "ether", "ether+", "full", "head"):
+        # RED adds a bias to the MLP's output, for which only some architectures have a place.
+        more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
+        for method in (*PEFT_METHODS, "ether", "ether+", "lorta", *more, "full", "head"):
             merged(family, method, rng, folder)
 finish()

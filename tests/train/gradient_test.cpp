@@ -103,7 +103,8 @@ TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Gradient, testing::Values("ether", "ether+", "lora", "full"),
+INSTANTIATE_TEST_SUITE_P(Methods, Gradient,
+                         testing::Values("ether", "ether+", "lora", "adalora", "vera", "full"),
                          [](const auto& info) {
                              return std::string(info.param) == "ether+" ? "etherplus" : info.param;
                          });

@@ -92,15 +92,22 @@ TEST_F(Runs, SameSeedSameBytes) {
 }
 
 TEST_F(Runs, ResumedIsUninterrupted) {
-    for (const char* model : {"bert_bare", "llama_tied"}) {
-        auto settings = config(model, std::string(model) + "-whole");
+    using MethodOptions = std::map<std::string, std::string>;
+    // AdaLoRA's importance of each value and what it has zeroed are part of a run.
+    const MethodOptions adalora = {{"rank", "4"}, {"target-rank", "2"}, {"tinit", "1"}, {"delta-t", "2"}};
+    for (const auto& [model, method, options] : {std::tuple{"bert_bare", "ether+", MethodOptions()},
+                                                 {"llama_tied", "ether+", MethodOptions()},
+                                                 {"bert_bare", "adalora", adalora}}) {
+        const auto name = std::string(model) + method;
+        auto settings = config(model, name + "-whole");
+        settings.method = method, settings.method_options = options;
         if (std::string(model) == "llama_tied") settings.task = "causal-lm";
         settings.eval_data = settings.data;
         settings.save_every = 3;
         const auto whole = run(settings);
         ASSERT_EQ(whole.steps.size(), 8U);
         for (const int64_t crash_at : {1, 2, 3, 4, 5, 8}) {
-            settings.out = folder / fmt::format("{}-{}", model, crash_at);
+            settings.out = folder / fmt::format("{}-{}", name, crash_at);
             EXPECT_THROW(run(settings, false, crash_at), Crash);
             const auto rest = run(settings, true);
             EXPECT_LE(rest.steps.front().step, crash_at);
@@ -110,8 +117,8 @@ TEST_F(Runs, ResumedIsUninterrupted) {
             }
             for (const char* file : {"adapter_model.safetensors", "adapter_config.json", "ether.json"})
                 EXPECT_EQ(test::read_raw(fs::path(settings.out) / file),
-                          test::read_raw(folder / (std::string(model) + "-whole") / file))
-                    << model << " crashed at step " << crash_at << ": " << file;
+                          test::read_raw(folder / (name + "-whole") / file))
+                    << name << " crashed at step " << crash_at << ": " << file;
         }
     }
 }

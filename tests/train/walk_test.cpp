@@ -2,9 +2,14 @@
 // merge.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <map>
+
 #include "ether/io/adapter_folder.h"
+#include "ether/io/file.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/methods/registry.h"
+#include "ether/methods/targets.h"
 #include "ether/train/optimizer.h"
 #include "fixture_models.h"
 #include "io/test_files.h"
@@ -16,6 +21,14 @@ using methods::AdaptedModel;
 using test::FixtureModel;
 using Walked = std::tuple<size_t, FixtureModel>;  // a method by its place in the registry, a model
 
+// Defaults that are too large for such models.
+const std::map<std::string, std::map<std::string, std::string>> kSmall = {
+    {"delora", {{"lambda", "1"}}},
+    {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
+    {"fourierft", {{"n-frequency", "64"}}},
+    {"miss", {{"rank", "8"}}},
+};
+
 class Walk : public testing::TestWithParam<Walked> {
   protected:
     const methods::Method& method = methods::all_methods()[std::get<0>(GetParam())];
@@ -24,10 +37,25 @@ class Walk : public testing::TestWithParam<Walked> {
 
     methods::AdapterConfig config() const {
         methods::AdapterConfig config{.method = method.name, .seed = 3};
-        if (!method.takes_sites)  // something to train, whatever the method is
+        if (const auto small = kSmall.find(method.name); small != kSmall.end())
+            config.options = small->second;
+        if (config.method == "head")  // something to train, whatever the method is
             config.modules_to_save = {
                 fixture.classifies() ? nn::top_module(fixture.load()->output_site().name()) : "norm"};
         return config;
+    }
+    // In its MLPs.
+    bool has_biases() const {
+        const auto model = fixture.load();
+        return methods::select({.modules = "mlp-output"}, *model).front()->linear.bias.defined();
+    }
+    bool lacks_what_is_trained() const {
+        const std::string name = method.name;
+        if (name == "hiwi") return !has_biases();
+        const auto model = fixture.load();
+        return name == "bitfit" &&
+               std::none_of(model->tensors().begin(), model->tensors().end(),
+                            [](const auto& slot) { return slot.first.ends_with(".bias"); });
     }
     static void train(AdaptedModel& adapted, const FixtureModel& fixture, const data::Batch& batch,
                       double rate, int steps) {
@@ -49,12 +77,17 @@ class Walk : public testing::TestWithParam<Walked> {
                     EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
                 }
             optimizer.step(1);
+            adapted.adapter().after_update({.step = i + 1, .total = steps});
             adapted.parameters().clear_grads();
         }
     }
 };
 
 TEST_P(Walk, TrainsSavesLoadsMerges) {
+    if (lacks_what_is_trained()) {
+        EXPECT_FAILS(usage, "bias", AdaptedModel(fixture.load(), config()));
+        return;
+    }
     AdaptedModel adapted(fixture.load(), config());
     EXPECT_GT(adapted.parameters().count(), 0);
     train(adapted, fixture, batch, 1e-2, 4);
@@ -63,12 +96,23 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
     const test::TempFolder folder;
     io::write_adapter(folder / "adapter", adapted.files(fixture.name));
     AdaptedModel loaded(fixture.load(), io::read_adapter(folder / "adapter"));
-    EXPECT_TRUE(at::equal(loaded.logits({.batch = batch}), trained));
-    EXPECT_EQ(loaded.parameters().count(), adapted.parameters().count());
+    // Files of some hold less than what was trained: what is left of it, computed in another order.
+    const bool folds = loaded.parameters().count() < adapted.parameters().count();
+    EXPECT_EQ(folds, std::string(method.name) == "adalora" || std::string(method.name) == "hiwi");
+    EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
 
+    auto tensors = loaded.merged_tensors(at::kFloat);
+    std::ifstream stream(fixture.path() / "config.json");
+    auto model_config = nlohmann::json::parse(stream);
+    const auto& base = loaded.model();
+    if (std::string(method.name) == "red" && !has_biases() && base.shape().architecture != "llama") {
+        EXPECT_FAILS(adapter, "cannot be merged", models::declare_new_biases(base, model_config, tensors));
+        return;
+    }
+    models::declare_new_biases(base, model_config, tensors);
     std::filesystem::create_directory(folder / "merged");
-    std::filesystem::copy(fixture.path() / "config.json", folder / "merged");
-    io::write_safetensors(folder / "merged" / "model.safetensors", loaded.merged_tensors(at::kFloat));
+    io::write_file_atomic(folder / "merged" / "config.json", model_config.dump());
+    io::write_safetensors(folder / "merged" / "model.safetensors", tensors);
     const auto merged = models::load_model(io::Checkpoint::open(folder / "merged"),
                                            {.head = fixture.head, .dtype = at::kFloat});
     EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));

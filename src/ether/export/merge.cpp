@@ -83,8 +83,9 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     report.dtype = dtype == at::ScalarType::Undefined ? models::stored_dtype(loaded.checkpoint) : dtype;
 
     io::AtomicFolder folder(out);
-    const auto tensors = adapted.merged_tensors(report.dtype);
+    auto tensors = adapted.merged_tensors(report.dtype);
     auto config = merged_config(loaded, report.dtype);
+    models::declare_new_biases(adapted.model(), config, tensors);
     const auto own_head = adapted.model().output_site().name() + ".weight";
     if (config.value("tie_word_embeddings", false) &&
         std::any_of(tensors.begin(), tensors.end(),

@@ -18,6 +18,10 @@ namespace {
 
 constexpr std::string_view kPrefix = "base_model.model.";
 
+std::string file_name(const nn::Parameter& parameter) {
+    return (parameter.shared() ? "base_model." : std::string(kPrefix)) + parameter.name;
+}
+
 // Keys of every adapter_config.json that are handled here or say nothing about the adapter's function.
 const std::set<std::string> kCommonKeys = {"peft_type",
                                            "target_modules",
@@ -42,8 +46,8 @@ const std::set<std::string> kPeftFeatures = {"alpha_pattern",     "alora_invocat
                                              "lora_ga_config",    "megatron_config",
                                              "monteclora_config", "rank_pattern",
                                              "target_parameters", "trainable_token_indices",
-                                             "use_bdlora",        "use_dora",
-                                             "use_qalora",        "velora_config"};
+                                             "use_bdlora",        "use_qalora",
+                                             "velora_config"};
 
 bool says_nothing(const nlohmann::json& value) {
     return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -51,8 +55,9 @@ bool says_nothing(const nlohmann::json& value) {
            (value.is_string() && value.get<std::string>().empty());
 }
 
-std::unique_ptr<MethodOptions> options_from_config(const Method& method, const nlohmann::json& config) {
+std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohmann::json config) {
     auto options = method.options();
+    options->from_config(config);
     const auto fields = options->fields();
     auto known = kCommonKeys;
     for (const auto& field : fields) known.insert(field.config_key());
@@ -65,13 +70,21 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, const n
                                                "it, or merge the adapter with "
                                                "PEFT (merge_and_unload) and give the result as --model"
                                              : did_you_mean(key, names));
-    if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
+    const auto bias = config.value("bias", nlohmann::json("none"));
+    const bool trains_biases = std::any_of(fields.begin(), fields.end(),
+                                           [](const Field& field) { return field.config_key() == "bias"; });
+    if (bias != "none" && !trains_biases)
         fail(ErrorKind::adapter, "adapter_config.json: bias = {} is not supported, expected \"none\"",
              bias.dump());
     for (const auto& field : fields)
         if (config.contains(field.config_key()))
             field.from_json(config[field.config_key()], "adapter_config.json");
     return options;
+}
+
+// The biases of whole modules, which PEFT saves twice more where it trains all biases.
+bool is_head_copy(const std::string& key) {
+    return key.ends_with(".original_module.bias") || key.ends_with(".modules_to_save.bias");
 }
 
 std::string required_type(const nlohmann::json& config) {
@@ -97,15 +110,16 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
         field->set(value);
     }
     // What would be ignored in silence: a run that seems to adapt chosen layers, and does not.
-    if (!method_->takes_sites &&
-        (targets_.modules != Targets().modules || !targets_.exclude.empty() || !targets_.layers.empty()))
+    const bool all_modules = targets_.modules.empty() || targets_.modules == Targets().modules;
+    if (!method_->takes_sites && (!all_modules || !targets_.exclude.empty() || !targets_.layers.empty()))
         fail(ErrorKind::usage,
              "--targets, --exclude and --layers: method {} adapts no chosen layers ({}); leave them out",
              method_->name, method_->summary);
+    if (targets_.modules.empty()) targets_.modules = method_->targets;
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
-    build(*options_, config.seed, kTypedTargets);
+    build(*options_, config.seed, /*from_file=*/false);
 }
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
@@ -127,12 +141,13 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
             const bool known_head = name == "classifier" || name == "score";
             if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
         }
-    build(*options_, 0, kSavedTargets);
+    build(*options_, 0, /*from_file=*/true);
 
     const at::NoGradGuard no_grad;
     std::set<std::string> used;
     for (const auto& parameter : parameters_.all()) {
-        const auto full = std::string(kPrefix) + parameter.name;
+        if (!parameter.saved) continue;
+        const auto full = file_name(parameter);
         // A base model without head has shorter names: "encoder..." for "bert.encoder...".
         const auto& prefix = model_->shape().prefix;
         const auto bare = parameter.name.starts_with(prefix)
@@ -155,7 +170,8 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
         used.insert(found->first);
     }
     for (const auto& [key, tensor] : files.tensors)
-        if (!used.contains(key) && !is_base_weight(key, tensor))
+        if (!used.contains(key) && !is_base_weight(key, tensor) && !is_shared_copy(key, tensor) &&
+            !is_head_copy(key))
             fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
                  key, nn::shape_text(tensor.sizes()));
 }
@@ -175,7 +191,14 @@ bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tens
          key);
 }
 
-void AdaptedModel::build(const MethodOptions& options, uint64_t seed, const TargetWords& words) {
+bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tensor) const {
+    const auto* shared = parameters_.find(key.substr(key.rfind('.') + 1));
+    return shared && shared->value.sizes() == tensor.sizes() &&
+           at::equal(shared->value, tensor.to(shared->value.scalar_type()));
+}
+
+void AdaptedModel::build(const MethodOptions& options, uint64_t seed, bool from_file) {
+    const auto& words = from_file ? kSavedTargets : kTypedTargets;
     // A tied head that is trained whole leaves the embeddings as they are, as in PEFT.
     const auto& saved = modules_to_save_;
     if (std::find(saved.begin(), saved.end(), model_->output_site().name()) != saved.end())
@@ -199,7 +222,8 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed, const Targ
             fail(ErrorKind::usage, "{}: every layer that \"{}\" matches is trained whole already",
                  words.modules, printable(targets_.modules, kShownPattern));
     }
-    adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter")});
+    adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter"),
+                                       from_file});
     for (nn::Site* site : sites_)
         if (adapter_->wants_weight_grad(*site))
             site->weight_grad = [this, site](const at::Tensor& gradient) {
@@ -246,7 +270,9 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     for (const auto& field : options_->fields()) config[field.config_key()] = field.to_json();
     adapter_->to_config(config);
     for (const auto& parameter : parameters_.all())
-        files.tensors.emplace_back(std::string(kPrefix) + parameter.name, parameter.value.detach());
+        if (parameter.saved) files.tensors.emplace_back(parameter.name, parameter.value.detach());
+    adapter_->to_tensors(files.tensors);
+    for (auto& [name, tensor] : files.tensors) name = file_name({.name = name});
     return files;
 }
 

@@ -17,8 +17,8 @@ namespace ether::methods {
 struct AdapterConfig {
     std::string method = "ether+";
     std::map<std::string, std::string> options;  // of the method, by field name
-    Targets targets;
-    std::vector<std::string> modules_to_save;  // trained whole, besides a new head
+    Targets targets{.modules = ""};              // no modules named: the method's own
+    std::vector<std::string> modules_to_save;    // trained whole, besides a new head
     uint64_t seed = 0;
 };
 
@@ -55,9 +55,11 @@ class AdaptedModel {
     std::vector<std::pair<std::string, at::Tensor>> merged_tensors(at::ScalarType dtype);
 
   private:
-    void build(const MethodOptions& options, uint64_t seed, const TargetWords& words);
+    void build(const MethodOptions& options, uint64_t seed, bool from_file);
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
+    // Whether it is a layer's copy of a shared buffer, which PEFT saves beside RandLoRA's.
+    bool is_shared_copy(const std::string& key, const at::Tensor& tensor) const;
 
     std::unique_ptr<nn::Model> model_;
     nn::ParameterStore parameters_;

@@ -11,6 +11,7 @@
 
 #include "ether/core/options.h"
 #include "ether/core/random.h"
+#include "ether/io/safetensors.h"
 #include "ether/nn/model.h"
 
 namespace ether::methods {
@@ -20,6 +21,15 @@ namespace ether::methods {
 struct MethodOptions {
     virtual ~MethodOptions() = default;
     virtual Fields fields() = 0;
+    // Takes what no field can hold out of an adapter_config.json.
+    virtual void from_config(nlohmann::json& /*config*/) {}
+};
+
+// A step of a run when its parameters have been updated; gradients are still there.
+struct Update {
+    int64_t step = 0;  // steps done, this one included
+    int64_t total = 0;
+    double gradient_scale = 1;  // by which clipping shortened the gradients
 };
 
 // One adapter on one model. Parameters live in the ParameterStore; forms are made from them anew for every
@@ -34,21 +44,27 @@ class Adapter {
     // Puts an adapter_config.json, complete otherwise, in the words that PEFT knows for this type.
     virtual void to_config(nlohmann::json& /*config*/) const {}
 
+    // Likewise for the tensors, by their names in the ParameterStore.
+    virtual void to_tensors(io::NamedTensors& /*tensors*/) const {}
+
     // Points of a step, for methods that are more than forms. Defaults: one pass, nothing extra.
     virtual int forward_passes() const { return 1; }
+    // Counts as the mean loss does, however a step is cut: each piece adds its share of it.
     virtual at::Tensor extra_loss(const std::vector<at::Tensor>& /*logits of each pass*/) { return {}; }
     virtual bool wants_weight_grad(const nn::Site&) const { return false; }
     // Receives the gradient (out, in) of a site's frozen weight, summed over the step's micro-batches if need
     // be by the method itself; the tensor is freed after the call.
     virtual void weight_grad(const nn::Site&, const at::Tensor&) {}
     virtual void after_backward(int64_t /*step*/) {}
+    virtual void after_update(const Update&) {}
 };
 
 struct MethodContext {
     nn::Model& model;
     const std::vector<nn::Site*>& sites;  // the targets
     nn::ParameterStore& parameters;
-    Random random;  // of starting values
+    Random random;         // of starting values
+    bool loading = false;  // values come from an adapter's file
 };
 
 struct Method {
@@ -61,6 +77,7 @@ struct Method {
     std::unique_ptr<Adapter> (*make)(const MethodOptions&, const MethodContext&);
     // Whether a key that PEFT writes for this type says, with this value, nothing about a trained adapter.
     bool (*ignores)(const std::string& key, const nlohmann::json& value);
+    const char* targets = "all-linear";  // where none are named
 };
 
 // Factories for Method of options and an adapter that is made from them.
@@ -73,12 +90,44 @@ std::unique_ptr<Adapter> make_adapter(const MethodOptions& options, const Method
     return std::make_unique<MethodAdapter>(dynamic_cast<const Options&>(options), context);
 }
 
+// For methods without options, and such that understand every key.
+struct NoOptions : MethodOptions {
+    Fields fields() override { return {}; }
+};
+inline bool ignores_nothing(const std::string&, const nlohmann::json&) { return false; }
+
+// What a method keeps for each of a model's sites.
+template <typename Value>
+class BySite {
+  public:
+    explicit BySite(const nn::Model& model) : values_(model.sites().size()) {}
+    Value& operator[](const nn::Site& site) { return values_[static_cast<size_t>(site.index)]; }
+    const Value& operator[](const nn::Site& site) const { return values_[static_cast<size_t>(site.index)]; }
+
+  private:
+    std::vector<Value> values_;
+};
+
+// A low-rank branch and nothing else.
+inline nn::SiteForms low_rank(const at::Tensor& a, const at::Tensor& b, double scale, double dropout) {
+    nn::SiteForms forms;
+    forms.delta.emplace_back(nn::LowRank{a, b, scale, dropout});
+    return forms;
+}
+
 // "a.b.q_proj" + "ether_u" -> "a.b.q_proj.ether_u", the name of a site's parameter.
 inline std::string parameter_name(const nn::Site& site, const char* suffix) {
     return site.name() + "." + suffix;
 }
 
-// (rows, columns) float32 values, or (a, b, c), uniform in [-bound, bound).
+// float32 values of that shape: uniform in [-bound, bound); uniform with bound 1 / sqrt(last size), which is
+// kaiming-uniform with a = sqrt(5); and normal with that standard deviation.
 at::Tensor uniform(at::IntArrayRef shape, double bound, const Random& random);
+at::Tensor kaiming_uniform(at::IntArrayRef shape, const Random& random);
+at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random);
+
+// Options that many methods have.
+Field rank_field(int64_t* rank, const char* help, const char* key = "r");
+Field dropout_field(double* dropout, const char* key);
 
 }  // namespace ether::methods

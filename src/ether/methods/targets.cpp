@@ -16,6 +16,21 @@ namespace ether::methods {
 namespace {
 
 constexpr size_t kLongestPattern = 1000;
+constexpr int64_t kAttentionSites = 4;  // q, k, v, o
+
+bool is_keyword(const std::string& expression) {
+    return expression == "all-linear" || expression == "attention" || expression == "mlp" ||
+           expression == "mlp-output";
+}
+
+bool fits_keyword(const std::string& keyword, const nn::Site& site, const nn::Model& model) {
+    if (keyword == "all-linear") return !site.is_output;
+    const int64_t place = place_in_block(site, model);
+    if (keyword == "attention") return place >= 0 && place < kAttentionSites;
+    if (keyword == "mlp") return place >= kAttentionSites;
+    const auto next = static_cast<size_t>(site.index) + 1;  // mlp-output
+    return place >= 0 && (next == model.sites().size() || model.sites()[next].layer != site.layer);
+}
 
 bool ends_path(const std::string& path, const std::string& name) {
     return path == name || (path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
@@ -63,7 +78,8 @@ std::string last_parts(const nn::Model& model) {
 using Matcher = std::function<bool(const nn::Site&)>;
 
 Matcher matcher(const std::string& expression, const nn::Model& model, const char* option, bool must_match) {
-    if (expression == "all-linear") return [](const nn::Site& site) { return !site.is_output; };
+    if (is_keyword(expression))
+        return [&model, expression](const nn::Site& site) { return fits_keyword(expression, site, model); };
     const auto known = names_of(model);
     const auto matches_none = [&](const auto& matches) {
         return must_match && std::none_of(known.begin(), known.end(), matches);
@@ -131,6 +147,13 @@ std::string expression_of(const nlohmann::json& value, const char* key) {
 
 }  // namespace
 
+int64_t place_in_block(const nn::Site& site, const nn::Model& model) {
+    if (site.layer < 0) return -1;
+    int64_t first = site.index;
+    while (first > 0 && model.sites()[static_cast<size_t>(first) - 1].layer == site.layer) --first;
+    return site.index - first;
+}
+
 std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const TargetWords& words) {
     const auto wanted = matcher(targets.modules, model, words.modules, true);
     const auto excluded = targets.exclude.empty()
@@ -181,14 +204,14 @@ void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nloh
     auto list_or_text = [](const std::string& expression) {
         return is_list(expression) ? nlohmann::json(split_list(expression)) : nlohmann::json(expression);
     };
-    if (targets.modules == "all-linear") {  // as PEFT saves it: full paths
+    if (is_keyword(targets.modules)) {  // as PEFT saves all-linear: full paths
         auto& paths = config["target_modules"] = nlohmann::json::array();
         for (const auto* site : sites) paths.push_back(site->name());
     } else {
         config["target_modules"] = list_or_text(targets.modules);
     }
     if (!targets.exclude.empty()) config["exclude_modules"] = list_or_text(targets.exclude);
-    if (targets.layers.empty() || targets.modules == "all-linear") return;
+    if (targets.layers.empty() || is_keyword(targets.modules)) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;
     for (const auto* site : sites) numbers.insert(site->layer);

@@ -10,14 +10,19 @@
 namespace ether::methods {
 
 // target_modules: "all-linear" (every linear layer but the output layer; a BERT's pooler is included, as in
-// PEFT), a comma-separated list of names that end a module path ("query,value"), or a regular expression that
-// matches a whole path. exclude_modules: likewise, without all-linear. layers: block numbers to keep,
-// "0-3,5"; empty: all.
+// PEFT), "attention" (q, k, v and o of every block), "mlp" (the other ones of every block), "mlp-output"
+// (each block's last), a comma-separated list of names that end a module path ("query,value"), or a regular
+// expression that matches a whole path. exclude_modules: likewise. layers: block numbers to keep, "0-3,5";
+// empty: all.
 struct Targets {
     std::string modules = "all-linear";
     std::string exclude;
     std::string layers;
 };
+
+// A site's place among those of its block, whose order every model keeps: q, k, v, o, then the MLP's, of
+// which the last is its output. -1 outside of blocks.
+int64_t place_in_block(const nn::Site& site, const nn::Model& model);
 
 // What messages call the choices, by where they were made.
 struct TargetWords {

@@ -3,15 +3,6 @@
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
-namespace {
-
-struct NoOptions : MethodOptions {
-    Fields fields() override { return {}; }
-};
-
-bool ignores_nothing(const std::string&, const nlohmann::json&) { return false; }
-
-}  // namespace
 
 Method head() {
     return {"head",

@@ -1,6 +1,11 @@
 #include "ether/models/registry.h"
 
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
 #include <array>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "ether/core/error.h"
 #include "ether/models/bert.h"
@@ -13,10 +18,12 @@ namespace {
 
 constexpr std::array kArchitectures = {
     Architecture{"bert", make_bert, "classifier", "BertForSequenceClassification", nullptr},
-    Architecture{"llama", make_llama, "score", "LlamaForSequenceClassification", "LlamaForCausalLM"},
+    Architecture{"llama", make_llama, "score", "LlamaForSequenceClassification", "LlamaForCausalLM",
+                 "attention_bias", "mlp_bias"},
     Architecture{"mistral", make_llama, "score", "MistralForSequenceClassification", "MistralForCausalLM"},
     Architecture{"qwen2", make_llama, "score", "Qwen2ForSequenceClassification", "Qwen2ForCausalLM"},
-    Architecture{"qwen3", make_llama, "score", "Qwen3ForSequenceClassification", "Qwen3ForCausalLM"},
+    Architecture{"qwen3", make_llama, "score", "Qwen3ForSequenceClassification", "Qwen3ForCausalLM",
+                 "attention_bias"},
     Architecture{"roberta", make_roberta, "classifier.out_proj", "RobertaForSequenceClassification", nullptr},
 };
 
@@ -33,6 +40,38 @@ const Architecture& architecture_of(const io::Checkpoint& checkpoint) {
     }
     fail(ErrorKind::model, "{}: model_type \"{}\" is not supported; known architectures: {}",
          checkpoint.config().name(), type, fmt::join(known, ", "));
+}
+
+void declare_new_biases(const nn::Model& base, nlohmann::json& config,
+                        std::vector<std::pair<std::string, at::Tensor>>& tensors) {
+    const auto& type = base.shape().architecture;
+    const auto& architecture = *std::find_if(kArchitectures.begin(), kArchitectures.end(),
+                                             [&](const auto& known) { return type == known.model_type; });
+    const auto switch_of = [&](const std::string& name) {
+        return name.find(".self_attn.") != std::string::npos ? architecture.attention_bias
+               : name.find(".mlp.") != std::string::npos     ? architecture.mlp_bias
+                                                             : nullptr;
+    };
+    std::set<std::string> names, switches;
+    for (const auto& [name, tensor] : tensors) {
+        names.insert(name);
+        if (!name.ends_with(".bias") || base.tensors().contains(name)) continue;
+        const char* key = switch_of(name);
+        if (!key)
+            fail(ErrorKind::adapter,
+                 "{}: the adapter gives this layer a bias, for which a {} has no place; it cannot be merged, "
+                 "but "
+                 "--adapter takes it as it is",
+                 name, type);
+        config[key] = true;
+        switches.insert(key);
+    }
+    for (const auto& site : base.sites()) {
+        const char* key = switch_of(site.name());
+        if (key && switches.contains(key) && !names.contains(site.name() + ".bias"))
+            tensors.emplace_back(site.name() + ".bias",
+                                 at::zeros({site.linear.out()}, tensors.front().second.options()));
+    }
 }
 
 std::unique_ptr<nn::Model> load_model(const io::Checkpoint& checkpoint, const LoadOptions& options) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 
@@ -27,9 +28,18 @@ struct Architecture {
     const char* classifier;            // the classification head's last layer: its rows are the classes
     const char* classifier_class;      // transformers' classes, for config.json's "architectures"
     const char* language_model_class;  // null: an encoder, which cannot generate
+    // config.json's switches that give all of a block's attention, or MLP, layers a bias; null: there is
+    // none.
+    const char* attention_bias = nullptr;
+    const char* mlp_bias = nullptr;
 };
 
 std::span<const Architecture> architectures();
+
+// Has config.json say that layers have the biases which a merge added to the base model's tensors, and adds
+// zeros where the same switch gives a layer one. An architecture without such a switch is an error.
+void declare_new_biases(const nn::Model& base, nlohmann::json& config,
+                        std::vector<std::pair<std::string, at::Tensor>>& tensors);
 
 // The entry for config.json's model_type; an unknown one is an error that lists all.
 const Architecture& architecture_of(const io::Checkpoint& checkpoint);

@@ -4,11 +4,12 @@
 
 namespace ether::nn {
 
-at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGroup group, bool trained) {
+at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGroup group, bool trained,
+                               bool saved) {
     ETHER_ASSERT(!find(name));
     value = value.detach();  // a leaf, even if it was computed from another parameter
     if (trained) value.requires_grad_(true);
-    parameters_.push_back({std::move(name), std::move(value), group, trained});
+    parameters_.push_back({std::move(name), std::move(value), group, trained, saved});
     return parameters_.back().value;
 }
 

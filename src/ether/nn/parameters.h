@@ -17,17 +17,22 @@ enum class ParameterGroup {
 };
 
 struct Parameter {
-    std::string name;  // as in the adapter file, without "base_model.model."
+    // As in the adapter file, without "base_model.model."; shared by all sites, and then without
+    // "base_model.", if it has no dot.
+    std::string name;
     at::Tensor value;
     ParameterGroup group = ParameterGroup::adapter;
     bool trained = true;  // false: a buffer that is only saved
+    bool saved = true;    // false: of training alone, in its checkpoints and not in adapter files
+
+    bool shared() const { return name.find('.') == std::string::npos; }
 };
 
 class ParameterStore {
   public:
     // Registers a tensor under a new name; a trained one becomes a leaf that requires a gradient.
     at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
-                   bool trained = true);
+                   bool trained = true, bool saved = true);
 
     const std::vector<Parameter>& all() const { return parameters_; }
     const Parameter* find(const std::string& name) const;

@@ -68,7 +68,8 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
         loss = loss.defined() ? loss + scaled : scaled;
         logits.push_back(part.logits);
     }
-    if (const auto extra = adapter.extra_loss(logits); extra.defined()) loss = loss + extra;
+    if (const auto extra = adapter.extra_loss(logits); extra.defined())
+        loss = loss + extra * (task.weight(pass.batch) / weight);
     if (gradients && !inputs.empty())
         // Slices share the graph of the forms, so each keeps it.
         *gradients = torch::autograd::grad({loss}, {inputs.begin(), inputs.end()}, {}, /*retain_graph=*/true,

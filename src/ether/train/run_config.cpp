@@ -33,6 +33,16 @@ std::string summaries() {
     return text;
 }
 
+// "all-linear; red: mlp-output; ...": what no --targets stands for.
+std::string own_targets() {
+    const std::string most = methods::Targets().modules;
+    std::string text = most;
+    for (const auto& method : methods::all_methods())
+        if (method.takes_sites && method.targets != most)
+            text += fmt::format("; {}: {}", method.name, method.targets);
+    return text;
+}
+
 }  // namespace
 
 Fields RunConfig::fields() {
@@ -55,8 +65,10 @@ Fields RunConfig::fields() {
          .choices = method_names()},
         {.name = "targets",
          .value = &targets,
-         .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), names that end a module "
-                 "path (query,value), or a regular expression of whole paths",
+         .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), attention, mlp, mlp-output "
+                 "(each block's last), names that end a module path (query,value), or a regular expression "
+                 "of whole paths; where none are named, the method's own: " +
+                 own_targets(),
          .joined = true},
         {.name = "exclude",
          .value = &exclude,

@@ -19,7 +19,7 @@ struct RunConfig {
 
     std::string method = "ether+";
     std::map<std::string, std::string> method_options;  // by field name, for `method`
-    std::string targets = "all-linear", exclude, layers;
+    std::string targets, exclude, layers;
     std::vector<std::string> modules_to_save;
 
     std::optional<double> lr;  // absent: the method's own

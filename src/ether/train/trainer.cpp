@@ -227,7 +227,9 @@ StepReport Trainer::train_step(int64_t step) {
     if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
                                           std::llround(config_.warmup * static_cast<double>(total_steps_)));
-    optimizer_->step(factor, config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0);
+    const double scale = config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0;
+    optimizer_->step(factor, scale);
+    model_->adapter().after_update({.step = step + 1, .total = total_steps_, .gradient_scale = scale});
     model_->parameters().clear_grads();
     report.step = step + 1;
     report.epoch = static_cast<double>(step + 1) / static_cast<double>(steps_per_epoch_);

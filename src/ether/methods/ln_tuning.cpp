@@ -1,0 +1,84 @@
+// LN-tuning (Zhao et al., arXiv 2312.11420): trains the model's norms and nothing else. Keys as in PEFT's
+// ln_tuning tuner, which trains copies of whole norm layers.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/near_name.h"
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+struct LnTuningOptions : MethodOptions {
+    std::vector<std::string> norms;
+
+    Fields fields() override {
+        return {
+            {.name = "norms",
+             .value = &norms,
+             .help = "norms to train: names that end a module path (input_layernorm); empty: all",
+             .key = "target_modules"},
+        };
+    }
+};
+
+class LnTuning : public Adapter {
+  public:
+    LnTuning(const LnTuningOptions& options, const MethodContext& context) {
+        constexpr std::string_view weight = ".weight";
+        std::vector<std::string> known;
+        for (const auto& [name, slots] : context.model.tensors()) {
+            // The only vectors among weights.
+            if (!name.ends_with(weight) || slots.front()->dim() != 1) continue;
+            known.push_back(name.substr(0, name.size() - weight.size()));
+        }
+        auto is_named = [](const std::string& path, const std::string& name) {
+            return path == name || path.ends_with("." + name);
+        };
+        for (const auto& name : options.norms)
+            if (std::none_of(known.begin(), known.end(),
+                             [&](const auto& path) { return is_named(path, name); }))
+                fail(ErrorKind::usage, "--norms: no norm is named \"{}\"{}", name, did_you_mean(name, known));
+        for (const auto& path : known)
+            if (options.norms.empty() || std::any_of(options.norms.begin(), options.norms.end(),
+                                                     [&](const auto& name) { return is_named(path, name); }))
+                train(path, context);
+    }
+
+    void to_config(nlohmann::json& config) const override {
+        config["target_modules"] = modules_;
+        config.erase("bias");
+    }
+
+  private:
+    void train(const std::string& path, const MethodContext& context) {
+        for (const char* part : {".weight", ".bias"}) {
+            const auto name = path + part;
+            const auto& tensors = context.model.tensors();
+            const auto base = tensors.find(name);
+            // One that is trained whole already stays so.
+            if (base == tensors.end() || context.parameters.find(name)) continue;
+            const auto copy = base->second.front()->detach().to(at::kFloat, false, true);
+            context.model.replace(name, context.parameters.add(path + ".ln_tuning_layers" + part, copy));
+            if (modules_.empty() || modules_.back() != path) modules_.push_back(path);
+        }
+    }
+
+    std::vector<std::string> modules_;
+};
+
+}  // namespace
+
+Method ln_tuning() {
+    return {"ln-tuning",
+            "LN_TUNING",
+            "the model's norms",
+            1e-3,
+            false,
+            make_options<LnTuningOptions>,
+            make_adapter<LnTuning, LnTuningOptions>,
+            ignores_nothing};
+}
+
+}  // namespace ether::methods

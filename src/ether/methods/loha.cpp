@@ -1,0 +1,78 @@
+// LoHa (Hyeon-Woo et al., FedPara, arXiv 2108.06098): W + (alpha / r) (w1_a w1_b) * (w2_a w2_b), elementwise,
+// a matrix of rank r^2 at the price of rank 2 r: row (p, q) of A is w1_b[p] * w2_b[q], column (p, q) of B is
+// w1_a[:, p] * w2_a[:, q]. All but w2_b, which is zero, start kaiming-uniform. Keys and defaults as in PEFT's
+// loha tuner.
+#include <ATen/ops/zeros.h>
+
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+
+struct LohaOptions : MethodOptions {
+    int64_t rank = 8;
+    double alpha = 8;
+
+    Fields fields() override {
+        return {
+            rank_field(&rank, "r, the width of each of the four factors"),
+            {.name = "alpha", .value = &alpha, .help = "scale: alpha / r", .low = 0, .high = 1e6},
+        };
+    }
+};
+
+class Loha : public Adapter {
+  public:
+    Loha(const LohaOptions& options, const MethodContext& context)
+        : scale_(options.alpha / static_cast<double>(options.rank)), factors_(context.model) {
+        const int64_t r = options.rank;
+        for (const nn::Site* site : context.sites) {
+            const int64_t in = site->linear.in(), out = site->linear.out();
+            auto add = [&](const char* name, at::IntArrayRef shape) {
+                const auto random = context.random.stream(site->name()).stream(name);
+                return context.parameters.add(parameter_name(*site, name),
+                                              std::string_view(name) == "hada_w2_b"
+                                                  ? at::zeros(shape)
+                                                  : kaiming_uniform(shape, random));
+            };
+            factors_[*site] = {add("hada_w1_a", {out, r}), add("hada_w1_b", {r, in}),
+                               add("hada_w2_a", {out, r}), add("hada_w2_b", {r, in})};
+        }
+    }
+
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+        const auto& [w1_a, w1_b, w2_a, w2_b] = factors_[site];
+        return low_rank((w1_b.unsqueeze(1) * w2_b).flatten(0, 1),
+                        (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1), scale_, 0);
+    }
+
+  private:
+    struct Factors {
+        Tensor w1_a, w1_b, w2_a, w2_b;
+    };
+    double scale_;
+    BySite<Factors> factors_;
+};
+
+// How a new adapter would start, what acts in training alone, and what is about convolutions.
+bool ignores(const std::string& key, const nlohmann::json&) {
+    return key == "init_weights" || key == "rank_dropout" || key == "module_dropout" ||
+           key == "use_effective_conv2d";
+}
+
+}  // namespace
+
+Method loha() {
+    return {"loha",
+            "LOHA",
+            "elementwise products of two low-rank additions",
+            3e-3,
+            true,
+            make_options<LohaOptions>,
+            make_adapter<Loha, LohaOptions>,
+            ignores};
+}
+
+}  // namespace ether::methods

@@ -1,0 +1,117 @@
+// VB-LoRA (Li et al., arXiv 2405.15179): W + B A, whose rows and columns are cut into pieces of v values,
+// each a mixture of vectors of one bank (h, v) that all layers share: sum over the k largest of its h logits
+// of softmax(logit) * vector. It does not start as the base: logits are N(0, 0.1^2), the bank is U(-0.02,
+// 0.02). Keys and defaults as in PEFT's vblora tuner.
+#include <ATen/Functions.h>
+
+#include "ether/core/error.h"
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+
+struct VbloraOptions : MethodOptions {
+    int64_t rank = 4, vectors = 256, length = 256, top = 2;
+    double dropout = 0, bound = 0.02, deviation = 0.1;
+
+    Fields fields() override {
+        return {
+            rank_field(&rank, "r, the width of A and B"),
+            {.name = "num-vectors",
+             .value = &vectors,
+             .help = "of the shared bank",
+             .low = 1,
+             .high = 1 << 20},
+            {.name = "vector-length",
+             .value = &length,
+             .help = "values of a vector; must divide the layers' widths",
+             .low = 1,
+             .high = 1 << 20},
+            {.name = "topk", .value = &top, .help = "vectors that a piece mixes", .low = 1, .high = 1 << 16},
+            {.name = "init-vector-bank-bound",
+             .value = &bound,
+             .help = "the bank starts uniform within this bound",
+             .low = 0,
+             .high = 1e3},
+            {.name = "init-logits-std",
+             .value = &deviation,
+             .help = "standard deviation of the logits at the start",
+             .low = 0,
+             .high = 1e3},
+            dropout_field(&dropout, "vblora_dropout"),
+        };
+    }
+};
+
+class Vblora : public Adapter {
+  public:
+    Vblora(const VbloraOptions& options, const MethodContext& context)
+        : options_(options), logits_(context.model) {
+        if (options.top > options.vectors)
+            fail(ErrorKind::usage, "--topk: {} is more than the {} vectors of --num-vectors", options.top,
+                 options.vectors);
+        for (const nn::Site* site : context.sites) {
+            auto add = [&](const char* name, at::IntArrayRef shape) {
+                return context.parameters.add(
+                    parameter_name(*site, name),
+                    normal(shape, options.deviation, context.random.stream(site->name()).stream(name)));
+            };
+            logits_[*site] = {add("vblora_logits_A",
+                                  {options.rank, pieces(*site, "input", site->linear.in()), options.vectors}),
+                              add("vblora_logits_B", {pieces(*site, "output", site->linear.out()),
+                                                      options.rank, options.vectors})};
+        }
+        bank_ = context.parameters.add(
+            "vblora_vector_bank",
+            uniform({options.vectors, options.length}, options.bound, context.random.stream("vector bank")));
+    }
+
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+        const auto& [a, b] = logits_[site];
+        return low_rank(mixed(a).flatten(1), mixed(b).transpose(1, 2).flatten(0, 1), 1, options_.dropout);
+    }
+
+  private:
+    struct Logits {
+        Tensor a, b;
+    };
+
+    int64_t pieces(const nn::Site& site, const char* axis, int64_t width) const {
+        if (width % options_.length != 0)
+            fail(ErrorKind::usage,
+                 "--vector-length: {} does not divide the {} width {} of {}; choose a divisor, or leave that "
+                 "layer out of --targets",
+                 options_.length, axis, width, site.name());
+        return width / options_.length;
+    }
+
+    // (m, n, vectors) -> (m, n, length).
+    Tensor mixed(const Tensor& logits) const {
+        const auto [largest, indices] = logits.topk(options_.top);
+        const auto vectors =
+            bank_.index_select(0, indices.flatten()).view({-1, options_.top, options_.length});
+        const auto weights = largest.softmax(-1).view({-1, 1, options_.top});
+        return weights.bmm(vectors).view({logits.size(0), logits.size(1), options_.length});
+    }
+
+    const VbloraOptions options_;
+    Tensor bank_;
+    BySite<Logits> logits_;
+};
+
+}  // namespace
+
+Method vblora() {
+    return {"vblora",
+            "VBLORA",
+            "low-rank additions composed of vectors from one shared bank",
+            1e-2,
+            true,
+            make_options<VbloraOptions>,
+            make_adapter<Vblora, VbloraOptions>,
+            ignores_nothing};
+}
+
+}  // namespace ether::methods
