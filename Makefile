@@ -1,10 +1,10 @@
 # The front door; CMakePresets.json holds the real build. Every goal runs tools/bootstrap first.
-#   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make asan, make format, make format-check
+#   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make asan, make tsan, make format, make format-check
 PRESET ?= release
 JOBS ?= $(shell nproc)
 SOURCES = $(wildcard src apps tests bench fuzz)
 
-.PHONY: all bootstrap build test demo oracle asan format format-check clean
+.PHONY: all bootstrap build test demo oracle asan tsan format format-check clean
 all: build
 
 bootstrap:
@@ -25,8 +25,8 @@ demo: build
 oracle: build
 	tools/oracle
 
-asan:
-	$(MAKE) test PRESET=asan
+asan tsan:
+	$(MAKE) test PRESET=$@
 
 format: bootstrap
 	find $(SOURCES) -name '*.h' -o -name '*.cpp' | xargs clang-format -i

@@ -9,6 +9,18 @@ add_custom_command(
     DEPENDS ${_sources} "${_dir}/Cargo.toml" "${_dir}/Cargo.lock" "${_dir}/build"
     COMMENT "Rust library of tokenizers and chat templates"
     VERBATIM)
+# ThreadSanitizer does not see the locks of code that was not compiled for it; it can leave out a shared library
+# (tests/thread_sanitizer).
+if(ETHER_SANITIZE MATCHES thread)
+    set(_archive "${_library}")
+    set(_library "${PROJECT_BINARY_DIR}/lib/libether_rust_text.so")
+    add_custom_command(
+        OUTPUT "${_library}"
+        COMMAND "${CMAKE_CXX_COMPILER}" -shared -o "${_library}"
+                -Wl,--whole-archive "${_archive}" -Wl,--no-whole-archive -lpthread -lm
+        DEPENDS "${_archive}"
+        VERBATIM)
+endif()
 add_custom_target(ether_rust_text_library DEPENDS "${_library}")
 
 add_library(ether_rust_text INTERFACE)

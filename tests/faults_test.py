@@ -101,6 +101,23 @@ class FaultsTest(ProgramTest):
             os.truncate(self.model / "model.safetensors", 4096)
             self.ends_with(process, f"{self.model}/model.safetensors: cannot be read any more: the file was shortened")
 
+    def test_merge_spoiled_on_its_way_to_the_disk(self):
+        ether(*self.words())
+        merge = ["merge", "--model", self.model, "--adapter", self.run_folder, "--out", self.folder / "merged"]
+        before = sorted(self.folder.rglob("*"))
+        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "rotten_disk"))):
+            told = refusal(*merge)
+        self.assertIn(f"{self.folder}/merged: the merged model's logits differ from the adapter's by ", told)
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+        ether(*merge)
+
+    def test_base_on_a_read_only_disk(self):
+        disk = self.disk("size=1m")
+        self.model = shutil.copytree(self.model, disk / "model")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        ether(*self.words())
+        ether("merge", "--model", self.model, "--adapter", self.run_folder, "--out", self.folder / "merged")
+
     def test_two_runs_and_a_stale_lock(self):
         with self.long_run():
             self.assertIn("another process is training in this folder", refusal("train", "--resume", self.run_folder))
@@ -128,6 +145,35 @@ class FaultsTest(ProgramTest):
         with subprocess.Popen([program_test.ETHER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             process.stdout.close()
             self.assertEqual((process.stderr.read(), process.wait(60)), (b"", 0))
+
+    def test_memory_limits(self):
+        """From one at which the program just starts (below, the loader fails) to one that is enough. With --force the run
+        ends wherever memory does; with more of it, it goes on."""
+        data = self.write("long.csv", "text,label\n" + "".join(f"{'w5 ' * 14},{i % 3}\n" for i in range(5000)))
+        words = ["train", "--model", self.model, "--data", data, "--out", self.run_folder, "--max-steps", 1, "--batch", 5000,
+                 "--threads", 1, "--force"]
+
+        def within(megabytes, *words):
+            limit = megabytes << 20
+            return subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True,
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+
+        least = next(size for size in range(256, 4096, 16) if within(size, "--version").returncode == 0)
+        self.assertIn("(ulimit -v) leaves", within(least - 16, "--version").stderr)
+        ended = set()
+        for size in range(least, least + 2000, 90):
+            done = within(size, *(["train", "--resume", self.run_folder] if (self.run_folder / "run.toml").exists() else words))
+            if done.returncode == 0:
+                break
+            last = done.stderr.splitlines()[-1]
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertRegex(last, "^ether: .*(out of memory|Cannot allocate memory)|Thread creation failed")
+            ended.add(last)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(ended, "no limit was too low")
+        shutil.rmtree(self.run_folder)
+        done = within(least + 100, *words[:-1])
+        self.assertRegex(done.stderr.splitlines()[-1], "needs about .* MB are free")
 
     def test_clock_going_backwards(self):
         ether(*self.words())

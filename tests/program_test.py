@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ def ether(*words, text=""):
 
 
 def refusal(*words, text=""):
-    """What a run says that fails; one line."""
-    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
+    """What a run says that fails; one line, within a minute."""
+    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode in (1, 2), f"{words}: exit code {done.returncode}: {done.stdout}{done.stderr}"
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -35,6 +36,30 @@ def preload(program, name):
     library = pathlib.Path(program).resolve().parent.parent / "preload" / f"lib{name}.so"
     assert library.exists(), f"{library} is not built"
     return library
+
+
+def header_file(header, data=b"x", length=None):
+    """A safetensors file with this header, whose length may be a lie."""
+    header = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def read_tensors(file):
+    """{name: (dtype, shape, bytes)}"""
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    header.pop("__metadata__", None)
+    return {name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])]) for name, entry in header.items()}
+
+
+def change_tensors(file, changes):
+    """Replaces tensors; None removes one."""
+    tensors = {name: tensor for name, tensor in (read_tensors(file) | changes).items() if tensor}
+    header, end = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + len(data)]}
+    file.write_bytes(header_file(json.dumps(header), b"".join(data for _, _, data in tensors.values())))
 
 
 class ProgramTest(unittest.TestCase):
@@ -155,6 +180,46 @@ class Train(ProgramTest):
         for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):
             with self.assertRaisesRegex(AssertionError, "method head adapts no chosen layers"):
                 self.train("head", "--method", "head", *option)
+
+
+class Merge(ProgramTest):
+    def merge(self, run, *words, model=BERT, out="merged"):
+        return ["merge", "--model", model, "--adapter", run, "--out", self.folder / out, "--json", *words]
+
+    def test_the_base_stays_as_it_is(self):
+        model, run = self.folder / "model", self.train("run", "--model", BERT)
+        shutil.copytree(BERT, model)
+        (self.folder / "link").symlink_to(model)
+        state = lambda: {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in [model, *model.iterdir()] if file.is_file()}
+        before = state()
+        ether(*self.merge(run, model=model))
+        self.assertIn("the folder exists and is not empty", refusal(*self.merge(run, model=model, out="model")))
+        self.assertIn("exists and is not a folder", refusal(*self.merge(run, model=model, out="link")))
+        self.assertEqual(state(), before)
+        self.assertEqual({path.name for path in self.folder.iterdir()}, {"link", "merged", "model", "run", "train.csv"})
+
+    def test_what_a_dtype_retains_of_the_effect(self):
+        """Weights of 1 and -1 cancel out, so that their change by 0.001 shows; bfloat16 has nothing between 0.998 and 1."""
+        model, adapter = self.folder / "model", self.folder / "adapter"
+        shutil.copytree(BERT, model)
+        adapter.mkdir()
+        floats = lambda *shape, values: ("F32", list(shape), struct.pack(f"<{math.prod(shape)}f", *values))
+        norm = "bert.encoder.layer.1.output.LayerNorm"
+        change_tensors(model / "model.safetensors", {
+            f"{norm}.weight": floats(32, values=[0] * 32), f"{norm}.bias": floats(32, values=[1] * 32),
+            "bert.pooler.dense.weight": floats(32, 32, values=[1, -1] * 512)})
+        (adapter / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["pooler.dense"]}))
+        (adapter / "adapter_model.safetensors").write_bytes(header_file("{}", b""))
+        module = "base_model.model.bert.pooler.dense"
+        change_tensors(adapter / "adapter_model.safetensors", {
+            f"{module}.lora_A.weight": floats(1, 32, values=[1] * 32), f"{module}.lora_B.weight": floats(32, 1, values=[0.001] * 32)})
+        for dtype, retained in {"f32": 1, "bf16": 0}.items():
+            report = json.loads(ether(*self.merge(adapter, "--dtype", dtype, model=model, out=dtype)))
+            self.assertGreater(report["adapter_effect"], 0)
+            self.assertAlmostEqual(report["retained"], retained, places=3)
+        words = [word for word in self.merge(adapter, "--dtype", "bf16", model=model, out="told") if word != "--json"]
+        self.assertRegex(ether(*words), r"the adapter changes them by up to \S+, of which 0.0% is retained; --dtype f32 retains all")
 
 
 class Evaluate(ProgramTest):

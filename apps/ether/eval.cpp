@@ -32,7 +32,7 @@ int eval_main(int argc, char** argv) {
     const auto& task = *loaded.task;
     table = columns(line, table, loaded.columns);
     table.labels_required = task.labels_required();
-    const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
+    const auto tokenizer = loaded.tokenizer();
     const auto sequences =
         task.encode(data::read_examples(data, table), data, tokenizer, {.max_length = loaded.max_length});
     const auto start = std::chrono::steady_clock::now();

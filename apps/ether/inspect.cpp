@@ -151,7 +151,7 @@ int inspect_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
 
     const auto path = std::filesystem::path(folder);
-    const auto has = [&](const char* name) { return std::filesystem::exists(path / name); };
+    const auto has = [&](const char* name) { return io::has_entry(path / name); };
     const bool adapter = has("adapter_config.json") || has(io::kRunFile) || has(io::kRunStateFile);
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "ether/core/error.h"
+#include "ether/core/memory.h"
 #include "ether/core/near_name.h"
 #include "ether/io/file.h"
 #include "verb.h"
@@ -76,6 +77,29 @@ void finish_output() {
     fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
 }
 
+// Below this, threads' stacks and the libraries' own tables fail one after the other, in words of theirs or
+// none.
+void check_address_space() {
+    constexpr int64_t kLeast = 96 << 20;
+    if (const int64_t left = available_address_space(); left < kLeast)
+        fail(ErrorKind::memory,
+             "the limit of address space (ulimit -v) leaves {} MB, and {} are needed to start; raise it by "
+             "{} MB",
+             left >> 20, kLeast >> 20, (kLeast - left) >> 20);
+}
+
+// Whether a library's exception says in its own way that memory ran out: libtorch's heap, oneDNN's kernels.
+bool is_out_of_memory(const std::string& text) {
+    return text.find("can't allocate memory") != std::string::npos ||
+           text.starts_with("could not create a primitive") ||
+           text.starts_with("could not execute a primitive");
+}
+
+int fail_out_of_memory() {
+    std::fprintf(stderr, "ether: out of memory; lower --batch or --max-length, or use --dtype bf16\n");
+    return 1;
+}
+
 }  // namespace
 }  // namespace ether::app
 
@@ -90,6 +114,7 @@ int main(int argc, char** argv) {
     std::signal(SIGXFSZ, SIG_IGN);  // and so is a file that outgrows its limit
     ether::io::install_map_fault_handler();
     try {
+        ether::app::check_address_space();
         const int code = ether::app::dispatch(argc, argv);
         ether::app::finish_output();
         return code;
@@ -97,12 +122,12 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "ether: %s\n", error.what());
         return error.kind() == ether::ErrorKind::usage ? 2 : 1;
     } catch (const std::bad_alloc&) {
-        std::fprintf(stderr, "ether: out of memory; lower --batch or --max-length, or use --dtype bf16\n");
-        return 1;
+        return ether::app::fail_out_of_memory();
     } catch (const std::exception& error) {
+        const std::string text = error.what();
+        if (ether::app::is_out_of_memory(text)) return ether::app::fail_out_of_memory();
         // An exception of a library that our checks should have prevented: its first line says what, the rest
         // is a trace.
-        const std::string text = error.what();
         std::fprintf(stderr, "ether: %s\n", text.substr(0, text.find('\n')).c_str());
         return 1;
     }

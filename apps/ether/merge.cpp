@@ -27,26 +27,32 @@ int merge_main(int argc, char** argv) {
 
     auto loaded = loading.load();
     const auto report = exporting::merge(loaded, out, train::dtype_named(loading.dtype));
-    if (json)
+    const auto or_null = [](const std::optional<double>& value) {
+        return value ? nlohmann::json(*value) : nlohmann::json();
+    };
+    if (json) {
         std::printf("%s\n", nlohmann::json({{"out", out},
                                             {"bytes", report.bytes},
                                             {"dtype", io::dtype_name(report.dtype)},
                                             {"largest_difference", report.largest_difference},
                                             {"largest_logit", report.largest_logit},
-                                            {"adapter_effect", report.adapter_effect
-                                                                   ? nlohmann::json(*report.adapter_effect)
-                                                                   : nlohmann::json()}})
+                                            {"adapter_effect", or_null(report.adapter_effect)},
+                                            {"retained", or_null(report.retained)}})
                                 .dump()
                                 .c_str());
-    else
-        fmt::print(
-            "{}: {:.1f} MB in {}; probe logits differ from the adapter's by at most {:.2g} (largest logit "
-            "{:.3g}{})\n",
-            out, static_cast<double>(report.bytes) / 1e6, io::dtype_name(report.dtype),
-            report.largest_difference, report.largest_logit,
-            report.adapter_effect
-                ? fmt::format(", the adapter changes them by up to {:.3g}", *report.adapter_effect)
-                : "");
+        return 0;
+    }
+    std::string effect;
+    if (report.retained)
+        effect = fmt::format(
+            ", the adapter changes them by up to {:.3g}, of which {:.1f}% is retained{}",
+            *report.adapter_effect, 100 * *report.retained,
+            *report.retained < 0.9 && report.dtype != at::kFloat ? "; --dtype f32 retains all" : "");
+    fmt::print(
+        "{}: {:.1f} MB in {}; probe logits differ from the adapter's by at most {:.2g} (largest logit "
+        "{:.3g}{})\n",
+        out, static_cast<double>(report.bytes) / 1e6, io::dtype_name(report.dtype), report.largest_difference,
+        report.largest_logit, effect);
     return 0;
 }
 

@@ -132,7 +132,7 @@ int predict_main(int argc, char** argv) {
     table = columns(line, table, loaded.columns);
     table.labels_required = false;
     table.label_column.clear();
-    const auto tokenizer = text::Tokenizer::load(loaded.checkpoint.path());
+    const auto tokenizer = loaded.tokenizer();
     LineReader input(path);
     const auto kind = input_format(format, path, input);
     if (kind == data::TableFormat::text && !table.pair_column.empty() && !input.start().empty())

@@ -71,7 +71,7 @@ int train_main(int argc, char** argv) {
                      field.name, resume);
         const auto threads = config.threads;
         const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
-        if (!std::filesystem::exists(saved))
+        if (!io::has_entry(saved))
             fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
         CommandLine from_file("train", "", "");
         config = {};

@@ -18,6 +18,7 @@ struct Sample {
     bool flag = false;
     int64_t count = 3;
     double rate = 0.5;
+    std::optional<double> share;
     std::string side = "input";
     std::vector<std::string> names;
 
@@ -26,7 +27,8 @@ struct Sample {
                 {.name = "count", .value = &count, .help = "a count", .low = 1, .high = 10},
                 {.name = "learning-rate", .value = &rate, .help = "a rate", .low = 0, .high = 1, .key = "lr"},
                 {.name = "side", .value = &side, .help = "a side", .choices = {"input", "output"}},
-                {.name = "some-names", .value = &names, .help = "names"}};
+                {.name = "some-names", .value = &names, .help = "names"},
+                {.name = "share", .value = &share, .help = "a share, if any", .low = 0.1, .high = 1}};
     }
 };
 
@@ -55,6 +57,21 @@ TEST(Options, SetParsesEveryKind) {
     EXPECT_EQ(find_field(fields, "absent"), nullptr);
 }
 
+TEST(Options, ANumberMayBeAbsent) {
+    Sample sample;
+    const auto fields = sample.fields();
+    const auto& share = *find_field(fields, "share");
+    share.check();
+    EXPECT_EQ(share.text(), "");
+    EXPECT_TRUE(share.to_json().is_null());
+    share.set("0.25");
+    EXPECT_EQ(sample.share, 0.25);
+    EXPECT_EQ(share.text(), "0.25");
+    EXPECT_EQ(message_of([&] { share.set("0"); }), "--share: 0 is out of range, expected 0.1 to 1");
+    share.from_json(nlohmann::json(), "test.json");
+    EXPECT_EQ(sample.share, std::nullopt);
+}
+
 TEST(Options, ErrorsNameFieldValueAndRange) {
     Sample sample;
     const auto fields = sample.fields();
@@ -77,11 +94,13 @@ TEST(Options, JsonRoundTrip) {
     sample.count = 9;
     sample.rate = 0.25;
     sample.names = {"x"};
+    sample.share = 0.5;
     const auto from = sample.fields(), to = other.fields();
     for (size_t i = 0; i < from.size(); ++i) to[i].from_json(from[i].to_json(), "test.json");
     EXPECT_EQ(other.count, 9);
     EXPECT_EQ(other.rate, 0.25);
     EXPECT_EQ(other.names, sample.names);
+    EXPECT_EQ(other.share, 0.5);
     EXPECT_EQ(find_field(from, "learning-rate")->config_key(), "lr");
     EXPECT_EQ(find_field(from, "some-names")->config_key(), "some_names");
     EXPECT_NE(message_of([&] { to[1].from_json("seven", "test.json"); }).find("test.json: key \"count\""),

@@ -28,20 +28,20 @@ TEST(LabelSet, SortsNamesAndNumbers) {
 }
 
 TEST(LabelSet, NamesKeepTheirOrder) {
-    const LabelSet labels = LabelSet::from_names({"positive", "negative", "neutral"});
+    const LabelSet labels = LabelSet::from_names({"positive", "negative", "neutral"}, "f");
     for (int64_t i = 0; i < labels.size(); ++i)
         EXPECT_EQ(labels.index(one(labels.names()[static_cast<size_t>(i)]), "f"), i);
-    EXPECT_EQ(LabelSet::from_names({"0", "1"}).index(one(int64_t{1}), "f"), 1);
+    EXPECT_EQ(LabelSet::from_names({"0", "1"}, "f").index(one(int64_t{1}), "f"), 1);
     // Classes without names of their own are known by their numbers, too.
-    const LabelSet nameless = LabelSet::from_names({"LABEL_0", "LABEL_1"});
+    const LabelSet nameless = LabelSet::from_names({"LABEL_0", "LABEL_1"}, "f");
     EXPECT_EQ(nameless.index(one(int64_t{1}), "f"), 1);
     EXPECT_EQ(nameless.index(one("LABEL_1"), "f"), 1);
     EXPECT_FAILS(data, "unknown label \"2\"", nameless.index(one(int64_t{2}), "f"));
-    EXPECT_FAILS(data, "\"a\" stands there twice", LabelSet::from_names({"a", "b", "a"}));
+    EXPECT_FAILS(data, "f: two classes are called \"a\"", LabelSet::from_names({"a", "b", "a"}, "f"));
 }
 
 TEST(LabelSet, RefusesWhatDoesNotFit) {
-    const LabelSet labels = LabelSet::from_names({"positive", "negative"});
+    const LabelSet labels = LabelSet::from_names({"positive", "negative"}, "f");
     EXPECT_FAILS(
         data,
         R"(valid.jsonl:17: unknown label "postive"; the 2 labels are positive, negative; did you mean "positive"?)",
@@ -62,7 +62,7 @@ TEST(LabelSet, RefusesWhatDoesNotFit) {
     for (int i = 0; i < 1000; ++i) many.push_back("name" + std::to_string(i));
     EXPECT_FAILS(
         data, "the 1000 labels are name0, name1, name2, name3, name4, name5, name6, name7, name8, name9, ...",
-        LabelSet::from_names(many).index(one("other"), "f"));
+        LabelSet::from_names(many, "f").index(one("other"), "f"));
 }
 
 }  // namespace

@@ -64,6 +64,15 @@ TEST(MappedFile, NamesPathAndReason) {
     EXPECT_FAILS(file, "a: cannot open: Too many levels of symbolic links", MappedFile(folder / "a"));
 }
 
+TEST(HasEntry, SeesLinksAndSaysWhereItCannotLook) {
+    TempFolder folder;
+    fs::create_symlink("loop", folder / "loop");
+    EXPECT_TRUE(has_entry(folder / "loop"));
+    EXPECT_FALSE(has_entry(folder / "none"));
+    EXPECT_FALSE(has_entry(folder / "none/a"));
+    EXPECT_FAILS(file, "loop/a: cannot examine: Too many levels", has_entry(folder / "loop/a"));
+}
+
 TEST(ReadTextFile, ReadsWholeFilesUpToTheLimit) {
     TempFolder folder;
     const std::string text(3 * 1024 * 1024 + 1, 'x');

@@ -35,7 +35,7 @@ TEST(JsonObject, NamesKeyExpectedAndFound) {
                  o.get<int64_t>("hidden_size"));
     EXPECT_FAILS(format, "expected an integer, found 1.5 (number)", o.get<int64_t>("f"));
     EXPECT_FAILS(format, "expected an integer, found 9223372036854775808", o.get<int64_t>("big"));
-    EXPECT_FAILS(format, R"(key "n" is missing, expected a number)", o.get<double>("n"));
+    EXPECT_FAILS(format, R"(key "n": expected a number, found null)", o.get<double>("n"));
     EXPECT_FAILS(format, R"(key "hidden_sise" is missing, expected an integer; did you mean "hidden_size"?)",
                  o.get<int64_t>("hidden_sise"));
     EXPECT_FAILS(format, "expected a list of integers, found a list of 2",

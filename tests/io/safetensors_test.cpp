@@ -143,6 +143,19 @@ TEST(Safetensors, KnowsDtypesThatItCannotRead) {
                  open_raw(folder, raw_file(R"({"b":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", 2)));
 }
 
+TEST(Safetensors, WeightsAreFloats) {
+    TempFolder folder;
+    write_safetensors(folder / "m", one_of_each_dtype());
+    const SafetensorsFile file(folder / "m");
+    for (const std::string& name : file.names()) {
+        const auto dtype = file.info(name).dtype;
+        if (dtype == "F64" || dtype == "F32" || dtype == "F16" || dtype == "BF16")
+            EXPECT_TRUE(same_bytes(file.weight(name), file.tensor(name))) << dtype;
+        else
+            EXPECT_FAILS(model, "its dtype is " + dtype + ", expected F32", file.weight(name));
+    }
+}
+
 TEST(Safetensors, RefusesABadBool) {
     TempFolder folder;
     const std::string header = R"({"a":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}})";

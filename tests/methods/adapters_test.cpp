@@ -65,8 +65,26 @@ TEST(Targets, ExcludeAndLayers) {
     EXPECT_EQ(chosen(test::kBert, {.exclude = ".*layer.*"}), Names{"bert.pooler.dense"});
     EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "0-2"}));
     EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "last"}));
-    EXPECT_FAILS(usage, "matches no linear layer",
-                 chosen(test::kLlamaTied, {.modules = "q_proj", .exclude = "q_proj"}));
+    EXPECT_FAILS(usage, "--targets: \"q_proj\" leaves no linear layer without --exclude in --layers 1;",
+                 chosen(test::kLlamaTied, {.modules = "q_proj", .exclude = "q_proj", .layers = "1"}));
+}
+
+TEST(Targets, AnExclusionOfNothingIsATypoOrAnotherModels) {
+    for (const char* exclude : {"vision_proj", ".*vision.*"}) {
+        EXPECT_FAILS(usage, "--exclude: ", chosen(test::kLlamaTied, {.exclude = exclude}));
+        const auto model = test::kLlamaTied.load();
+        EXPECT_EQ(select({.exclude = exclude}, *model, kSavedTargets).size(), 14U);
+    }
+}
+
+TEST(Targets, RegularExpressionsEnd) {
+    auto nested = [](size_t depth) { return std::string(depth, '(') + ".*" + std::string(depth, ')'); };
+    EXPECT_EQ(chosen(test::kLlamaTied, {.modules = nested(499)}).size(), 15U);
+    EXPECT_FAILS(usage, "has 1002 characters, more than 1000",
+                 chosen(test::kLlamaTied, {.modules = nested(500)}));
+    EXPECT_FAILS(usage, "matches no linear layer", chosen(test::kLlamaTied, {.modules = "([a-z._0-9]+)*!"}));
+    EXPECT_EQ(chosen(test::kLlamaTied, {.modules = R"(model\.(?!.*mlp).*\.1\.(?:.*)(q|v)_proj)"}),
+              (Names{"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}));
 }
 
 TEST(Targets, NothingMatchedNamesWhatThereIs) {
@@ -302,7 +320,7 @@ TEST_F(Files, ConfigurationsThatAreNotUnderstood) {
     EXPECT_NO_THROW(with("some_feature_that_is_off", false));
     EXPECT_NO_THROW(with("peft_version", "0.99"));
     files.config.erase("peft_type");
-    EXPECT_FAILS(adapter, "\"peft_type\" is missing", load());
+    EXPECT_FAILS(format, "\"peft_type\" is missing", load());
 }
 
 TEST_F(Files, HeadsThatPeftListsNeedNotExist) {

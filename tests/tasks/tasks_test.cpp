@@ -25,7 +25,7 @@ Example example(std::string text, data::Label label = {}, std::string pair = "")
     return {.text = std::move(text), .pair = std::move(pair), .label = std::move(label), .line = 3};
 }
 
-const Classification kAbc(data::LabelSet::from_names({"a", "b", "c"}));
+const Classification kAbc(data::LabelSet::from_names({"a", "b", "c"}, "f"));
 
 TEST(SequenceTask, EncodesTextsPairsAndLabels) {
     const auto single = kAbc.encode({example("w7 w8", "b")}, "x.jsonl", tokenizer(), {});

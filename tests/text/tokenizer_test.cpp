@@ -178,8 +178,19 @@ TEST(Tokenizer, KnowsItsVocabulary) {
 }
 
 TEST_F(Folder, MissingFileIsNamed) {
-    const auto message = message_of(ErrorKind::file, [&] { Tokenizer::load(dir_); });
-    EXPECT_NE(message.find((dir_ / "tokenizer.json").string()), std::string::npos) << message;
+    const auto message = message_of(ErrorKind::model, [&] { Tokenizer::load(dir_); });
+    EXPECT_NE(message.find(dir_.string() + ": holds no tokenizer.json"), std::string::npos) << message;
+}
+
+TEST_F(Folder, AModelsEmbeddingsBoundIdsAndTypes) {
+    fs::copy(model_dir() / "tokenizer.json", dir_);
+    const auto loads = [&](const EmbeddingRows& rows) { return Tokenizer::load(dir_, rows); };
+    message_of(ErrorKind::model, [&] { loads({.ids = 30521}); });
+    const auto encode_pair = [&](const EmbeddingRows& rows) {
+        return loads(rows).encode_batch(Texts{"one"}, Texts{"two"}, 0).at(0).type_ids;
+    };
+    EXPECT_EQ(encode_pair({.ids = 30522, .types = 2}), (Ids{0, 0, 0, 1, 1}));
+    message_of(ErrorKind::model, [&] { encode_pair({.ids = 30522, .types = 1}); });
 }
 
 TEST_F(Folder, BrokenFilesAreNamed) {

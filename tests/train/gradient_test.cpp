@@ -64,7 +64,7 @@ class Gradient : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
-    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}, "f"));
     const auto language = tasks::CausalLm();
     for (const auto& [fixture, task] :
          {std::pair<test::FixtureModel, const tasks::Task*>{test::kBert, &classification},
@@ -82,7 +82,7 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
 
 // Blocks that are run again in backward give the same bits, dropouts and weights trained whole included.
 TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
-    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}, "f"));
     const auto language = tasks::CausalLm();
     const std::string method = GetParam();
     std::map<std::string, std::string> options;
@@ -111,7 +111,7 @@ INSTANTIATE_TEST_SUITE_P(Methods, Gradient,
 
 // The first passes of a model run side by side, too.
 TEST(Gradient, SlicesShareNoState) {
-    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}));
+    const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}, "f"));
     const auto language = tasks::CausalLm();
     const auto data = sequences(40, 40);
     for (const auto& fixture : test::kFixtureModels) {

@@ -10,12 +10,20 @@ namespace ether::train {
 namespace {
 
 TEST(Memory, CheckpointedActivationsNeedLess) {
-    const methods::AdaptedModel model(test::kLlamaTied.load(), {.method = "ether+"});
+    methods::AdaptedModel model(test::kLlamaTied.load(), {.method = "ether+"});
     const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
     const auto plain = estimate_memory(model, training, none, false),
                checkpointed = estimate_memory(model, training, none, true);
     EXPECT_LT(checkpointed.activations, plain.activations);
     EXPECT_EQ(checkpointed.trained, plain.trained);
+}
+
+TEST(Memory, ProductsWithTheAdaptersMatricesKeepWhatTheyRead) {
+    const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
+    methods::AdaptedModel reflected(test::kLlamaTied.load(), {.method = "ether+"}),
+        low_rank(test::kLlamaTied.load(), {.method = "lora"});
+    EXPECT_LT(estimate_memory(reflected, training, none, false).activations,
+              estimate_memory(low_rank, training, none, false).activations);
 }
 
 TEST(Memory, TheLargestBatchIsOfTheLongest) {

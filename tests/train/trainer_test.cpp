@@ -240,7 +240,7 @@ TEST_F(Damaged, ALossThatIsNoNumberEndsTheRun) {
 }
 
 TEST_F(Damaged, WeightsThatAreNoNumbersAreRefused) {
-    EXPECT_FAILS(numeric, "base tensor \"model.norm.weight\" holds NaN or infinity",
+    EXPECT_FAILS(numeric, "model: tensor \"model.norm.weight\" holds NaN or infinity",
                  run(config_with_norm_times(std::nan(""))));
     EXPECT_FALSE(fs::exists(folder / "run"));
 }

@@ -21,13 +21,12 @@ impl EtherTokenizer {
         tokenizer.with_padding(None);
         let pool = match threads {
             0 | 1 => None,
-            _ => Some(
-                ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|index| format!("tokenizer-{index}"))
-                    .build()
-                    .map_err(|error| error.to_string())?,
-            ),
+            // Where a limit of memory or processes allows no threads, the calling one is enough.
+            _ => ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(|index| format!("tokenizer-{index}"))
+                .build()
+                .ok(),
         };
         Ok(EtherTokenizer { tokenizer, direction, pool })
     }

@@ -24,7 +24,8 @@ enum class ErrorKind {
 
 class Error : public std::runtime_error {
   public:
-    Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
+    // Control characters, which names in a user's files may hold, become \xNN; what is very long is cut.
+    Error(ErrorKind kind, const std::string& message);
     ErrorKind kind() const { return kind_; }
 
   private:

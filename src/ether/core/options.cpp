@@ -55,6 +55,7 @@ std::string Field::text() const {
             [](const bool* v) { return std::string(*v ? "true" : "false"); },
             [](const int64_t* v) { return std::to_string(*v); },
             [](const double* v) { return fmt::format("{}", *v); },
+            [](const std::optional<double>* v) { return *v ? fmt::format("{}", **v) : ""; },
             [](const std::string* v) { return *v; },
             [](const std::vector<std::string>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
         },
@@ -70,6 +71,7 @@ void Field::set(const std::string& text) const {
                    },
                    [&](int64_t* v) { *v = parse_number<int64_t>(*this, text, "an integer"); },
                    [&](double* v) { *v = parse_number<double>(*this, text, "a number"); },
+                   [&](std::optional<double>* v) { *v = parse_number<double>(*this, text, "a number"); },
                    [&](std::string* v) { *v = text; },
                    [&](std::vector<std::string>* v) { *v = split_list(text); },
                },
@@ -87,6 +89,8 @@ void Field::check() const {
     };
     if (const auto* integer = std::get_if<int64_t*>(&value)) in_range(static_cast<double>(**integer));
     if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
+    if (const auto* number = std::get_if<std::optional<double>*>(&value); number && **number)
+        in_range(***number);
     if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
         if (std::find(choices.begin(), choices.end(), **word) == choices.end())
             fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}{}", name, **word,
@@ -94,14 +98,21 @@ void Field::check() const {
 }
 
 nlohmann::json Field::to_json() const {
-    return std::visit([](const auto* v) { return nlohmann::json(*v); }, value);
+    return std::visit(
+        Overloaded{
+            [](const std::optional<double>* v) { return *v ? nlohmann::json(**v) : nlohmann::json(); },
+            [](const auto* v) { return nlohmann::json(*v); },
+        },
+        value);
 }
 
 void Field::from_json(const nlohmann::json& json, const std::string& where) const {
     std::visit(
         [&](auto* v) {
             try {
-                using Type = std::remove_pointer_t<decltype(v)>;
+                using Value = std::remove_pointer_t<decltype(v)>;
+                using Type = std::conditional_t<std::is_same_v<Value, std::optional<double>>, double, Value>;
+                if (!std::is_same_v<Value, Type> && json.is_null()) return static_cast<void>(*v = Value());
                 const bool fits = std::is_same_v<Type, bool>      ? json.is_boolean()
                                   : std::is_same_v<Type, int64_t> ? json.is_number_integer()
                                   : std::is_same_v<Type, double>  ? json.is_number()

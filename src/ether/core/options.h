@@ -16,7 +16,9 @@ namespace ether {
 std::vector<std::string> split_list(const std::string& text);
 
 struct Field {
-    using Value = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*>;
+    // An optional number that is absent stands for what its help says, and has no text.
+    using Value = std::variant<bool*, int64_t*, double*, std::optional<double>*, std::string*,
+                               std::vector<std::string>*>;
 
     std::string name;  // as on the command line, without dashes: "max-length"
     Value value;

@@ -49,12 +49,12 @@ LabelSet LabelSet::from_examples(std::span<const Example> examples, const std::s
     return LabelSet(std::move(names));
 }
 
-LabelSet LabelSet::from_names(std::vector<std::string> names) {
+LabelSet LabelSet::from_names(std::vector<std::string> names, const std::string& file) {
     LabelSet labels(std::move(names));
     for (size_t i = 1; i < labels.by_name_.size(); ++i) {
         const std::string& name = labels.names_[static_cast<size_t>(labels.by_name_[i])];
         if (name == labels.names_[static_cast<size_t>(labels.by_name_[i - 1])])
-            fail(ErrorKind::data, "label names: \"{}\" stands there twice", printable(name));
+            fail(ErrorKind::data, "{}: two classes are called \"{}\"", file, printable(name));
     }
     return labels;
 }

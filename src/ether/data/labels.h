@@ -17,8 +17,9 @@ class LabelSet {
     // digits). Every example must have one, there must be two or more, and real numbers are refused: those
     // are for regression. `file` is what errors call the examples' source.
     static LabelSet from_examples(std::span<const Example> examples, const std::string& file);
-    // As saved with an adapter: names in the order of the outputs, distinct.
-    static LabelSet from_names(std::vector<std::string> names);
+    // As saved with an adapter: names in the order of the outputs, distinct. `file` is what errors call their
+    // source.
+    static LabelSet from_names(std::vector<std::string> names, const std::string& file);
 
     int64_t size() const { return static_cast<int64_t>(names_.size()); }
     const std::vector<std::string>& names() const { return names_; }

@@ -21,6 +21,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 namespace {
 
+constexpr size_t kShownColumns = 10;
+
 struct Source {
     const std::string& name;
     const TableOptions& options;
@@ -44,7 +46,9 @@ void for_each_line(const Source& source, std::string_view text, const Body& body
 [[noreturn]] void fail_column(const Source& source, int64_t line, const std::string& column,
                               const std::vector<std::string>& found) {
     std::string list;
-    for (const std::string& name : found) list += (list.empty() ? "\"" : ", \"") + printable(name) + "\"";
+    for (const std::string& name : std::span(found).first(std::min(found.size(), kShownColumns)))
+        list += (list.empty() ? "\"" : ", \"") + printable(name) + "\"";
+    if (found.size() > kShownColumns) list += ", ...";
     fail(ErrorKind::data, "{}:{}: no column \"{}\"; the columns are {}{}", source.name, line, column,
          list.empty() ? "none" : list, did_you_mean(column, found));
 }

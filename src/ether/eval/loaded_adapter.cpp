@@ -16,8 +16,19 @@ namespace {
 std::optional<int64_t> head_rows(const io::AdapterFiles& files, const io::Checkpoint& checkpoint) {
     const auto head = std::string(models::architecture_of(checkpoint).classifier) + ".weight";
     for (const auto& [name, tensor] : files.tensors)
-        if (name.ends_with(head)) return tensor.size(0);
+        if (name.ends_with(head) && tensor.dim() == 2 && tensor.size(0) > 0) return tensor.size(0);
     return std::nullopt;
+}
+
+// What is wrong with an adapter's files is told with their folder.
+std::unique_ptr<methods::AdaptedModel> adapted(std::unique_ptr<nn::Model> model,
+                                               const io::AdapterFiles& files, const std::string& folder) {
+    try {
+        return std::make_unique<methods::AdaptedModel>(std::move(model), files);
+    } catch (const Error& error) {
+        fail(error.kind() == ErrorKind::usage ? ErrorKind::adapter : error.kind(), "{}: {}", folder,
+             error.what());
+    }
 }
 
 std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes) {
@@ -29,11 +40,15 @@ std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::opt
              checkpoint.path().string());
     if (!classes) return std::make_unique<tasks::CausalLm>();
     if (*classes == 1) return std::make_unique<tasks::Regression>();
-    return std::make_unique<tasks::Classification>(
-        data::LabelSet::from_names(models::stored_class_names(checkpoint, *classes)));
+    return std::make_unique<tasks::Classification>(data::LabelSet::from_names(
+        models::stored_class_names(checkpoint, *classes), checkpoint.config().name()));
 }
 
 }  // namespace
+
+text::Tokenizer LoadedAdapter::tokenizer() const {
+    return text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->model().shape()));
+}
 
 LoadedAdapter load_adapter(const LoadOptions& options) {
     LoadedAdapter loaded{.checkpoint = io::Checkpoint::open(io::resolve_model(options.model))};
@@ -80,7 +95,8 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     if (!loaded.max_length)
         loaded.max_length = std::min({tasks::kDefaultMaxLength, model->shape().max_positions,
                                       loaded.checkpoint.tokenizer_max_length()});
-    loaded.model = files ? std::make_unique<methods::AdaptedModel>(std::move(model), *files)
+    model->check_finite(loaded.checkpoint.path().string());
+    loaded.model = files ? adapted(std::move(model), *files, options.adapter)
                          : std::make_unique<methods::AdaptedModel>(
                                std::move(model),
                                methods::AdapterConfig{

@@ -26,6 +26,8 @@ struct LoadedAdapter {
     data::TableOptions columns;      // as in training
     int64_t max_length = 0;          // the texts' length in training; else the model's positions, at most 512
     std::vector<std::string> notes;  // what a user should know: e.g. an adapter without ether.json
+
+    text::Tokenizer tokenizer() const;  // read anew, and checked against the model
 };
 
 // The task comes from the adapter's ether.json; without one, from its task_type or the model's own head and

@@ -51,7 +51,7 @@ TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainSt
     if (base->shape().head == nn::Head::causal_lm)
         task = std::make_unique<tasks::CausalLm>();
     else
-        task = std::make_unique<tasks::Classification>(data::LabelSet::from_names({"0", "1"}));
+        task = std::make_unique<tasks::Classification>(data::LabelSet::from_names({"0", "1"}, "bench"));
 
     auto config = options.adapter;
     const bool frozen = config.method == "none";

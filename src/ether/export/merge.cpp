@@ -93,7 +93,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
         config["tie_word_embeddings"] = false;  // the adapter changed the head and not the embeddings
     io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
-        if (fs::exists(loaded.checkpoint.path() / name))
+        if (io::has_entry(loaded.checkpoint.path() / name))
             io::write_file_atomic(folder.path() / name, tokenizer_file(loaded, name));
     io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
@@ -101,14 +101,22 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     const auto batch = probe(adapted.model().shape());
     const auto expected = adapted.logits({.batch = batch}).to(at::kDouble);
     adapted.model().unbind();
+    std::optional<at::Tensor> base;
     if (adapted.parameters().count(nn::ParameterGroup::base) == 0)
-        report.adapter_effect = largest(expected - adapted.model().logits({.batch = batch}).to(at::kDouble));
+        base = adapted.model().logits({.batch = batch}).to(at::kDouble);
     const auto again = models::load_model(
         io::Checkpoint::open(folder.path()),
         {.head = loaded.task->head(), .classes = loaded.task->classes(), .dtype = adapted.model().dtype()});
     const auto found = again->logits({.batch = batch}).to(at::kDouble);
     report.largest_logit = largest(expected);
     report.largest_difference = largest(found - expected);
+    if (base) {
+        const auto effect = expected - *base;
+        report.adapter_effect = largest(effect);
+        if (*report.adapter_effect > 0)
+            report.retained =
+                ((found - *base) * effect).sum().item<double>() / effect.square().sum().item<double>();
+    }
     const bool exact = report.dtype == at::kFloat && adapted.model().dtype() == at::kFloat;
     const double tolerance = (exact ? 1e-4 : 5e-2) * std::max(1.0, report.largest_logit);
     if (!(report.largest_difference <= tolerance))

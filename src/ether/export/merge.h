@@ -16,6 +16,9 @@ struct MergeReport {
     // Largest change of the probe logits by the adapter, to see the merge's error beside it. Absent where the
     // base weights themselves were trained.
     std::optional<double> adapter_effect;
+    // The merged model's change of them along the adapter's, as a share of it: 1 where rounding to the dtype
+    // lost nothing, 0 where it lost all. Absent where the adapter changes nothing, too.
+    std::optional<double> retained;
     at::ScalarType dtype = at::kFloat;
     int64_t bytes = 0;
 };

@@ -61,7 +61,7 @@ AdapterFiles read_adapter(const fs::path& folder) {
     AdapterFiles files;
     files.config = JsonObject::load(folder / kConfigFile).document();
     const SafetensorsFile weights(folder / kWeightsFile);
-    for (const std::string& name : weights.names()) files.tensors.emplace_back(name, weights.tensor(name));
+    for (const std::string& name : weights.names()) files.tensors.emplace_back(name, weights.weight(name));
     if (has_entry(folder / kEtherFile)) files.ether = JsonObject::load(folder / kEtherFile).document();
     return files;
 }

@@ -32,9 +32,9 @@ class Checkpoint {
     std::vector<std::string> names() const;  // sorted
     bool contains(std::string_view name) const { return shard_of_.contains(name); }
     const TensorInfo& info(std::string_view name) const { return shard(name).info(name); }
-    at::Tensor tensor(std::string_view name) const {
-        return shard(name).tensor(name);
-    }  // see SafetensorsFile::tensor
+    // See SafetensorsFile.
+    at::Tensor tensor(std::string_view name) const { return shard(name).tensor(name); }
+    at::Tensor weight(std::string_view name) const { return shard(name).weight(name); }
     void release(std::string_view name) const { shard(name).release(name); }
 
     // 32 hex digits that tell models apart, to check that an adapter meets its base: a hash (not a

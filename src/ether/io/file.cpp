@@ -117,8 +117,10 @@ void MappedFile::release(std::span<const std::byte> part) const {
 }
 
 bool has_entry(const fs::path& path) {
-    std::error_code ignored;
-    return fs::symlink_status(path, ignored).type() != fs::file_type::not_found;
+    std::error_code code;
+    const fs::file_status status = fs::symlink_status(path, code);
+    if (status.type() == fs::file_type::none) fail_system(path, "examine", code.value());
+    return fs::exists(status);
 }
 
 std::string read_text_file(const fs::path& path, size_t limit) {

@@ -37,7 +37,8 @@ class MappedFile {
 // process-wide.
 void install_map_fault_handler();
 
-// Whether the path has an entry, even a link that leads nowhere: opening that then says why it fails.
+// Whether the path has an entry, even a link that leads nowhere: opening that then says why it fails. A
+// folder that cannot be looked into (a loop of links, no permission) is an error.
 bool has_entry(const std::filesystem::path& path);
 
 // The contents of a regular file or pipe; more than `limit` bytes (default 4 GiB) is an error.

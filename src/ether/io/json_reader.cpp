@@ -178,10 +178,12 @@ bool JsonObject::has(std::string_view key) const {
 }
 
 const json& JsonObject::at(std::string_view key, std::string_view expected) const {
-    if (!has(key))
+    const auto found = value_->find(key);
+    if (found == value_->end())
         fail(ErrorKind::format, "{}: key \"{}{}\" is missing, expected {}{}", name_, prefix_, key, expected,
              did_you_mean(key, keys()));
-    return *value_->find(key);
+    if (found->is_null()) fail_type(name_, prefix_ + std::string(key), expected, *found);
+    return *found;
 }
 
 JsonObject JsonObject::object(std::string_view key) const {

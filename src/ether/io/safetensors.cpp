@@ -130,7 +130,9 @@ TensorInfo read_entry(const json& entry, uint64_t data_start, uint64_t data_byte
         fail(ErrorKind::format, "{}: \"data_offsets\": expected 2 numbers, found {}", where, offsets.size());
     const auto begin = static_cast<uint64_t>(offsets[0]), end = static_cast<uint64_t>(offsets[1]);
     if (begin > end || end > data_bytes)
-        fail(ErrorKind::format, "{}: \"data_offsets\" [{}, {}] lie outside the file's {} bytes of data",
+        fail(ErrorKind::format,
+             "{}: \"data_offsets\" [{}, {}] lie outside the file's {} bytes of data; it is damaged or was "
+             "cut short",
              where, begin, end, data_bytes);
     if (end - begin != info.bytes)
         fail(ErrorKind::format, "{}: shape [{}] of {} takes {} bytes, but \"data_offsets\" [{}, {}] hold {}",
@@ -259,6 +261,15 @@ at::Tensor SafetensorsFile::tensor(std::string_view name) const {
     }
     return at::from_blob(
         const_cast<std::byte*>(data.data()), tensor.shape, [map = map_](void*) {}, *dtype.type);
+}
+
+at::Tensor SafetensorsFile::weight(std::string_view name) const {
+    const std::string& dtype = info(name).dtype;
+    if (dtype != "F64" && dtype != "F32" && dtype != "F16" && dtype != "BF16")
+        fail(ErrorKind::model,
+             "{}: its dtype is {}, expected F32, F16, BF16 or F64; quantised weights are not read here",
+             where(path(), name), dtype);
+    return tensor(name);
 }
 
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,

@@ -47,6 +47,9 @@ class SafetensorsFile {
     // A CPU tensor on the map, which it keeps alive: read-only (writing into it faults). Where the data do
     // not lie at a multiple of the element's size, a copy of them.
     at::Tensor tensor(std::string_view name) const;
+    // tensor() of a weight: F64, F32, F16 or BF16. Integers, or F8 without the scales that belong to it, are
+    // an error: a quantised model's file, whose numbers are not the weights.
+    at::Tensor weight(std::string_view name) const;
     std::span<const std::byte> bytes(std::string_view name) const;
     // The tensor's data need not stay in memory: a copy of them took their place.
     void release(std::string_view name) const { map_->release(bytes(name)); }

@@ -8,6 +8,8 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
+#include "ether/io/json_reader.h"
 #include "ether/methods/registry.h"
 #include "ether/nn/weights.h"
 
@@ -86,10 +88,7 @@ bool is_head_copy(const std::string& key) {
 }
 
 std::string required_type(const nlohmann::json& config) {
-    if (!config.contains("peft_type") || !config["peft_type"].is_string())
-        fail(ErrorKind::adapter,
-             "adapter_config.json: key \"peft_type\" is missing; it names the adapter's method");
-    return config["peft_type"].get<std::string>();
+    return io::JsonObject(config, "adapter_config.json").get<std::string>("peft_type");
 }
 
 }  // namespace
@@ -120,7 +119,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
-    build(*options_, config.seed, TargetsFrom::command_line);
+    build(*options_, config.seed, /*from_file=*/false);
 }
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
@@ -142,7 +141,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
             const bool known_head = name == "classifier" || name == "score";
             if (!known_head || !model_->module_tensors(name).empty()) modules_to_save_.push_back(name);
         }
-    build(*options_, 0, TargetsFrom::adapter_file);
+    build(*options_, 0, /*from_file=*/true);
 
     const at::NoGradGuard no_grad;
     std::set<std::string> used;
@@ -198,32 +197,33 @@ bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tens
            at::equal(shared->value, tensor.to(shared->value.scalar_type()));
 }
 
-void AdaptedModel::build(const MethodOptions& options, uint64_t seed, TargetsFrom from) {
+void AdaptedModel::build(const MethodOptions& options, uint64_t seed, bool from_file) {
+    const auto& words = from_file ? kSavedTargets : kTypedTargets;
     // A tied head that is trained whole leaves the embeddings as they are, as in PEFT.
     const auto& saved = modules_to_save_;
     if (std::find(saved.begin(), saved.end(), model_->output_site().name()) != saved.end())
         model_->untie_output();
-    for (const auto& name : module_tensors(modules_to_save_, *model_)) {
+    for (const auto& name : module_tensors(modules_to_save_, *model_, words)) {
         const auto& slots = model_->tensors().at(name);
         if (slots.size() > 1)  // PEFT would train one use of it and leave the other
             fail(ErrorKind::usage,
-                 "--modules-to-save: \"{}\" is shared by several layers (tied embeddings), so it cannot "
-                 "be trained whole beside an adapter; --method full can",
-                 name);
+                 "{}: \"{}\" is shared by several layers (tied embeddings), so it cannot be trained whole "
+                 "beside an adapter; --method full can",
+                 words.modules_to_save, name);
         const auto copy = slots.front()->detach().to(at::kFloat, false, true);
         model_->replace(name, parameters_.add(name, copy, nn::ParameterGroup::head));
     }
     if (method_->takes_sites) {
-        sites_ = select(targets_, *model_, from);
+        sites_ = select(targets_, *model_, words);
         // A layer that is trained whole needs no adapter; PEFT ignores one there.
         std::erase_if(sites_,
                       [&](const nn::Site* site) { return parameters_.find(site->name() + ".weight"); });
         if (sites_.empty())
-            fail(ErrorKind::usage, "--targets: every layer that \"{}\" matches is trained whole already",
-                 targets_.modules);
+            fail(ErrorKind::usage, "{}: every layer that \"{}\" matches is trained whole already",
+                 words.modules, printable(targets_.modules, kShownPattern));
     }
     adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter"),
-                                       from == TargetsFrom::adapter_file});
+                                       from_file});
     for (nn::Site* site : sites_)
         if (adapter_->wants_weight_grad(*site))
             site->weight_grad = [this, site](const at::Tensor& gradient) {

@@ -55,7 +55,7 @@ class AdaptedModel {
     std::vector<std::pair<std::string, at::Tensor>> merged_tensors(at::ScalarType dtype);
 
   private:
-    void build(const MethodOptions& options, uint64_t seed, TargetsFrom from);
+    void build(const MethodOptions& options, uint64_t seed, bool from_file);
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
     // Whether it is a layer's copy of a shared buffer, which PEFT saves beside RandLoRA's.

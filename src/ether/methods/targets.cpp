@@ -10,10 +10,12 @@
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
 #include "ether/core/options.h"
+#include "ether/core/utf8.h"
 
 namespace ether::methods {
 namespace {
 
+constexpr size_t kLongestPattern = 1000;
 constexpr int64_t kAttentionSites = 4;  // q, k, v, o
 
 bool is_keyword(const std::string& expression) {
@@ -43,12 +45,18 @@ bool is_list(const std::string& expression) {
            expression.find(".*") == std::string::npos;
 }
 
+// Expressions come from downloaded files as well: libstdc++ compiles them by recursion and, but for its
+// polynomial mode (which has no back-references), searches for a match in exponential time.
 std::regex compiled(const std::string& expression, const char* option) {
+    if (expression.size() > kLongestPattern)
+        fail(ErrorKind::usage, "{}: the regular expression has {} characters, more than {}; name the layers",
+             option, expression.size(), kLongestPattern);
     try {
-        return std::regex(expression, std::regex::ECMAScript);
+        return std::regex(expression,
+                          std::regex::ECMAScript | std::regex::nosubs | std::regex_constants::__polynomial);
     } catch (const std::regex_error& error) {
-        fail(ErrorKind::usage, "{}: \"{}\" is not a regular expression: {}", option, expression,
-             error.what());
+        fail(ErrorKind::usage, "{}: \"{}\" is not a regular expression: {}", option,
+             printable(expression, kShownPattern), error.what());
     }
 }
 
@@ -58,51 +66,62 @@ std::vector<std::string> names_of(const nn::Model& model) {
     return names;
 }
 
-// Names that a person may have meant: last parts of module paths.
+std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
+
+// Names that a person may have meant.
 std::string last_parts(const nn::Model& model) {
     std::set<std::string> parts;
-    for (const auto& site : model.sites()) parts.insert(site.name().substr(site.name().rfind('.') + 1));
+    for (const auto& site : model.sites()) parts.insert(last_part(site.name()));
     return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-std::function<bool(const nn::Site&)> matcher(const std::string& expression, const nn::Model& model,
-                                             const char* option) {
+using Matcher = std::function<bool(const nn::Site&)>;
+
+Matcher matcher(const std::string& expression, const nn::Model& model, const char* option, bool must_match) {
     if (is_keyword(expression))
         return [&model, expression](const nn::Site& site) { return fits_keyword(expression, site, model); };
+    const auto known = names_of(model);
+    const auto matches_none = [&](const auto& matches) {
+        return must_match && std::none_of(known.begin(), known.end(), matches);
+    };
     if (!is_list(expression)) {
-        return [pattern = compiled(expression, option)](const nn::Site& site) {
-            return std::regex_match(site.name(), pattern);
-        };
+        const auto pattern = compiled(expression, option);
+        if (matches_none([&](const auto& path) { return std::regex_match(path, pattern); }))
+            fail(ErrorKind::usage,
+                 "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}", option,
+                 printable(expression, kShownPattern), model.shape().architecture,
+                 did_you_mean(expression, known), last_parts(model));
+        return [pattern](const nn::Site& site) { return std::regex_match(site.name(), pattern); };
     }
     const auto names = split_list(expression);
-    const auto known = names_of(model);
     for (const auto& name : names)
-        if (std::none_of(known.begin(), known.end(), [&](const auto& path) { return ends_path(path, name); }))
-            fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option, name,
-                 last_parts(model));
+        if (matches_none([&](const auto& path) { return ends_path(path, name); }))
+            fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option,
+                 printable(name, kShownPattern), last_parts(model));
     return [names](const nn::Site& site) {
         return std::any_of(names.begin(), names.end(),
                            [&](const auto& name) { return ends_path(site.name(), name); });
     };
 }
 
-int64_t parse_layer(const std::string& text, const std::string& layers) {
+int64_t parse_layer(const std::string& text, const std::string& layers, const char* option) {
     int64_t value = -1;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size() || value < 0)
-        fail(ErrorKind::usage, "--layers: \"{}\" is not a list of block numbers and ranges like 0-3,5",
-             layers);
+        fail(ErrorKind::usage, "{}: \"{}\" is not a list of block numbers and ranges like 0-3,5", option,
+             printable(layers, kShownPattern));
     return value;
 }
 
-std::set<int64_t> parse_layers(const std::string& layers, int64_t count) {
+std::set<int64_t> parse_layers(const std::string& layers, int64_t count, const char* option) {
     std::set<int64_t> result;
     for (const auto& part : split_list(layers)) {
         const auto dash = part.find('-');
-        const int64_t first = parse_layer(part.substr(0, dash), layers);
-        const int64_t last = dash == std::string::npos ? first : parse_layer(part.substr(dash + 1), layers);
+        const int64_t first = parse_layer(part.substr(0, dash), layers, option);
+        const int64_t last =
+            dash == std::string::npos ? first : parse_layer(part.substr(dash + 1), layers, option);
         if (last < first || last >= count)
-            fail(ErrorKind::usage, "--layers: {} is not within 0-{}, the model's blocks", part, count - 1);
+            fail(ErrorKind::usage, "{}: {} is not within 0-{}, the model's blocks", option, part, count - 1);
         for (int64_t layer = first; layer <= last; ++layer) result.insert(layer);
     }
     return result;
@@ -135,30 +154,28 @@ int64_t place_in_block(const nn::Site& site, const nn::Model& model) {
     return site.index - first;
 }
 
-std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, TargetsFrom from) {
-    const bool typed = from == TargetsFrom::command_line;
-    const char* targets_name = typed ? "--targets" : "adapter_config.json: target_modules";
-    const auto wanted = matcher(targets.modules, model, targets_name);
-    const auto excluded =
-        targets.exclude.empty()
-            ? [](const nn::Site&) { return false; }
-            : matcher(targets.exclude, model, typed ? "--exclude" : "adapter_config.json: exclude_modules");
-    const auto layers = parse_layers(targets.layers, model.shape().layers);
+std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const TargetWords& words) {
+    const auto wanted = matcher(targets.modules, model, words.modules, true);
+    const auto excluded = targets.exclude.empty()
+                              ? [](const nn::Site&) { return false; }
+                              : matcher(targets.exclude, model, words.exclude, words.must_exclude);
+    const auto layers = parse_layers(targets.layers, model.shape().layers, words.layers);
     std::vector<nn::Site*> sites;
     for (auto& site : model.sites()) {
         const bool layer_fits = targets.layers.empty() || (site.layer >= 0 && layers.contains(site.layer));
         if (layer_fits && wanted(site) && !excluded(site)) sites.push_back(&site);
     }
-    if (sites.empty()) {
-        const auto known = names_of(model);
-        fail(ErrorKind::usage, "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
-             targets_name, targets.modules, model.shape().architecture, did_you_mean(targets.modules, known),
+    if (sites.empty())
+        fail(ErrorKind::usage, "{}: \"{}\" leaves no linear layer{}{}; layers here end in {}", words.modules,
+             printable(targets.modules, kShownPattern),
+             targets.exclude.empty() ? "" : fmt::format(" without {}", words.exclude),
+             targets.layers.empty() ? "" : fmt::format(" in {} {}", words.layers, targets.layers),
              last_parts(model));
-    }
     return sites;
 }
 
-std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model) {
+std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
+                                        const TargetWords& words) {
     std::vector<std::string> tensors;
     for (const auto& module : modules) {
         std::vector<std::string> paths, found;
@@ -171,9 +188,12 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
                     break;
                 }
             }
-        if (found.empty())
-            fail(ErrorKind::usage, "--modules-to-save: the model has no module \"{}\"{}", module,
-                 did_you_mean(module, paths));
+        if (found.empty()) {
+            std::vector<std::string> names = paths;
+            for (const auto& path : paths) names.push_back(last_part(path));
+            fail(ErrorKind::usage, "{}: the model has no module \"{}\"{}", words.modules_to_save,
+                 printable(module, kShownPattern), did_you_mean(module, names));
+        }
         for (const auto& name : found)  // PEFT writes lists in which modules repeat
             if (std::find(tensors.begin(), tensors.end(), name) == tensors.end()) tensors.push_back(name);
     }

@@ -24,17 +24,29 @@ struct Targets {
 // which the last is its output. -1 outside of blocks.
 int64_t place_in_block(const nn::Site& site, const nn::Model& model);
 
-// Who named the targets, for messages.
-enum class TargetsFrom { command_line, adapter_file };
+// What messages call the choices, by where they were made.
+struct TargetWords {
+    const char *modules, *exclude, *layers, *modules_to_save;
+    bool must_exclude;  // an exclusion that matches nothing is an error, as PEFT's file it does no harm
+};
+inline constexpr TargetWords kTypedTargets = {"--targets", "--exclude", "--layers", "--modules-to-save",
+                                              true};
+inline constexpr TargetWords kSavedTargets = {
+    "adapter_config.json: target_modules", "adapter_config.json: exclude_modules",
+    "adapter_config.json: layers_to_transform", "adapter_config.json: modules_to_save", false};
+
+inline constexpr size_t kShownPattern = 120;  // bytes of an expression in a message
 
 // The chosen sites in the model's order. An expression that matches nothing is an error with the nearest
-// names; so is a listed name that matches nothing.
+// names, so is a listed name that matches nothing, and so is a regular expression of more than 1,000
+// characters.
 std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
-                              TargetsFrom from = TargetsFrom::command_line);
+                              const TargetWords& words = kTypedTargets);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.
-std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model);
+std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
+                                        const TargetWords& words = kTypedTargets);
 
 // PEFT's keys target_modules, exclude_modules and layers_to_transform.
 void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config);

@@ -133,6 +133,7 @@ BertEncoder::BertEncoder(const io::Checkpoint& checkpoint, const LoadOptions& op
               .vocab_size = config_.vocab_size,
               .max_positions = config_.max_positions - first_position,
               .classes = head_classes(checkpoint, options),
+              .token_types = config_.type_vocab_size,
               .causal = false};
     dtype_ = options.dtype;
     Weights weights(*this, checkpoint, prefix, options.seed);
@@ -199,12 +200,12 @@ BertConfig BertConfig::from(const io::JsonObject& config) {
     BertConfig result{
         .vocab_size = positive(config, "vocab_size"),
         .hidden_size = positive(config, "hidden_size"),
-        .layers = positive(config, "num_hidden_layers"),
+        .layers = positive(config, "num_hidden_layers", kMostLayers),
         .heads = positive(config, "num_attention_heads"),
         .intermediate_size = positive(config, "intermediate_size"),
         .max_positions = positive(config, "max_position_embeddings"),
-        .type_vocab_size = config.get_or<int64_t>("type_vocab_size", 2),
-        .layer_norm_eps = config.get_or<double>("layer_norm_eps", 1e-12),
+        .type_vocab_size = positive_or(config, "type_vocab_size", 2),
+        .layer_norm_eps = positive_number(config, "layer_norm_eps", 1e-12),
         .hidden_dropout = probability(config, "hidden_dropout_prob", 0.1),
         .attention_dropout = probability(config, "attention_probs_dropout_prob", 0.1),
         .classifier_dropout = 0,

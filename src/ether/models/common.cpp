@@ -41,14 +41,21 @@ Tensor with_extra(const Tensor& extra, const Tensor& x, const Tensor& offsets) {
 
 }  // namespace
 
-int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback) {
-    return config.has(key) ? positive(config, key) : fallback;
+int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback, int64_t most) {
+    return config.has(key) ? positive(config, key, most) : fallback;
 }
 
-int64_t positive(const io::JsonObject& config, const char* key) {
+int64_t positive(const io::JsonObject& config, const char* key, int64_t most) {
     const auto value = config.get<int64_t>(key);
-    if (value <= 0 || value > (int64_t{1} << 31))
-        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected a positive size", config.name(), key, value);
+    if (value <= 0 || value > most)
+        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected 1 to {}", config.name(), key, value, most);
+    return value;
+}
+
+double positive_number(const io::JsonObject& config, const char* key, std::optional<double> fallback) {
+    const auto value = fallback ? config.get_or<double>(key, *fallback) : config.get<double>(key);
+    if (!(value > 0))
+        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected a number above 0", config.name(), key, value);
     return value;
 }
 

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "ether/io/json_reader.h"
@@ -12,9 +13,15 @@
 
 namespace ether::models {
 
-// A required integer > 0.
-int64_t positive(const io::JsonObject& config, const char* key);
-int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback);
+// Bounds of what is allocated before a weight's shape confirms it; no model comes near.
+inline constexpr int64_t kMostLayers = 1 << 16, kWidestHead = 1 << 16;
+
+// A required integer from 1 to `most`.
+int64_t positive(const io::JsonObject& config, const char* key, int64_t most = int64_t{1} << 31);
+int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback,
+                    int64_t most = int64_t{1} << 31);
+// A number > 0, required unless there is a fallback.
+double positive_number(const io::JsonObject& config, const char* key, std::optional<double> fallback = {});
 // A number in [0, 1).
 double probability(const io::JsonObject& config, const char* key, double fallback);
 // An error that names both keys unless divisor divides value.

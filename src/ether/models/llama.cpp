@@ -196,8 +196,8 @@ std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head
     auto text = [&](const char* name) {
         return scaling ? scaling->get_or<std::string>(name, "") : std::string();
     };
-    const double theta = scaling && scaling->has("rope_theta") ? scaling->get<double>("rope_theta")
-                                                               : config.get_or<double>("rope_theta", 10000.0);
+    const bool own_theta = scaling && scaling->has("rope_theta");
+    const double theta = positive_number(own_theta ? *scaling : config, "rope_theta", 10000.0);
     std::string kind = text("rope_type").empty() ? text("type") : text("rope_type");
     if (kind.empty()) kind = "default";
     std::vector<float> frequencies;
@@ -208,7 +208,7 @@ std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head
     if (kind != "linear" && kind != "llama3")
         fail(ErrorKind::model, "{}: rope scaling \"{}\" is not supported; known: default, linear, llama3",
              config.name(), kind);
-    const double factor = scaling->get<double>("factor");
+    const double factor = positive_number(*scaling, "factor");
     if (kind == "linear") {
         for (auto& f : frequencies) f = static_cast<float>(f / factor);
         return frequencies;
@@ -252,18 +252,18 @@ LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
     result.vocab_size = positive(config, "vocab_size");
     result.hidden_size = positive(config, "hidden_size");
     result.intermediate_size = positive(config, "intermediate_size");
-    result.layers = positive(config, "num_hidden_layers");
+    result.layers = positive(config, "num_hidden_layers", kMostLayers);
     result.heads = positive(config, "num_attention_heads");
     result.kv_heads = positive_or(config, "num_key_value_heads", result.heads);
     divides(config, "num_key_value_heads", result.kv_heads, "num_attention_heads", result.heads);
     if (!config.has("head_dim"))
         divides(config, "num_attention_heads", result.heads, "hidden_size", result.hidden_size);
-    result.head_dim = positive_or(config, "head_dim", result.hidden_size / result.heads);
+    result.head_dim = positive_or(config, "head_dim", result.hidden_size / result.heads, kWidestHead);
     if (result.head_dim % 2 != 0)
         fail(ErrorKind::model, "{}: heads are {} wide, but rotary positions need an even width",
              config.name(), result.head_dim);
     result.max_positions = positive(config, "max_position_embeddings");
-    result.rms_norm_eps = config.get_or<double>("rms_norm_eps", 1e-6);
+    result.rms_norm_eps = positive_number(config, "rms_norm_eps", 1e-6);
     result.initializer_range = config.get_or<double>("initializer_range", 0.02);
     result.attention_dropout = probability(config, "attention_dropout", 0);
     const bool bias = config.get_or<bool>("attention_bias", false), qwen2 = result.model_type == "qwen2";

@@ -11,6 +11,7 @@
 #include "ether/models/bert.h"
 #include "ether/models/llama.h"
 #include "ether/models/roberta.h"
+#include "ether/nn/weights.h"
 
 namespace ether::models {
 namespace {
@@ -89,7 +90,11 @@ at::ScalarType stored_dtype(const io::Checkpoint& checkpoint) {
 std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint) {
     const auto head = std::string(architecture_of(checkpoint).classifier) + ".weight";
     if (!checkpoint.contains(head)) return std::nullopt;
-    return checkpoint.info(head).shape.at(0);
+    const auto& shape = checkpoint.info(head).shape;
+    if (shape.size() != 2 || shape[0] == 0)
+        fail(ErrorKind::model, "{}: tensor \"{}\" has shape {}, expected (classes, width)",
+             checkpoint.path().string(), head, nn::shape_text(shape));
+    return shape[0];
 }
 
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {

@@ -1,8 +1,10 @@
 #include "ether/nn/model.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/aminmax.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "ether/core/error.h"
@@ -47,6 +49,18 @@ std::vector<std::string> Model::module_tensors(const std::string& module) const 
     for (const auto& [name, slots] : slots_)
         if (name.starts_with(module + ".")) names.push_back(name);
     return names;
+}
+
+void Model::check_finite(const std::string& folder) const {
+    for (const auto& [name, slots] : slots_) {
+        if (slots.front()->numel() == 0) continue;
+        // Both are NaN where one value is, and neither takes a copy of the tensor, as isfinite does.
+        const auto [lowest, highest] = at::aminmax(*slots.front());
+        if (!std::isfinite(lowest.item<double>()) || !std::isfinite(highest.item<double>()))
+            fail(ErrorKind::numeric,
+                 "{}: tensor \"{}\" holds NaN or infinity; the model file is damaged, download it again",
+                 folder, name);
+    }
 }
 
 bool Model::can_checkpoint_blocks() const {

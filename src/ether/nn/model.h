@@ -51,6 +51,7 @@ struct ModelShape {
     Head head = Head::causal_lm;
     int64_t hidden_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate_size = 0;
     int64_t vocab_size = 0, max_positions = 0, classes = 0;
+    int64_t token_types = 0;  // 0: they are not read
     bool causal = true;
 };
 
@@ -87,6 +88,8 @@ class Model {
     // default.
     const std::vector<std::string>& new_modules() const { return new_modules_; }
     std::vector<std::string> module_tensors(const std::string& module) const;
+    // Reads all weights; NaN or infinity is an error that names `folder` and the tensor.
+    void check_finite(const std::string& folder) const;
 
     // Not where a point is set: nobody knows what its function trains.
     bool can_checkpoint_blocks() const;

@@ -41,7 +41,7 @@ void Weights::load(at::Tensor* slot, const std::string& name, at::IntArrayRef sh
         fail(ErrorKind::model,
              "{}: tensor \"{}\" {} is missing; the folder holds another architecture or is incomplete",
              checkpoint_.path().string(), name, shape_text(shape));
-    const auto tensor = checkpoint_.tensor(*stored);
+    const auto tensor = checkpoint_.weight(*stored);
     if (tensor.sizes() != shape)
         fail(ErrorKind::model, "{}: tensor \"{}\" has shape {}, but config.json asks for {}",
              checkpoint_.path().string(), *stored, shape_text(tensor.sizes()), shape_text(shape));

@@ -15,6 +15,12 @@ namespace ether::tasks {
 
 const std::vector<std::string> kTaskNames = {"classify", "causal-lm"};
 
+text::EmbeddingRows embedding_rows(const nn::ModelShape& shape) {
+    text::EmbeddingRows rows{.ids = shape.vocab_size};
+    if (shape.token_types) rows.types = shape.token_types;
+    return rows;
+}
+
 void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences, int64_t batch,
                     data::LabelType labels, const std::function<at::Tensor(const nn::Pass&)>& compute,
                     const std::function<void(const data::Batch&, const at::Tensor&)>& consume) {
@@ -51,8 +57,8 @@ std::unique_ptr<Task> task_from(const io::JsonObject& description) {
     if (name == "causal-lm") return std::make_unique<CausalLm>();
     if (name == "regression") return std::make_unique<Regression>();
     if (name == "classify")
-        return std::make_unique<Classification>(
-            data::LabelSet::from_names(description.get<std::vector<std::string>>("labels")));
+        return std::make_unique<Classification>(data::LabelSet::from_names(
+            description.get<std::vector<std::string>>("labels"), description.name()));
     fail(ErrorKind::adapter, "{}: task \"{}\" is not known; expected classify, regression or causal-lm",
          description.name(), name);
 }

@@ -32,6 +32,9 @@ using Scores = std::map<std::string, double>;  // e.g. {"accuracy", 0.8}, always
 // Where nothing else is asked for, and the model has as many positions.
 inline constexpr int64_t kDefaultMaxLength = 512;
 
+// For a tokenizer to be checked against.
+text::EmbeddingRows embedding_rows(const nn::ModelShape& shape);
+
 struct TextOptions {
     int64_t max_length =
         0;  // tokens, special ones included; longer texts are cut (classify) or split (causal-lm)

@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 
 std::optional<io::JsonObject> load_if_there(const fs::path& path) {
-    if (!fs::exists(path)) return std::nullopt;
+    if (!io::has_entry(path)) return std::nullopt;
     return io::JsonObject::load(path);
 }
 
@@ -32,7 +32,7 @@ std::string special_token(const std::optional<io::JsonObject>& config, const std
 std::optional<std::string> find_chat_template(const fs::path& folder,
                                               const std::optional<io::JsonObject>& config) {
     const fs::path file = folder / "chat_template.jinja";
-    if (fs::exists(file)) return io::read_text_file(file);
+    if (io::has_entry(file)) return io::read_text_file(file);
     if (!config || !config->has("chat_template")) return std::nullopt;
     const auto& value = config->document().at("chat_template");
     if (!value.is_array()) return config->get<std::string>("chat_template");
@@ -54,13 +54,19 @@ std::vector<EtherText> borrow_all(std::span<const std::string> texts) {
 
 void Tokenizer::Free::operator()(EtherTokenizer* handle) const { ether_tokenizer_free(handle); }
 
-Tokenizer Tokenizer::load(const fs::path& model_dir) {
+Tokenizer Tokenizer::load(const fs::path& model_dir, const EmbeddingRows& rows) {
     const fs::path path = model_dir / "tokenizer.json";
+    if (!io::has_entry(path))
+        fail(ErrorKind::model,
+             "{0}: holds no tokenizer.json; where it has a tokenizer's other files: python -c \"from "
+             "transformers import AutoTokenizer; "
+             "AutoTokenizer.from_pretrained('{0}').save_pretrained('{0}')\"",
+             model_dir.string());
     const auto config = load_if_there(model_dir / "tokenizer_config.json");
     const bool truncate_left = config && config->get_or<std::string>("truncation_side", "right") == "left";
     const std::string json = io::read_text_file(path);
 
-    Tokenizer tokenizer(path.string());
+    Tokenizer tokenizer(path.string(), rows);
     EtherString error{};
     tokenizer.handle_.reset(
         ether_tokenizer_load(borrow(json), static_cast<size_t>(num_threads()), truncate_left, &error));
@@ -76,6 +82,11 @@ Tokenizer Tokenizer::load(const fs::path& model_dir) {
     tokenizer.pad_token_ = special("pad_token");
     tokenizer.bos_token_ = special("bos_token");
     tokenizer.chat_template_ = find_chat_template(model_dir, config);
+    if (tokenizer.vocab_size() > rows.ids)
+        fail(ErrorKind::model,
+             "{}: has {} tokens, but the model's embedding only {}; they do not belong together",
+             tokenizer.name_, tokenizer.vocab_size(), rows.ids);
+    if (const auto eos = tokenizer.eos_id()) tokenizer.check_fits({{*eos}}, rows.ids, "token id");
     return tokenizer;
 }
 
@@ -102,8 +113,18 @@ std::vector<Encoding> Tokenizer::encode_batch(std::span<const std::string> texts
         out[i].ids.assign(encoded.ids + begin, encoded.ids + end);
         out[i].type_ids.assign(encoded.type_ids + begin, encoded.type_ids + end);
         out[i].truncated = encoded.truncated[i];
+        check_fits(out[i].ids, rows_.ids, "token id");
+        check_fits(out[i].type_ids, rows_.types, "token type");
     }
     return out;
+}
+
+void Tokenizer::check_fits(std::span<const int64_t> values, int64_t rows, const char* what) const {
+    for (const int64_t value : values)
+        if (value >= rows)
+            fail(ErrorKind::model,
+                 "{}: gives the {} {}, but the model's embedding has only {}; they do not belong together",
+                 name_, what, value, rows);
 }
 
 std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) const {

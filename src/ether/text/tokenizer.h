@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,11 +20,17 @@ struct Encoding {
     bool truncated = false;
 };
 
+// What a model has embeddings for: ids and types from 0 to one less.
+struct EmbeddingRows {
+    int64_t ids = std::numeric_limits<int64_t>::max(), types = std::numeric_limits<int64_t>::max();
+};
+
 class Tokenizer {
   public:
     // Reads tokenizer.json, and for special tokens and the chat template tokenizer_config.json,
-    // special_tokens_map.json and chat_template.jinja where they exist.
-    static Tokenizer load(const std::filesystem::path& model_dir);
+    // special_tokens_map.json and chat_template.jinja where they exist. A tokenizer that does not fit the
+    // rows is an error here, or in encode_batch where it is ids and types themselves that go beyond.
+    static Tokenizer load(const std::filesystem::path& model_dir, const EmbeddingRows& rows = {});
 
     // Encodes each text, or each pair of texts if `pairs` is not empty (then of the same size). Texts are
     // UTF-8 and may hold NULs. max_length counts special tokens; 0 means no limit. A pair that is too long
@@ -51,12 +58,14 @@ class Tokenizer {
         void operator()(EtherTokenizer* handle) const;
     };
 
-    explicit Tokenizer(std::string name) : name_(std::move(name)) {}
+    Tokenizer(std::string name, const EmbeddingRows& rows) : name_(std::move(name)), rows_(rows) {}
+    void check_fits(std::span<const int64_t> values, int64_t rows, const char* what) const;
     std::optional<int64_t> id_of(const std::string& token) const {
         return token.empty() ? std::nullopt : token_id(token);
     }
 
     std::string name_;  // the path of tokenizer.json, for errors
+    EmbeddingRows rows_;
     std::unique_ptr<EtherTokenizer, Free> handle_;
     std::string eos_token_, pad_token_, bos_token_;
     std::optional<std::string> chat_template_;

@@ -22,13 +22,10 @@ struct LargestBatch {
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 
 // Bytes, besides the base weights that are loaded already, for training on micro-batches of that size and
-// evaluating on such batches; with checkpointed activations, the blocks' inputs and one block's values.
-MemoryEstimate estimate_memory(const methods::AdaptedModel& model, const LargestBatch& training,
+// evaluating on such batches; with checkpointed activations, the blocks' inputs and one block's values. Binds
+// the adapter's forms to look at them, and leaves none bound.
+MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
                                const LargestBatch& evaluation, bool checkpoint_activations);
-
-// What this process may still take: the system's available memory, or less where ulimit -v or a control group
-// (a container's limit) says so. Bytes.
-int64_t available_memory();
 
 // Throws, saying what to change, if the estimate is beyond what is available.
 void check_memory(const MemoryEstimate& estimate, int64_t available);

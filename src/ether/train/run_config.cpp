@@ -18,7 +18,7 @@ std::vector<std::string> method_names() {
     return names;
 }
 
-// "ether+ 0.005, ether 0.005, ...": what --lr 0 stands for.
+// "ether+ 0.005, ether 0.005, ..."
 std::string default_rates() {
     std::string text;
     for (const auto& method : methods::all_methods())
@@ -80,8 +80,8 @@ Fields RunConfig::fields() {
          .help = "modules to train whole, besides a new head"},
         {.name = "lr",
          .value = &lr,
-         .help = "learning rate; 0: the method's own: " + default_rates(),
-         .low = 0,
+         .help = "learning rate; not given: the method's own: " + default_rates(),
+         .low = 1e-12,
          .high = 1e3},
         {.name = "head-lr",
          .value = &head_lr,
@@ -183,7 +183,7 @@ methods::AdapterConfig RunConfig::adapter_config() const {
             .seed = static_cast<uint64_t>(seed)};
 }
 
-double RunConfig::learning_rate() const { return lr > 0 ? lr : methods::method_named(method).learning_rate; }
+double RunConfig::learning_rate() const { return lr ? *lr : methods::method_named(method).learning_rate; }
 
 at::ScalarType dtype_named(const std::string& name) {
     if (name == "f32") return at::kFloat;
@@ -208,7 +208,8 @@ std::string quoted(const Field& field) {
 }  // namespace
 
 std::string from_anywhere(const std::string& path) {
-    if (path.empty() || !std::filesystem::exists(path)) return path;
+    std::error_code ignored;  // whoever opens it says what is wrong
+    if (path.empty() || !std::filesystem::exists(path, ignored)) return path;
     return std::filesystem::absolute(path).lexically_normal().string();
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,8 @@ struct RunConfig {
     std::string targets, exclude, layers;
     std::vector<std::string> modules_to_save;
 
-    double lr = 0, head_lr = 5e-3, weight_decay = 0, warmup = 0.03, clip = 1;
+    std::optional<double> lr;  // absent: the method's own
+    double head_lr = 5e-3, weight_decay = 0, warmup = 0.03, clip = 1;
     std::string schedule = "linear";
     double epochs = 2;
     int64_t max_steps = 0, batch = 32, accumulate = 1, max_length = 0;

@@ -45,7 +45,8 @@ bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Tas
     std::sort(sorted.begin(), sorted.end());
     std::sort(wanted.begin(), wanted.end());
     if (sorted != wanted) return false;
-    task = std::make_unique<tasks::Classification>(data::LabelSet::from_names(std::move(own)));
+    task = std::make_unique<tasks::Classification>(
+        data::LabelSet::from_names(std::move(own), checkpoint.config().name()));
     return true;
 }
 
@@ -65,13 +66,6 @@ void remove_leftovers(const fs::path& folder) {
     for (const auto& entry : fs::directory_iterator(folder, ignored))
         if (entry.path().filename().string().find(".tmp-") != std::string::npos)
             fs::remove_all(entry.path(), ignored);
-}
-
-void check_finite_weights(const nn::Model& model) {
-    for (const auto& [name, slots] : model.tensors())
-        if (!slots.front()->isfinite().all().item<bool>())
-            fail(ErrorKind::numeric, "base tensor \"{}\" holds NaN or infinity; the model file is damaged",
-                 name);
 }
 
 // A run that was killed before it had its run.toml leaves empty logs at most; anything else is someone's.
@@ -105,7 +99,6 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
-    const auto tokenizer = text::Tokenizer::load(checkpoint.path());
     auto table = config_.columns;
     table.labels_required = config_.task == "classify";
     const auto examples = data::read_examples(config_.data, table);
@@ -116,12 +109,8 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
                                                  .new_head = !own_head,
                                                  .dtype = dtype_named(config_.dtype),
                                                  .seed = static_cast<uint64_t>(config_.seed)});
-    if (tokenizer.vocab_size() > model->shape().vocab_size)
-        fail(
-            ErrorKind::model,
-            "{}: the tokenizer has {} tokens, but the model's embedding only {}; they do not belong together",
-            config_.model, tokenizer.vocab_size(), model->shape().vocab_size);
-    check_finite_weights(*model);
+    const auto tokenizer = text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->shape()));
+    model->check_finite(checkpoint.path().string());
     const int64_t positions = model->shape().max_positions;
     if (config_.max_length > positions)
         fail(ErrorKind::usage, "--max-length: {} is more than the model's {} positions", config_.max_length,

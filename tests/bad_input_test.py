@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""What is wrong in files and options. Each case ends in one line that says what is wrong and where, an exit code that is
+not 0, and no file that was not there before.
+Usage, in the repository's root: python3 tests/bad_input_test.py build/release/bin/ether [unittest's options]"""
+import concurrent.futures
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+import sys
+import unittest
+from unittest import mock
+
+import program_test
+from program_test import BERT, MODELS, PEFT, ProgramTest, change_tensors, ether, header_file, read_tensors, refusal
+
+QUERY = "bert.encoder.layer.0.attention.self.query"
+
+
+def change_json(file, changes):
+    """Replaces keys; ... removes one."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def link_to_itself(path):
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+    return path
+
+
+def floats(*shape, first=0.0):
+    return ("F32", list(shape), struct.pack("<f", first) + bytes(4 * math.prod(shape) - 4))
+
+
+class BadInput(ProgramTest):
+    def setUp(self):
+        super().setUp()
+        self.made = 0
+        self.data = self.write("data.csv", "text,label\n" + "".join(f"w{4 + i},{i % 3}\n" for i in range(12)))
+
+    def copy(self, source, change):
+        """A folder like `source`, changed."""
+        self.made += 1
+        folder = self.folder / f"copy{self.made}"
+        shutil.copytree(source, folder)
+        change(folder)
+        return folder
+
+    def file(self, name, content):
+        self.made += 1
+        path = self.folder / f"{self.made}-{name}"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def refused(self, *cases):
+        """Runs each case's words, and looks for what is told: a part of the message, or several."""
+        before = sorted(self.folder.rglob("*"))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            runs = [pool.submit(refusal, *words) for told, words in cases]
+        for (told, words), run in zip(cases, runs):
+            with self.subTest(told, words=words):
+                message = run.result()
+                for part in [told] if isinstance(told, str) else told:
+                    self.assertIn(part, message)
+                self.assertLess(len(message), 1000)
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+    def train(self, *words, model=BERT, data=None):
+        return ["train", "--model", model, "--data", data or self.data, "--out", self.folder / "out", "--max-steps", 1, *words]
+
+    def eval(self, model=BERT, adapter=None, data=None):
+        return ["eval", "--model", model, "--data", data or self.data, *(["--adapter", adapter] if adapter else [])]
+
+    def merge(self, model, adapter):
+        return ["merge", "--model", model, "--adapter", adapter, "--out", self.folder / "out"]
+
+
+class Models(BadInput):
+    def test_headers(self):
+        whole = (MODELS / "bert" / "model.safetensors").read_bytes()
+        shape, entry = '{"a":{"dtype":"U8","shape":[%s],"data_offsets":[0,1]}}', '"%s":{"dtype":"U8","shape":[1],"data_offsets":[%s]}'
+        two = lambda *values: header_file("{%s,%s}" % (entry, entry) % values, b"abc")
+        cases = []
+        for told, content in [
+            ("it has 0 bytes, fewer than the 8 of a header's length", b""),
+            ("cut short: its header has ", whole[:400]),
+            ("bytes of data; it is damaged or was cut short", whole[:40000]),
+            ("the tensors end at byte ", whole + b"\0"),
+            ("length would be 9223372036854775808 bytes", header_file("{}", length=1 << 63)),
+            ("length would be 18446744073709551615 bytes", header_file("{}", length=(1 << 64) - 1)),
+            ("found -1 (integer)", header_file(shape % -1)),
+            ("found 9223372036854775808 (integer)", header_file(shape % (1 << 63))),
+            ("[9223372036854775807] has more elements than 64 bits can count", header_file(shape % ((1 << 63) - 1))),
+            ("[4294967296, 4294967296] has more elements", header_file(shape % "4294967296,4294967296")),
+            ('tensor "b": its data start at 0, overlapping the end', two("a", "0,1", "b", "0,1")),
+            ('tensor "b": its data start at 2, leaving a hole', two("a", "0,1", "b", "2,3")),
+            ('key "a" stands twice', two("a", "0,1", "a", "0,1")),
+            ("nested deeper than 64 levels", header_file("[" * 10**6)),
+            ("(header):1:3: not UTF-8: byte 0xff", header_file(b'{"\xff":1}')),
+        ]:
+            model = self.copy(BERT, lambda folder: (folder / "model.safetensors").write_bytes(content))
+            cases.append(([told, f"{model}/model.safetensors"], self.train(model=model)))
+        adapter = self.copy(PEFT / "bert_lora", lambda folder: os.truncate(folder / "adapter_model.safetensors", 3000))
+        self.refused(*cases, (f"{adapter}/adapter_model.safetensors: ", self.merge(BERT, adapter)))
+
+    def test_shards(self):
+        def sharded(changes):
+            def change(folder):
+                (folder / "model.safetensors").rename(folder / "one.safetensors")
+                index = {name: "one.safetensors" for name in read_tensors(folder / "one.safetensors")}
+                (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index | changes}))
+            return self.copy(BERT, change)
+
+        ether("inspect", sharded({}))
+        missing = sharded({"classifier.bias": "two.safetensors"})
+        shutil.copy(MODELS / "bert" / "model.safetensors", self.folder)
+        self.refused(
+            (f"{missing}/two.safetensors: the shard is missing", self.train(model=missing)),
+            ('tensor "ghost" should be in one.safetensors but is not', self.train(model=sharded({"ghost": "one.safetensors"}))),
+            ('key "weight_map.a": expected a string, found 3', self.train(model=sharded({"a": 3}))),
+            *[('tensor "a": expected the name of a file in this folder, found ', self.train(model=sharded({"a": outside})))
+              for outside in ["../model.safetensors", str(self.folder / "model.safetensors"), "..", "", "a\0b"]])
+
+    def test_weights(self):
+        cases = []
+        for told, changes in [
+            (f'"{QUERY}.weight" (32, 32) is missing', {f"{QUERY}.weight": None}),
+            (f'"{QUERY}.weight" has shape (16, 64), but config.json asks for (32, 32)', {f"{QUERY}.weight": floats(16, 64)}),
+            (f'"{QUERY}.weight": its dtype is I8, expected F32,', {f"{QUERY}.weight": ("I8", [32, 32], bytes(1024))}),
+            (f'"{QUERY}.weight": its dtype is F8_E4M3, expected F32,', {f"{QUERY}.weight": ("F8_E4M3", [32, 32], bytes(1024))}),
+            (f'"{QUERY}.weight" holds NaN or infinity', {f"{QUERY}.weight": floats(32, 32, first=math.nan)}),
+            (f'"{QUERY}.bias" holds NaN or infinity', {f"{QUERY}.bias": floats(32, first=-math.inf)}),
+            ('"classifier.weight" has shape (), expected (classes, width)', {"classifier.weight": floats()}),
+            ('"classifier.weight" has shape (0, 32), expected (classes, width)', {"classifier.weight": ("F32", [0, 32], b"")}),
+        ]:
+            model = self.copy(BERT, lambda folder: change_tensors(folder / "model.safetensors", changes))
+            cases += [([told, str(model)], words) for words in [self.train(model=model), self.eval(model)]]
+        self.refused(*cases)
+
+    def test_config(self):
+        models = [(told, self.copy(BERT, lambda folder: change_json(folder / "config.json", changes))) for told, changes in [
+            (': key "hidden_size" is missing, expected an integer', {"hidden_size": ...}),
+            (': key "model_type" is missing, expected a string', {"model_type": ...}),
+            (': key "hidden_size": expected an integer, found "32" (string)', {"hidden_size": "32"}),
+            (': key "hidden_size": expected an integer, found null', {"hidden_size": None}),
+            (': key "hidden_size" is -1, expected 1 to ', {"hidden_size": -1}),
+            (': key "num_hidden_layers" is 2147483648, expected 1 to 65536', {"num_hidden_layers": 2**31}),
+            (': key "layer_norm_eps" is -1, expected a number above 0', {"layer_norm_eps": -1}),
+            (': key "id2label.0": expected a string, found 3', {"id2label": {"0": 3}}),
+            (': model_type "gpt9" is not supported; known architectures: bert, llama, mistral, qwen2, qwen3, roberta',
+             {"model_type": "gpt9"}),
+        ]] + [(told, self.copy(BERT, lambda folder: (folder / "config.json").write_bytes(content))) for told, content in [
+            (":1:24: not valid JSON", b'{"model_type": "bert", '), (":1:8: not UTF-8: byte 0xff", b'{"a": "\xff"}'),
+            (": JSON is nested deeper than 64 levels", b"[" * 10**5), (": expected a JSON object, found a list", b"[]"),
+        ]]
+        self.refused(*[(f"{model}/config.json{told}", self.train(model=model)) for told, model in models])
+
+    def test_tokenizers(self):
+        def template(special_id, text_type):
+            return {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+                    "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": text_type}}],
+                    "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [special_id], "tokens": ["[CLS]"]}}}
+
+        def changed(words, processor):
+            tokenizer = json.loads((MODELS / "bert" / "tokenizer.json").read_text())
+            tokenizer["model"]["vocab"] |= words
+            tokenizer["post_processor"] = processor
+            return self.copy(BERT, lambda folder: (folder / "tokenizer.json").write_text(json.dumps(tokenizer)))
+
+        cases = []
+        for told, model in [
+            ("has 49 tokens, but the model's embedding only 48", changed({"w48": 48}, None)),
+            ("gives the token id 100000, but the model's embedding has only 48", changed({"w5": 100000}, None)),
+            ("gives the token id 999, but", changed({}, template(999, 0))),
+            ("gives the token type 9, but the model's embedding has only 2", changed({}, template(1, 9))),
+            ("not a tokenizer that can be read", changed({"w5": -1}, None)),
+        ]:
+            cases += [(f"{model}/tokenizer.json: {told}", words) for words in [self.train(model=model), self.eval(model)]]
+        model = self.copy(BERT, lambda folder: (folder / "tokenizer.json").unlink())
+        told = f"{model}: holds no tokenizer.json; where it has a tokenizer's other files: python -c"
+        self.refused(*cases, (told, self.train(model=model)))
+
+
+class Data(BadInput):
+    def test_tables(self):
+        lines = "".join(json.dumps({"text": f"w{4 + i}", "label": "ab"[i % 2]}) + "\n" for i in range(16))
+        table = "text,label\n" + "".join(f"w{4 + i},{'ab'[i % 2]}\n" for i in range(15))
+        cases = []
+        for name, told, content in [
+            *[(name, ": holds no examples", "") for name in ("a.csv", "a.json")],
+            ("a.csv", ": holds no examples", "text,label\n"),
+            ("a.json", ": holds no examples", "[]"),
+            ("a.jsonl", ":17:25: not valid JSON", lines + '{"text": "w5", "label": \n'),
+            ("a.jsonl", ":17: expected a JSON object, found a list of 2", lines + '["w5", "a"]\n'),
+            ("a.jsonl", ':17: column "text": expected a string, found 3', lines + '{"text": 3, "label": "a"}\n'),
+            ("a.jsonl", ':17: column "label": expected a label, found none', lines + '{"text": "w5", "label": null}\n'),
+            ("a.csv", ":17: found 3 fields where the first row has 2", table + "w5,a,b\n"),
+            ("a.csv", ":17: a quoted field begins here and is never closed", table + '"w5,a\n'),
+            ("a.jsonl", ":17: not UTF-8: byte 0xff", lines.encode() + b'{"text": "\xff", "label": "a"}\n'),
+            ("a.jsonl", ":17: JSON is nested deeper than 64 levels", lines + "[" * 10**5 + "\n"),
+            ("a.csv", ':1: no column "text"; the columns are "txt", "label"; did you mean "txt"?', table.replace("text", "txt")),
+            ("a.jsonl", ':1: no column "label"; the columns are "lable", "text"; did', lines.replace("label", "lable")),
+            ("a.csv", ':1: no column "text"; the columns are "c0", "c1", ', ",".join(f"c{i}" for i in range(1000)) + "\n"),
+            ("a.csv", ":17: found a NUL byte; expected UTF-8 text", table + "w\0,a\n"),
+            ("a.jsonl", ":17:12: not valid JSON: a NUL byte", lines + '{"text":"w5\0", "label": "a"}\n'),
+            ("a.jsonl", ":17:1: not valid JSON", lines + "x" * 10**6 + "\n"),
+            ("a.csv", ":17: found 1000001 fields where the first row has 2", table + "," * 10**6 + "\n"),
+            ("a.csv", ': expected two or more different labels, found only "a"', "text,label\nw5,a\nw6,a\n"),
+            ("a.csv", ':3: column "label": found an integer, but on line 2 a string', "text,label\nw5,a\nw6,1\n"),
+        ]:
+            file = self.file(name, content)
+            cases.append((f"{file}{told}", self.train(data=file)))
+        self.refused(*cases, (':1: no column "second"; the columns are "text", "label"', self.train("--pair-column", "second")))
+
+    def test_labels_to_judge_by(self):
+        data = self.file("train.csv", "text,label\nw5,a\nw6,b\n")
+        unknown, empty = self.file("dev.csv", "text,label\nw5,a\nw6,B\n"), self.file("dev.csv", "")
+        self.refused(
+            (f'{unknown}:3: unknown label "B"; the 2 labels are a, b; did you mean "b"?', self.train("--eval-data", unknown, data=data)),
+            (f"{empty}: holds no examples", self.train("--eval-data", empty, data=data)),
+            (f'{unknown}:2: unknown label "a"; the 3 labels are LABEL_0, LABEL_1, LABEL_2', self.eval(data=unknown)))
+        # A class without an example to judge by makes no score a NaN.
+        judge = self.file("dev.csv", "text,label\nw5,a\nw6,a\n")
+        ether(*self.train("--eval-data", judge, data=data))
+        scores = json.loads(ether(*self.eval(adapter=self.folder / "out", data=judge), "--json"))
+        self.assertTrue(all(map(math.isfinite, scores.values())), scores)
+
+    def test_texts_that_are_strange_but_right(self):
+        texts = ["w5\0 w6", "w5 " * 350000, "w" * 10**6, ""]
+        file = self.file("a.jsonl", "".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)))
+        ether(*self.train(data=file))
+        self.assertEqual(ether("predict", "--model", BERT, "--input", file).count("\n"), len(texts))
+
+
+class Options(BadInput):
+    def test_numbers(self):
+        self.refused(
+            *[(f"--lr: {told} is out of range, expected 1e-12 to 1000", self.train("--lr", value))
+              for value, told in {"0": "0", "-1": "-1", "1e30": "1e+30", "nan": "nan", "inf": "inf"}.items()],
+            ("--lr: 0 is out of range", self.train("--config", self.file("own.toml", "lr = 0\n"))),
+            ('--lr: expected a number, got "fast"', self.train("--lr", "fast")),
+            ("--head-lr: nan is out of range", self.train("--head-lr", "nan")),
+            ("--batch: 0 is out of range, expected 1 to ", self.train("--batch", 0)),
+            ("--batch: expected an integer, got \"2.5\"", self.train("--batch", "2.5")),
+            ("--batch: 0 is out of range, expected 1 to ", [*self.eval(), "--batch", 0]),
+            ("--max-length: 17 is more than the model's 16 positions", self.train("--max-length", 17)),
+            ("--max-length: -1 is out of range", self.train("--max-length", -1)),
+            (f"--blocks: 5 does not divide the input width 32 of {QUERY}; choose a divisor", self.train("--blocks", 5)))
+
+    def test_patterns_that_match_nothing(self):
+        known = "classifier, dense, key, query, value"
+        self.refused(*[(told, self.train(*words)) for told, words in [
+            (f'--targets: no linear layer is named "valeu"; names here: {known}', ["--targets", "query,valeu"]),
+            (f'--targets: ".*qury" matches no linear layer of this bert model; layers here end in {known}', ["--targets", ".*qury"]),
+            ('--exclude: ".*qury" matches no linear layer of this bert model', ["--exclude", ".*qury"]),
+            (f'--targets: "all-linear" leaves no linear layer without --exclude; layers here end in {known}', ["--exclude", ".*"]),
+            ("--layers: 7 is not within 0-1, the model's blocks", ["--layers", "7"]),
+            ('--modules-to-save: the model has no module "poler"; did you mean "pooler"?', ["--modules-to-save", "poler"]),
+            ('--targets: "(query" is not a regular expression', ["--targets", "(query"]),
+        ]])
+
+
+class Adapters(BadInput):
+    def setUp(self):
+        super().setUp()
+        ether(*self.train("--method", "lora", "--targets", "query"))
+        self.adapter = (self.folder / "out").rename(self.folder / "adapter")
+
+    def test_for_another_model(self):
+        other = MODELS / "bert_bare"
+        told = f"{self.adapter}: the adapter was trained on another base model than {other}"
+        self.refused((told, self.eval(other, self.adapter)), (told, self.merge(other, self.adapter)),
+                     (f"{self.adapter}: adapter_config.json: target_modules: no linear layer is named",
+                      [*self.eval(MODELS / "llama_classifier", self.adapter), "--force"]))
+
+    def test_configurations(self):
+        cases = []
+        for told, changes in [
+            ('key "peft_type": expected a string, found 3', {"peft_type": 3}),
+            ('key "peft_type" is missing', {"peft_type": ...}),
+            ('peft_type "A\\x0aB" is not known; known: ETHER_PLUS, ETHER, LORA, IA3, FULL, HEAD', {"peft_type": "A\nB"}),
+            ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
+            ('key "r" has the value 0', {"r": 0}),
+            (f'tensor "base_model.model.{QUERY}.lora_A.weight" has shape (8, 32), but this model and configuration need (16, 32)', {"r": 16}),
+            ('target_modules: no linear layer is named "qury"; names here: ', {"target_modules": ["qury"]}),
+            ("layers_to_transform: 9 is not within 0-1", {"layers_to_transform": 9}),
+            ('modules_to_save: the model has no module "poler"; did you mean', {"modules_to_save": ["poler"]}),
+            # Expressions that would end in a full stack, or in years.
+            ("target_modules: the regular expression has 200001 characters, more than 1000",
+             {"target_modules": "(" * 10**5 + "q" + ")" * 10**5}),
+            ('target_modules: "([a-z._0-9]+)*!" matches no linear layer', {"target_modules": "([a-z._0-9]+)*!"}),
+        ]:
+            adapter = self.copy(self.adapter, lambda folder: change_json(folder / "adapter_config.json", changes))
+            cases.append(([f"{adapter}: ", told], self.eval(adapter=adapter)))
+        for told, changes in [
+            ('key "labels": expected a list of strings, found a list of 3', {"labels": [1, 2, 3]}),
+            ('two classes are called "a"', {"labels": ["a", "a", "b"]}),
+            ('task "dance" is not known; expected classify, regression or causal-lm', {"task": "dance"}),
+            ("max_length 99 does not fit the model's 16 positions", {"max_length": 99}),
+        ]:
+            adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", changes))
+            cases.append((f"{adapter}/ether.json: {told}", self.eval(adapter=adapter)))
+        self.refused(*cases)
+
+    def test_tensors(self):
+        name, cases = f"base_model.model.{QUERY}.lora_A.weight", []
+        for told, changes in [
+            (f': the adapter lacks the tensor "{name}" (8, 32)', {name: None}),
+            (f': adapter tensor "{name}" has shape (32, 8)', {name: floats(32, 8)}),
+            (f': adapter tensor "{name}" holds NaN or infinity', {name: floats(8, 32, first=math.nan)}),
+            (f'/adapter_model.safetensors: tensor "{name}": its dtype is I8, expected', {name: ("I8", [8, 32], bytes(256))}),
+            (': adapter tensor "ghost\\x0a" (1) fits nothing in this model', {"ghost\n": floats(1)}),
+            (': adapter tensor "base_model.model.classifier.weight" has shape ()', {"base_model.model.classifier.weight": floats()}),
+        ]:
+            adapter = self.copy(self.adapter, lambda folder: change_tensors(folder / "adapter_model.safetensors", changes))
+            cases.append((f"{adapter}{told}", self.merge(BERT, adapter)))
+        self.refused(*cases)
+
+
+class Paths(BadInput):
+    def test_loops_of_links(self):
+        loop, told = link_to_itself(self.folder / "loop.csv"), ": Too many levels of symbolic links"
+        cases = [([str(loop), told], words) for words in [
+            self.train(model=loop), self.train(data=loop), self.train("--eval-data", loop), self.train("--out", loop),
+            self.train("--out", loop / "a"), ["train", "--resume", loop], ["train", "--config", loop], ["inspect", loop],
+            self.eval(adapter=loop), ["predict", "--model", BERT, "--input", loop]]]
+        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]:
+            model = self.copy(BERT, lambda folder: link_to_itself(folder / name))
+            cases.append((f"{model}/{name}: cannot open{told}", self.train(model=model)))
+        for name in ["adapter_config.json", "adapter_model.safetensors"]:
+            adapter = self.copy(PEFT / "bert_lora", lambda folder: link_to_itself(folder / name))
+            cases.append((f"{adapter}/{name}: cannot open{told}", ["inspect", adapter]))
+        self.refused(*cases)
+
+    def test_names_that_lead_out_of_the_cache(self):
+        hub = self.folder / "hub"
+        references = hub / "models--org--name" / "refs"
+        references.mkdir(parents=True)
+        shutil.copytree(BERT, hub / "secret")
+        commits = {"a": "../../secret", "b": str(hub / "secret"), "c": "..", "d": "a\nb"}
+        for name, commit in commits.items():
+            (references / name).write_text(commit)
+        with mock.patch.dict(os.environ, HF_HUB_CACHE=str(hub)):
+            self.refused(*[(f"{references}/{name}: expected a commit hash, found ", ["inspect", f"org/name@{name}"]) for name in commits],
+                         *[("no such folder, and not a hub name", ["inspect", name])
+                           for name in ["org/../secret", "org/name@../../secret", "../hub/secret"]])
+
+
+if __name__ == "__main__":
+    program_test.ETHER = sys.argv.pop(1)
+    unittest.main()
