@@ -18,12 +18,13 @@ struct VbloraOptions : MethodOptions {
 
     Fields fields() override {
         return {
-            rank_field(&rank, "r, the width of A and B"),
-            {.name = "num-vectors",
-             .value = &vectors,
-             .help = "of the shared bank",
+            {.name = "rank",
+             .value = &rank,
+             .help = "r, the width of A and B",
              .low = 1,
-             .high = 1 << 20},
+             .high = 64,
+             .key = "r"},
+            {.name = "num-vectors", .value = &vectors, .help = "of the shared bank", .low = 1, .high = 4096},
             {.name = "vector-length",
              .value = &length,
              .help = "values of a vector; must divide the layers' widths",
