@@ -253,7 +253,7 @@ Method adalora() {
     return {"adalora",
             "ADALORA",
             "LoRA that gives its rank to the layers which need it",
-            2e-3,
+            5e-3,
             true,
             make_options<AdaloraOptions>,
             make_adapter<Adalora, AdaloraOptions>,

@@ -222,8 +222,8 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed, bool from_
             fail(ErrorKind::usage, "{}: every layer that \"{}\" matches is trained whole already",
                  words.modules, printable(targets_.modules, kShownPattern));
     }
-    adapter_ = method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter"),
-                                       from_file});
+    adapter_ =
+        method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter"), from_file});
     for (nn::Site* site : sites_)
         if (adapter_->wants_weight_grad(*site))
             site->weight_grad = [this, site](const at::Tensor& gradient) {

@@ -32,7 +32,7 @@ Method bitfit() {
     return {"bitfit",
             "BITFIT",
             "the model's biases",
-            1e-3,
+            3e-3,
             false,
             make_options<NoOptions>,
             make_adapter<Bitfit, NoOptions>,

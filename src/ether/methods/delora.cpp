@@ -74,7 +74,7 @@ Method delora() {
     return {"delora",
             "DELORA",
             "low-rank additions of unit vectors under a trained bound",
-            1e-3,
+            2e-3,
             true,
             make_options<DeloraOptions>,
             make_adapter<Delora, DeloraOptions>,
