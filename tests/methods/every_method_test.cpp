@@ -41,6 +41,8 @@ const std::vector<Kind>& kinds() {
     static const std::vector<Kind> all = {
         {"ether", {}, kIn, false, 4, {{"blocks", "2"}}},
         {"ether+", {}, 2 * (kIn + kOut), true, 16, {{"side", "output"}}},
+        {"hra", {{"rank", "4"}}, 4 * kIn, true, 4, {{"rank", "3"}, {"apply-gs", "true"}}},
+        {"hra", {{"rank", "3"}, {"apply-gs", "true"}}, 3 * kIn, false, 3, {{"rank", "5"}}},
         {"lora", {{"rank", "3"}}, 3 * (kIn + kOut), true, 3, {{"rslora", "true"}}},
         {"lora",
          {{"rank", "3"}, {"dora", "true"}},

@@ -12,7 +12,7 @@ NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
-PEFT_METHODS = ("lora", "lora dora", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora dora", "hra", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss")
 
 
@@ -30,6 +30,7 @@ def draw_config(method, family, rng):
     config_class, options = {
         "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
+        "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
         "vera": (peft.VeraConfig, dict(r=rank, projection_prng_key=alpha, save_projection=rng.random() < 0.5)),
         "delora": (peft.DeloraConfig, dict(r=rank, delora_lambda=alpha)),
         "adalora": (peft.AdaLoraConfig, dict(init_r=rank, target_r=1, lora_alpha=alpha, total_step=5)),

@@ -7,6 +7,7 @@ namespace ether::methods {
 
 Method ether();
 Method ether_plus();
+Method hra();
 Method lora();
 Method ia3();
 Method red();
