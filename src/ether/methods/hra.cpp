@@ -1,9 +1,9 @@
 // HRA, Householder reflection adaptation (Yuan et al., arXiv 2405.17484): a layer's input goes through a
 // chain of r reflections, W H_1 ... H_r x with H_k = I - 2 u_k u_k^T / |u_k|^2, u (in, r): r in values a
 // layer. Columns start in equal pairs, which cancel out, unless r is odd. With apply_GS the columns are made
-// orthonormal first (Q of u = QR, whose QQ^T is Gram-Schmidt's), and the chain is one sum, I - 2 QQ^T; equal
-// columns have no such Q, so each is drawn by itself there, and the start is not the base. Keys, shapes and
-// defaults as in PEFT's hra tuner, which multiplies the weights instead.
+// orthonormal first (Q of u = QR, Gram-Schmidt's up to signs, which a reflection does not see): the chain is
+// I - 2 QQ^T then. Equal columns have no such Q, so each is drawn by itself there, and the start is not the
+// base. Keys, shapes and defaults as in PEFT's hra tuner, which multiplies the weights instead.
 #include <ATen/ops/linalg_qr.h>
 
 #include <cmath>
@@ -51,16 +51,12 @@ class Hra : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& u = directions_[site];
+        const auto rows = options_.orthonormal ? std::get<0>(at::linalg_qr(u)).t().contiguous()
+                                               : ops::unit(u.t().contiguous());
+        const auto directions = rows.view({u.size(1), 1, 1, u.size(0)}).unbind();
         nn::SiteForms forms;
-        if (options_.orthonormal) {
-            const auto q = std::get<0>(at::linalg_qr(u)).t().contiguous().unsqueeze(1);
-            forms.pre.emplace_back(nn::Rank1{q, q, std::vector<double>(static_cast<size_t>(u.size(1)), -2)});
-            return forms;
-        }
-        const auto unit = ops::unit(u.t().contiguous()).split(1);
-        for (auto direction = unit.rbegin(); direction != unit.rend();
-             ++direction)  // the last one meets x first
-            forms.pre.emplace_back(nn::Rank1{direction->unsqueeze(0), direction->unsqueeze(0), {-2}});
+        for (auto direction = directions.rbegin(); direction != directions.rend(); ++direction)
+            forms.pre.emplace_back(nn::Rank1{*direction, *direction, {-2}});  // the last one meets x first
         return forms;
     }
 
