@@ -172,7 +172,7 @@ class FaultsTest(ProgramTest):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(ended, "no limit was too low")
         shutil.rmtree(self.run_folder)
-        done = within(least + 100, *words[:-1])
+        done = within(least + 50, *words[:-1])  # enough to read all, and far from the 190 MB that are needed
         self.assertRegex(done.stderr.splitlines()[-1], "needs about .* MB are free")
 
     def test_clock_going_backwards(self):
