@@ -256,7 +256,7 @@ class Options(BadInput):
             (f'--targets: no linear layer is named "valeu"; names here: {known}', ["--targets", "query,valeu"]),
             (f'--targets: ".*qury" matches no linear layer of this bert model; layers here end in {known}', ["--targets", ".*qury"]),
             ('--exclude: ".*qury" matches no linear layer of this bert model', ["--exclude", ".*qury"]),
-            (f'--targets: "all-linear" leaves no linear layer without --exclude; layers here end in {known}', ["--exclude", ".*"]),
+            (f'--targets: "all-linear" leaves no linear layer after --exclude; layers here end in {known}', ["--exclude", ".*"]),
             ("--layers: 7 is not within 0-1, the model's blocks", ["--layers", "7"]),
             ('--modules-to-save: the model has no module "poler"; did you mean "pooler"?', ["--modules-to-save", "poler"]),
             ('--targets: "(query" is not a regular expression', ["--targets", "(query"]),

@@ -65,7 +65,7 @@ TEST(Targets, ExcludeAndLayers) {
     EXPECT_EQ(chosen(test::kBert, {.exclude = ".*layer.*"}), Names{"bert.pooler.dense"});
     EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "0-2"}));
     EXPECT_FAILS(usage, "--layers", chosen(test::kLlamaTied, {.layers = "last"}));
-    EXPECT_FAILS(usage, "--targets: \"q_proj\" leaves no linear layer without --exclude in --layers 1;",
+    EXPECT_FAILS(usage, "--targets: \"q_proj\" leaves no linear layer after --exclude in --layers 1;",
                  chosen(test::kLlamaTied, {.modules = "q_proj", .exclude = "q_proj", .layers = "1"}));
 }
 

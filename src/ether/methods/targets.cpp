@@ -168,7 +168,7 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const Ta
     if (sites.empty())
         fail(ErrorKind::usage, "{}: \"{}\" leaves no linear layer{}{}; layers here end in {}", words.modules,
              printable(targets.modules, kShownPattern),
-             targets.exclude.empty() ? "" : fmt::format(" without {}", words.exclude),
+             targets.exclude.empty() ? "" : fmt::format(" after {}", words.exclude),
              targets.layers.empty() ? "" : fmt::format(" in {} {}", words.layers, targets.layers),
              last_parts(model));
     return sites;
