@@ -281,7 +281,7 @@ class Adapters(BadInput):
         for told, changes in [
             ('key "peft_type": expected a string, found 3', {"peft_type": 3}),
             ('key "peft_type" is missing', {"peft_type": ...}),
-            ('peft_type "A\\x0aB" is not known; known: ETHER_PLUS, ETHER, LORA, ', {"peft_type": "A\nB"}),
+            ('peft_type "A\\x0aB" is not known; known: ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
             ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
             ('key "r" has the value 0', {"r": 0}),
             (f'tensor "base_model.model.{QUERY}.lora_A.weight" has shape (8, 32), but this model and configuration need (16, 32)', {"r": 16}),

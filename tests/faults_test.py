@@ -127,6 +127,15 @@ class FaultsTest(ProgramTest):
             self.assertIn("resumed at step", process.stderr.readline() + process.stderr.readline())
             process.kill()
 
+    def test_old_checkpoints_that_a_kill_left(self):
+        """Between the last save and the removal of what is old then."""
+        ether(*self.words())
+        checkpoints = self.run_folder / "checkpoints"
+        kept = sorted(os.listdir(checkpoints))
+        shutil.copytree(checkpoints / kept[0], checkpoints / "step-000000005")
+        ether("train", "--resume", self.run_folder)
+        self.assertEqual(sorted(os.listdir(checkpoints)), kept)
+
     def test_terminal_closed(self):
         with self.long_run() as process:
             process.stderr.close()

@@ -69,7 +69,8 @@ def main():
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][warm:]
     part = max(1, len(rates) // 10)
     speed = statistics.median(rates[-part:]) / statistics.median(rates[:part]) - 1
-    leaked = max(sample[2] for sample in late) - max(sample[2] for sample in early)
+    # Without those that are open for the length of a save.
+    leaked = min(sample[2] for sample in late) - min(sample[2] for sample in early)
     print(f"{options.steps} steps: {median(1, early) / 1e6:.1f} MB after step {warm}, {100 * growth:+.2f}% at the end; "
           f"{leaked:+} file descriptors; speed {100 * speed:+.1f}% from the first tenth to the last")
     if growth >= 0.01 or leaked > 0 or (speed < -0.03 and not options.any_speed):

@@ -132,9 +132,10 @@ std::vector<std::pair<const char*, FixtureModel>> peft_folders() {
         {"llama_head", test::kFixtureModels[2]},
         {"roberta_lora", test::kFixtureModels.back()},
     };
-    for (const char* name : {"bert_lora", "bert_ia3", "bert_dora", "bert_hra", "bert_vera", "bert_delora",
-                             "bert_adalora", "bert_ln_tuning", "bert_loha", "bert_randlora", "bert_vblora",
-                             "bert_fourierft", "bert_miss", "bert_bias_all", "bert_bias_lora_only"})
+    for (const char* name :
+         {"bert_lora", "bert_ia3", "bert_dora", "bert_hra", "bert_oft", "bert_vera", "bert_delora",
+          "bert_adalora", "bert_ln_tuning", "bert_loha", "bert_randlora", "bert_vblora", "bert_fourierft",
+          "bert_miss", "bert_bias_all", "bert_bias_lora_only"})
         folders.emplace_back(name, test::kBert);
     for (const char* name : {"llama_rslora", "llama_tied_head", "llama_ia3", "llama_dora", "llama_hra",
                              "llama_vera", "llama_delora", "llama_adalora", "llama_ln_tuning", "llama_loha",

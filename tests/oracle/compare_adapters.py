@@ -10,9 +10,9 @@ from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, d
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
-SMALL = {"vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
+SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
-PEFT_METHODS = ("lora", "lora dora", "hra", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora dora", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss")
 
 
@@ -31,6 +31,8 @@ def draw_config(method, family, rng):
         "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
         "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
+        "oft": (peft.OFTConfig, dict(oft_block_size=rng.choice([4, 8]), block_share=rng.random() < 0.5,
+                                     use_cayley_neumann=rng.random() < 0.5, num_cayley_neumann_terms=rank)),
         "vera": (peft.VeraConfig, dict(r=rank, projection_prng_key=alpha, save_projection=rng.random() < 0.5)),
         "delora": (peft.DeloraConfig, dict(r=rank, delora_lambda=alpha)),
         "adalora": (peft.AdaLoraConfig, dict(init_r=rank, target_r=1, lora_alpha=alpha, total_step=5)),
@@ -97,6 +99,6 @@ for family in FAMILIES:
             ether_to_peft(method, family, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
-        for method in (*PEFT_METHODS, "ether", "ether+", "lorta", *more, "full", "head"):
+        for method in (*PEFT_METHODS, "ether", "ether+", "naive", "lorta", *more, "full", "head"):
             merged(family, method, rng, folder)
 finish()

@@ -23,10 +23,9 @@ using Walked = std::tuple<size_t, FixtureModel>;  // a method by its place in th
 
 // Defaults that are too large for such models.
 const std::map<std::string, std::map<std::string, std::string>> kSmall = {
-    {"delora", {{"lambda", "1"}}},
-    {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
-    {"fourierft", {{"n-frequency", "64"}}},
-    {"miss", {{"rank", "8"}}},
+    {"oft", {{"block-size", "4"}}},         {"naive", {{"blocks", "4"}}},
+    {"delora", {{"lambda", "1"}}},          {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
+    {"fourierft", {{"n-frequency", "64"}}}, {"miss", {{"rank", "8"}}},
 };
 
 class Walk : public testing::TestWithParam<Walked> {

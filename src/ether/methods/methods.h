@@ -8,6 +8,8 @@ namespace ether::methods {
 Method ether();
 Method ether_plus();
 Method hra();
+Method oft();
+Method naive();
 Method lora();
 Method ia3();
 Method red();

@@ -84,7 +84,12 @@ void RunState::save(const RunProgress& progress, const nn::ParameterStore& param
     io::write_safetensors(folder.path() / "state.safetensors", tensors);
     io::write_file_atomic(folder.path() / io::kRunStateFile, to_json(progress).dump(2) + "\n");
     folder.commit();
-    const auto found = all();
+    remove_old(progress.step, keep);
+}
+
+void RunState::remove_old(int64_t step, int64_t keep) const {
+    auto found = all();
+    std::erase_if(found, [&](const fs::path& folder) { return folder.filename() > name_of(step); });
     for (size_t i = static_cast<size_t>(keep); i < found.size(); ++i) {
         std::error_code ignored;  // an old checkpoint that cannot be removed does no harm
         fs::remove_all(found[i], ignored);

@@ -29,11 +29,13 @@ class RunState {
   public:
     explicit RunState(std::filesystem::path run_folder) : folder_(std::move(run_folder) / "checkpoints") {}
 
-    // Writes step-N and then removes all but the newest `keep`.
+    // Writes step-N, and then removes what is old.
     void save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
               int64_t keep) const;
     // Loads the newest checkpoint that can be read into the given objects; throws if there is none.
     RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer) const;
+    // Removes all but the newest `keep` of those up to a step: later ones could not be read.
+    void remove_old(int64_t step, int64_t keep) const;
     // Removes all checkpoints: a new run begins.
     void clear() const;
     // The newest checkpoint's folder, if any.

@@ -298,6 +298,7 @@ void Trainer::open_folder(RunProgress& progress) {
             "{}: the base model or the data are not what the run began with, so it cannot go on; start a new "
             "run with another --out",
             out.string());
+    state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
     for (auto* callback : callbacks_)
         if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
             callback->resume_log(log->second);

@@ -1,0 +1,153 @@
+// OFT, orthogonal finetuning (Qiu et al., arXiv 2306.07280): a layer's input is rotated block by block, x_i
+// R_i with R = (I - S)(I + S)^-1 for a skew-symmetric S (Cayley), or, PEFT's default, the first terms of (I +
+// S)(I - S)^-1, the opposite rotation (Cayley-Neumann, arXiv 2506.19847): t terms are I + 2S + 2S^2 + ... +
+// 2S^(t-2) + S^(t-1). Trained values: S's upper triangles by rows, (in / b, b (b - 1) / 2), or one for all
+// blocks (block_share). Keys, shapes and defaults as in PEFT's oft tuner.
+#include <ATen/Functions.h>
+
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+
+struct OftOptions : MethodOptions {
+    int64_t blocks = 0, block_size = 32, terms = 5;
+    bool share = false, neumann = true;
+
+    Fields fields() override {
+        return {
+            {.name = "block-size",
+             .value = &block_size,
+             .help = "width of a block; must divide a layer's input",
+             .low = 0,
+             .high = 1 << 16,
+             .key = "oft_block_size"},
+            {.name = "blocks",
+             .value = &blocks,
+             .help = "pieces of a layer's input, in place of --block-size; 0: by that",
+             .low = 0,
+             .high = 1 << 20,
+             .key = "r"},
+            {.name = "block-share", .value = &share, .help = "one rotation for all blocks of a layer"},
+            {.name = "cayley-neumann",
+             .value = &neumann,
+             .help = "a short series in place of the inverse; no longer quite orthogonal",
+             .key = "use_cayley_neumann"},
+            {.name = "cayley-neumann-terms",
+             .value = &terms,
+             .help = "terms of that series",
+             .low = 1,
+             .high = 100,
+             .key = "num_cayley_neumann_terms"},
+        };
+    }
+
+    // As PEFT reads a file's settings: what does not divide the width is moved to the nearest that does.
+    int64_t blocks_of(const nn::Site& site, bool loading) const {
+        const int64_t in = site.linear.in(), wanted = blocks > 0 ? blocks : block_size;
+        if (wanted == 0)
+            fail(ErrorKind::usage, "--block-size and --blocks: both are 0; one must say how {} is divided",
+                 site.name());
+        const int64_t found = loading ? nearest_divisor(in, wanted) : wanted;
+        if (found > in || in % found != 0)
+            fail(ErrorKind::usage,
+                 "--{}: {} does not divide the input width {} of {}; choose a divisor, or leave that layer "
+                 "out of --targets",
+                 blocks > 0 ? "blocks" : "block-size", wanted, in, site.name());
+        return blocks > 0 ? found : in / found;
+    }
+
+  private:
+    static int64_t nearest_divisor(int64_t width, int64_t wanted) {
+        if (wanted >= width) return width;
+        int64_t lower = wanted, higher = wanted;
+        while (width % lower != 0) --lower;
+        while (width % higher != 0) ++higher;
+        return wanted - lower <= higher - wanted ? lower : higher;
+    }
+};
+
+class Oft : public Adapter {
+  public:
+    Oft(const OftOptions& options, const MethodContext& context)
+        : options_(options), rotations_(context.model) {
+        for (const nn::Site* site : context.sites) {
+            const int64_t blocks = options.blocks_of(*site, context.loading),
+                          size = site->linear.in() / blocks;
+            rotations_[*site] = {
+                context.parameters.add(parameter_name(*site, "oft_R.weight"),
+                                       at::zeros({options.share ? 1 : blocks, size * (size - 1) / 2})),
+                blocks, size};
+        }
+    }
+
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+        const auto& [values, blocks, size] = rotations_[site];
+        auto rotation = rotations(values, size);
+        if (options_.share) rotation = rotation.expand({blocks, size, size}).contiguous();
+        nn::SiteForms forms;
+        forms.pre.emplace_back(nn::BlockDiagonal{rotation});
+        return forms;
+    }
+
+    // PEFT wants one of the two numbers alone.
+    void to_config(nlohmann::json& config) const override {
+        if (options_.blocks > 0) config["oft_block_size"] = 0;
+    }
+
+  private:
+    struct Rotations {
+        Tensor values;  // (blocks or 1, size (size - 1) / 2)
+        int64_t blocks, size;
+    };
+
+    // (n, size, size), each to be multiplied by rows from the left.
+    Tensor rotations(const Tensor& values, int64_t size) const {
+        const auto places = at::triu_indices(size, size, 1);
+        const auto triangles = at::zeros({values.size(0), size * size}, values.options())
+                                   .index_copy(1, places[0] * size + places[1], values)
+                                   .view({values.size(0), size, size});
+        const auto skew = triangles - triangles.transpose(1, 2), one = at::eye(size, values.options());
+        if (!options_.neumann) return at::linalg_solve(one + skew, one - skew, /*left=*/false);
+        auto sum = one + at::zeros_like(skew);
+        if (options_.terms < 2) return sum;
+        sum = sum + 2 * skew;
+        if (options_.terms < 3) return sum;
+        auto power = skew.bmm(skew);
+        sum = sum + 2 * power;
+        for (int64_t term = 4; term < options_.terms; ++term) {
+            power = power.bmm(skew);
+            sum = sum + 2 * power;
+        }
+        return sum + power.bmm(skew);
+    }
+
+    const OftOptions options_;
+    BySite<Rotations> rotations_;
+};
+
+// How a new adapter would start, what never acts in PEFT, and a constraint that is off.
+bool ignores(const std::string& key, const nlohmann::json& value) {
+    return key == "init_weights" || key == "module_dropout" || key == "eps" ||
+           (key == "coft" && value == false);
+}
+
+}  // namespace
+
+Method oft() {
+    return {"oft",
+            "OFT",
+            "rotations of a layer's input, block by block",
+            1e-3,
+            true,
+            make_options<OftOptions>,
+            make_adapter<Oft, OftOptions>,
+            ignores};
+}
+
+}  // namespace ether::methods
