@@ -210,8 +210,7 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed, bool from_
                  "{}: \"{}\" is shared by several layers (tied embeddings), so it cannot be trained whole "
                  "beside an adapter; --method full can",
                  words.modules_to_save, name);
-        const auto copy = slots.front()->detach().to(at::kFloat, false, true);
-        model_->replace(name, parameters_.add(name, copy, nn::ParameterGroup::head));
+        train_copy(*model_, parameters_, name, name, nn::ParameterGroup::head);
     }
     if (method_->takes_sites) {
         sites_ = select(targets_, *model_, words);

@@ -14,8 +14,7 @@ class Bitfit : public Adapter {
             if (!name.ends_with(".bias")) continue;
             any = true;
             if (context.parameters.find(name)) continue;  // of a module that is trained whole
-            const auto copy = slots.front()->detach().to(at::kFloat, false, true);
-            context.model.replace(name, context.parameters.add(name, copy));
+            train_copy(context.model, context.parameters, name, name);
         }
         if (!any)
             fail(

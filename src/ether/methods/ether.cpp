@@ -111,12 +111,7 @@ class Ether : public Adapter {
 
     Reflection reflection(const nn::Site& site, const char* axis, const std::string& key, int64_t width,
                           bool plus, const MethodContext& context) const {
-        if (width % options_.blocks != 0)
-            fail(ErrorKind::usage,
-                 "--blocks: {} does not divide the {} width {} of {}; choose a divisor, or leave that "
-                 "layer out of --targets",
-                 options_.blocks, axis, width, site.name());
-        const int64_t size = width / options_.blocks;
+        const int64_t size = divided(site, axis, width, "blocks", options_.blocks);
         // Kaiming-uniform with a = sqrt(5) on (n, d/n), as in the published code.
         const auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
                                context.random.stream(site.name()).stream(key));

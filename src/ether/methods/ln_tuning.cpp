@@ -55,12 +55,9 @@ class LnTuning : public Adapter {
     void train(const std::string& path, const MethodContext& context) {
         for (const char* part : {".weight", ".bias"}) {
             const auto name = path + part;
-            const auto& tensors = context.model.tensors();
-            const auto base = tensors.find(name);
             // One that is trained whole already stays so.
-            if (base == tensors.end() || context.parameters.find(name)) continue;
-            const auto copy = base->second.front()->detach().to(at::kFloat, false, true);
-            context.model.replace(name, context.parameters.add(path + ".ln_tuning_layers" + part, copy));
+            if (!context.model.tensors().contains(name) || context.parameters.find(name)) continue;
+            train_copy(context.model, context.parameters, name, path + ".ln_tuning_layers" + part);
             if (modules_.empty() || modules_.back() != path) modules_.push_back(path);
         }
     }

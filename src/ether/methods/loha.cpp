@@ -18,7 +18,7 @@ struct LohaOptions : MethodOptions {
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width of each of the four factors"),
-            {.name = "alpha", .value = &alpha, .help = "scale: alpha / r", .low = 0, .high = 1e6},
+            alpha_field(&alpha, "alpha"),
         };
     }
 };

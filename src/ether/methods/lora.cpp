@@ -24,16 +24,8 @@ struct LoraOptions : MethodOptions {
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width of A and B"),
-            {.name = "alpha",
-             .value = &alpha,
-             .help = "scale: alpha / r",
-             .low = 0,
-             .high = 1e6,
-             .key = "lora_alpha"},
-            {.name = "rslora",
-             .value = &rslora,
-             .help = "scale by alpha / sqrt(r) instead",
-             .key = "use_rslora"},
+            alpha_field(&alpha, "lora_alpha"),
+            rslora_field(&rslora),
             {.name = "dora",
              .value = &dora,
              .help = "train the norm of each row of W + s B A, too (DoRA)",
@@ -56,9 +48,9 @@ struct LoraSite {
 class Lora : public Adapter {
   public:
     Lora(const LoraOptions& options, const MethodContext& context)
-        : dropout_(options.dropout), sites_(context.model) {
-        const auto rank = static_cast<double>(options.rank);
-        scale_ = options.alpha / (options.rslora ? std::sqrt(rank) : rank);
+        : scale_(lora_scale(options.alpha, options.rank, options.rslora)),
+          dropout_(options.dropout),
+          sites_(context.model) {
         for (const nn::Site* site : context.sites) {
             auto& [a, b, magnitude, squares] = sites_[*site];
             auto add = [&](const char* name, const Tensor& value) {
@@ -96,9 +88,8 @@ class Lora : public Adapter {
             const bool adapted = std::any_of(context.sites.begin(), context.sites.end(),
                                              [&](const nn::Site* site) { return site->name() == module; });
             if (!adapted && !all) continue;
-            context.model.replace(
-                name, context.parameters.add(module + (adapted ? ".base_layer" : "") + suffix,
-                                             slots.front()->detach().to(at::kFloat, false, true)));
+            train_copy(context.model, context.parameters, name,
+                       module + (adapted ? ".base_layer" : "") + suffix);
         }
     }
 

@@ -28,16 +28,8 @@ struct LortaOptions : MethodOptions {
     Fields fields() override {
         return {
             rank_field(&rank, "r, of the tensor of all layers"),
-            {.name = "alpha",
-             .value = &alpha,
-             .help = "scale: alpha / r",
-             .low = 0,
-             .high = 1e6,
-             .key = "lora_alpha"},
-            {.name = "rslora",
-             .value = &rslora,
-             .help = "scale by alpha / sqrt(r) instead",
-             .key = "use_rslora"},
+            alpha_field(&alpha, "lora_alpha"),
+            rslora_field(&rslora),
             {.name = "orientation",
              .value = &orientation,
              .help = "which side of a matrix the heads lie along",
@@ -61,7 +53,7 @@ class Lorta : public Adapter {
     Lorta(const LortaOptions& options, const MethodContext& context)
         : options_(options), shape_(context.model.shape()), matrix_(context.model) {
         const auto r = static_cast<double>(options.rank);
-        scale_ = options.alpha / (options.rslora ? std::sqrt(r) : r);
+        scale_ = lora_scale(options.alpha, options.rank, options.rslora);
         if (options.layout == "litgpt" &&
             (shape_.kv_heads != shape_.heads || options.orientation != "output"))
             fail(ErrorKind::usage,

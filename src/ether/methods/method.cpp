@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "ether/core/error.h"
+
 namespace ether::methods {
 namespace {
 
@@ -33,6 +35,15 @@ Field rank_field(int64_t* rank, const char* help, const char* key) {
     return {.name = "rank", .value = rank, .help = help, .low = 1, .high = 1 << 16, .key = key};
 }
 
+Field alpha_field(double* alpha, const char* key, const char* help) {
+    return {.name = "alpha", .value = alpha, .help = help, .low = 0, .high = 1e6, .key = key};
+}
+
+Field rslora_field(bool* rslora) {
+    return {
+        .name = "rslora", .value = rslora, .help = "scale by alpha / sqrt(r) instead", .key = "use_rslora"};
+}
+
 Field dropout_field(double* dropout, const char* key) {
     return {.name = "dropout",
             .value = dropout,
@@ -40,6 +51,26 @@ Field dropout_field(double* dropout, const char* key) {
             .low = 0,
             .high = 0.99,
             .key = key};
+}
+
+double lora_scale(double alpha, int64_t rank, bool rslora) {
+    const auto r = static_cast<double>(rank);
+    return alpha / (rslora ? std::sqrt(r) : r);
+}
+
+int64_t divided(const nn::Site& site, const char* axis, int64_t width, const char* option, int64_t count) {
+    if (width % count != 0)
+        fail(ErrorKind::usage,
+             "--{}: {} does not divide the {} width {} of {}; choose a divisor, or leave that layer out of "
+             "--targets",
+             option, count, axis, width, site.name());
+    return width / count;
+}
+
+void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::string& tensor,
+                const std::string& name, nn::ParameterGroup group) {
+    const auto copy = model.tensors().at(tensor).front()->detach().to(at::kFloat, false, true);
+    model.replace(tensor, parameters.add(name, copy, group));
 }
 
 }  // namespace ether::methods

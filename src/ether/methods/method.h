@@ -128,6 +128,19 @@ at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random)
 
 // Options that many methods have.
 Field rank_field(int64_t* rank, const char* help, const char* key = "r");
+Field alpha_field(double* alpha, const char* key, const char* help = "scale: alpha / r");
+Field rslora_field(bool* rslora);
 Field dropout_field(double* dropout, const char* key);
+
+// LoRA's scale: alpha / r, or alpha / sqrt(r) (rsLoRA).
+double lora_scale(double alpha, int64_t rank, bool rslora);
+
+// width / count; an error that names the option and the layer where count does not divide it. axis: "input",
+// "output".
+int64_t divided(const nn::Site& site, const char* axis, int64_t width, const char* option, int64_t count);
+
+// Trains a tensor of the base model: a float32 copy in its place, under a name of its own.
+void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::string& tensor,
+                const std::string& name, nn::ParameterGroup group = nn::ParameterGroup::adapter);
 
 }  // namespace ether::methods

@@ -3,7 +3,6 @@
 // values: in^2 / n a layer. There is no published code of it.
 #include <ATen/ops/eye.h>
 
-#include "ether/core/error.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -25,14 +24,9 @@ class Naive : public Adapter {
   public:
     Naive(const NaiveOptions& options, const MethodContext& context) : blocks_(context.model) {
         for (const nn::Site* site : context.sites) {
-            const int64_t in = site->linear.in(), n = options.blocks;
-            if (in % n != 0)
-                fail(ErrorKind::usage,
-                     "--blocks: {} does not divide the input width {} of {}; choose a divisor, or leave that "
-                     "layer out of --targets",
-                     n, in, site->name());
-            blocks_[*site] =
-                context.parameters.add(parameter_name(*site, "naive_n"), at::eye(in / n).repeat({n, 1, 1}));
+            const int64_t size = divided(*site, "input", site->linear.in(), "blocks", options.blocks);
+            blocks_[*site] = context.parameters.add(parameter_name(*site, "naive_n"),
+                                                    at::eye(size).repeat({options.blocks, 1, 1}));
         }
     }
 

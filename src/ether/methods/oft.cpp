@@ -54,12 +54,8 @@ struct OftOptions : MethodOptions {
             fail(ErrorKind::usage, "--block-size and --blocks: both are 0; one must say how {} is divided",
                  site.name());
         const int64_t found = loading ? nearest_divisor(in, wanted) : wanted;
-        if (found > in || in % found != 0)
-            fail(ErrorKind::usage,
-                 "--{}: {} does not divide the input width {} of {}; choose a divisor, or leave that layer "
-                 "out of --targets",
-                 blocks > 0 ? "blocks" : "block-size", wanted, in, site.name());
-        return blocks > 0 ? found : in / found;
+        const int64_t pieces = divided(site, "input", in, blocks > 0 ? "blocks" : "block-size", found);
+        return blocks > 0 ? found : pieces;
     }
 
   private:
@@ -114,17 +110,13 @@ class Oft : public Adapter {
                                    .view({values.size(0), size, size});
         const auto skew = triangles - triangles.transpose(1, 2), one = at::eye(size, values.options());
         if (!options_.neumann) return at::linalg_solve(one + skew, one - skew, /*left=*/false);
-        auto sum = one + at::zeros_like(skew);
-        if (options_.terms < 2) return sum;
-        sum = sum + 2 * skew;
-        if (options_.terms < 3) return sum;
-        auto power = skew.bmm(skew);
-        sum = sum + 2 * power;
-        for (int64_t term = 4; term < options_.terms; ++term) {
-            power = power.bmm(skew);
-            sum = sum + 2 * power;
+        const int64_t last = options_.terms == 3 ? 3 : options_.terms - 1;  // PEFT's three terms are four
+        Tensor sum = one + at::zeros_like(skew), power;
+        for (int64_t k = 1; k <= last; ++k) {
+            power = k == 1 ? skew : power.bmm(skew);
+            sum = sum + (k > 1 && k == last ? 1 : 2) * power;
         }
-        return sum + power.bmm(skew);
+        return sum;
     }
 
     const OftOptions options_;

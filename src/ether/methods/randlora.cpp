@@ -25,12 +25,7 @@ struct RandloraOptions : MethodOptions {
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width of a base; a smaller one trains more values"),
-            {.name = "alpha",
-             .value = &alpha,
-             .help = "scale: alpha / r",
-             .low = 0,
-             .high = 1e6,
-             .key = "randlora_alpha"},
+            alpha_field(&alpha, "randlora_alpha"),
             dropout_field(&dropout, "randlora_dropout"),
         };
     }

@@ -80,12 +80,7 @@ class Vblora : public Adapter {
     };
 
     int64_t pieces(const nn::Site& site, const char* axis, int64_t width) const {
-        if (width % options_.length != 0)
-            fail(ErrorKind::usage,
-                 "--vector-length: {} does not divide the {} width {} of {}; choose a divisor, or leave that "
-                 "layer out of --targets",
-                 options_.length, axis, width, site.name());
-        return width / options_.length;
+        return divided(site, axis, width, "vector-length", options_.length);
     }
 
     // (m, n, vectors) -> (m, n, length).

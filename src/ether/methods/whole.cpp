@@ -25,8 +25,7 @@ Method full() {
             [](const MethodOptions&, const MethodContext& context) {
                 for (const auto& [name, slots] : context.model.tensors()) {
                     if (context.parameters.find(name)) continue;  // a head that is trained anyway
-                    const auto copy = slots.front()->detach().to(at::kFloat, false, true);
-                    context.model.replace(name, context.parameters.add(name, copy, nn::ParameterGroup::base));
+                    train_copy(context.model, context.parameters, name, name, nn::ParameterGroup::base);
                 }
                 return std::make_unique<Adapter>();
             },

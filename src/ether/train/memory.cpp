@@ -48,6 +48,7 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     // products with matrices of the adapter read and make.
     const int64_t block = 8 * shape.hidden_size + 2 * shape.intermediate_size;
     int64_t per_token = shape.layers * block;
+    const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
     for (const auto* site : model.sites()) per_token += kept_by(*site);

@@ -171,13 +171,14 @@ AdamW Trainer::make_optimizer() {
 void Trainer::choose_memory_mode() {
     const auto training = largest_batch(data::lengths_of(training_), config_.batch),
                evaluation = largest_batch(data::lengths_of(evaluation_), config_.eval_batch);
-    const auto estimate = [&](bool checkpoints) {
-        return estimate_memory(*model_, training, evaluation, checkpoints);
-    };
     const int64_t available = available_memory();
-    checkpoints_ =
-        config_.checkpoint_activations || (can_checkpoint(*model_) && estimate(false).total() > available);
-    if (!config_.force) check_memory(estimate(checkpoints_), available);
+    checkpoints_ = config_.checkpoint_activations;
+    auto estimate = estimate_memory(*model_, training, evaluation, checkpoints_);
+    if (!checkpoints_ && can_checkpoint(*model_) && estimate.total() > available) {
+        checkpoints_ = true;
+        estimate = estimate_memory(*model_, training, evaluation, checkpoints_);
+    }
+    if (!config_.force) check_memory(estimate, available);
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
