@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
+#include <rapidcheck/gtest.h>
 
 #include "tensors.h"
 
@@ -19,23 +20,21 @@ LowRank drawn(int64_t out, int64_t in, int64_t rank, uint64_t seed = 1) {
 }
 
 // Of all products of that rank none is nearer: the error is the tail of the dense matrix's singular values.
-TEST(Truncated, IsOptimal) {
-    rc::check([](uint64_t seed) {
-        const int64_t out = *rc::gen::inRange(1, 20), in = *rc::gen::inRange(1, 20),
-                      rank = *rc::gen::inRange(1, 30), kept = *rc::gen::inRange(1, 30);
-        const auto change = drawn(out, in, rank, seed);
-        const auto dense = product(change);
-        const auto [factors, square, lost_square] = truncated(change, kept);
-        RC_ASSERT(factors.rank() == std::min({kept, rank, out, in}));
-        const auto squares = at::linalg_svdvals(dense).square();
-        const int64_t head = std::min(kept, squares.size(0));
-        const double all = squares.sum().item<double>(), scale = std::max(1.0, all),
-                     tail = squares.narrow(0, head, squares.size(0) - head).sum().item<double>();
-        RC_ASSERT(std::abs(square - all) <= 1e-12 * scale);
-        RC_ASSERT(std::abs(lost_square - tail) <= 1e-12 * scale);
-        const double lost = (dense - product(factors)).square().sum().item<double>();
-        RC_ASSERT(std::abs(lost - tail) <= 1e-12 * scale);
-    });
+RC_GTEST_PROP(Truncated, IsOptimal, (uint64_t seed)) {
+    const int64_t out = *rc::gen::inRange(1, 20), in = *rc::gen::inRange(1, 20),
+                  rank = *rc::gen::inRange(1, 30), kept = *rc::gen::inRange(1, 30);
+    const auto change = drawn(out, in, rank, seed);
+    const auto dense = product(change);
+    const auto [factors, square, lost_square] = truncated(change, kept);
+    RC_ASSERT(factors.rank() == std::min({kept, rank, out, in}));
+    const auto squares = at::linalg_svdvals(dense).square();
+    const int64_t head = std::min(kept, squares.size(0));
+    const double all = squares.sum().item<double>(), scale = std::max(1.0, all),
+                 tail = squares.narrow(0, head, squares.size(0) - head).sum().item<double>();
+    RC_ASSERT(std::abs(square - all) <= 1e-12 * scale);
+    RC_ASSERT(std::abs(lost_square - tail) <= 1e-12 * scale);
+    const double lost = (dense - product(factors)).square().sum().item<double>();
+    RC_ASSERT(std::abs(lost - tail) <= 1e-12 * scale);
 }
 
 TEST(Truncated, KeepsAllWhereTheRankSuffices) {
