@@ -133,13 +133,18 @@ std::vector<std::pair<const char*, FixtureModel>> peft_folders() {
         {"roberta_lora", test::kFixtureModels.back()},
     };
     for (const char* name :
-         {"bert_lora", "bert_ia3", "bert_dora", "bert_hra", "bert_oft", "bert_vera", "bert_delora",
-          "bert_adalora", "bert_ln_tuning", "bert_loha", "bert_randlora", "bert_vblora", "bert_fourierft",
-          "bert_miss", "bert_bias_all", "bert_bias_lora_only"})
+         {"bert_lora",           "bert_ia3",    "bert_dora",      "bert_hra",       "bert_oft",
+          "bert_vera",           "bert_delora", "bert_adalora",   "bert_ln_tuning", "bert_loha",
+          "bert_randlora",       "bert_vblora", "bert_fourierft", "bert_miss",      "bert_bias_all",
+          "bert_bias_lora_only", "bert_waveft", "bert_c3a",       "bert_hira",      "bert_road",
+          "bert_gralora",        "bert_lokr",   "bert_shira",     "bert_boft"})
         folders.emplace_back(name, test::kBert);
-    for (const char* name : {"llama_rslora", "llama_tied_head", "llama_ia3", "llama_dora", "llama_hra",
-                             "llama_vera", "llama_delora", "llama_adalora", "llama_ln_tuning", "llama_loha",
-                             "llama_randlora", "llama_vblora", "llama_fourierft", "llama_miss"})
+    for (const char* name :
+         {"llama_rslora",   "llama_tied_head", "llama_ia3",       "llama_dora",      "llama_hra",
+          "llama_vera",     "llama_delora",    "llama_adalora",   "llama_ln_tuning", "llama_loha",
+          "llama_randlora", "llama_vblora",    "llama_fourierft", "llama_miss",      "llama_waveft",
+          "llama_c3a",      "llama_hira",      "llama_road",      "llama_road4",     "llama_gralora",
+          "llama_lokr",     "llama_shira",     "llama_boft",      "llama_oft"})
         folders.emplace_back(name, test::kLlamaTied);
     return folders;
 }

@@ -63,7 +63,8 @@ class AdaptedSites {
     }
     void randomise(uint64_t seed) const {
         for (const auto& parameter : parameters.all())
-            set(parameter.name, normal(parameter.value.sizes(), seed++));
+            if (parameter.value.is_floating_point())  // not places
+                set(parameter.name, normal(parameter.value.sizes(), seed++));
     }
 
     nn::SiteForms forms(size_t site = 0) { return adapter->forms(*sites_.at(site), pass()); }

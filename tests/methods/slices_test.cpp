@@ -116,19 +116,20 @@ TEST_P(Slices, DynamicTuning) {
 class Id3 : public Adapter {
   public:
     explicit Id3(int64_t budget) : budget_(budget) {}
-    bool wants_weight_grad(const nn::Site&) const override { return true; }
+    bool wants_weight_grad(const nn::Site&) override { return true; }
     void weight_grad(const nn::Site& site, const Tensor& gradient) override {
         auto& entries = chosen_[site.index];
         if (entries.values.defined()) return;
-        entries.in = site.linear.in(), entries.out = site.linear.out();
-        entries.indices = std::get<1>(gradient.abs().view({-1}).topk(budget_));
+        const auto indices = std::get<1>(gradient.abs().view({-1}).topk(budget_));
+        entries.patterns = {
+            std::make_shared<ops::SparsePattern>(indices, site.linear.out(), site.linear.in())};
         entries.values = at::zeros({budget_}, gradient.options()).requires_grad_(true);
-        scores[site.index] = gradient.view({-1}).index_select(0, entries.indices);
+        scores[site.index] = gradient.view({-1}).index_select(0, indices);
     }
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         nn::SiteForms forms;
         if (const auto found = chosen_.find(site.index); found != chosen_.end())
-            forms.delta.emplace_back(found->second);
+            forms.delta.push_back({found->second});
         return forms;
     }
     const nn::Overlay& chosen(const nn::Site& site) const { return chosen_.at(site.index); }
@@ -186,7 +187,7 @@ class Lorta : public Adapter {
             heads.narrow(0, 0, count) * matrices[is_value] * layers[site.layer];  // (heads, r)
         const auto out = (factors.unsqueeze(1) * b.t().unsqueeze(0)).reshape({site.linear.out(), a.size(1)});
         nn::SiteForms forms;
-        forms.delta.emplace_back(nn::LowRank{a.t(), out, 2.0});
+        forms.delta.push_back({nn::LowRank{a.t(), out, 2.0}});
         return forms;
     }
     Tensor a, b, heads, matrices, layers;
@@ -207,7 +208,7 @@ TEST_P(Slices, SharedTensor) {
     for (int64_t h = 0; h < shape.kv_heads; ++h)
         d.push_back(
             lorta.a.mm((lorta.heads[h] * lorta.matrices[1] * lorta.layers[value->layer]).diag()).mm(lorta.b));
-    const auto delta = nn::apply_form(lorta.forms(*value, {.batch = batch}).delta.front(), x);
+    const auto delta = nn::apply_chain(lorta.forms(*value, {.batch = batch}).delta.front(), x, {});
     EXPECT_TRUE(near(delta, 2 * x.mm(at::cat(d, 1)), 1e-13));
 }
 

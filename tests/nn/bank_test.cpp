@@ -17,6 +17,12 @@ using test::normal;
 
 constexpr int64_t kWidth = 12, kEntries = 3;
 
+// `count` entries of a square matrix.
+Overlay overlay(uint64_t seed, int64_t width, int64_t count) {
+    const auto places = (normal({width * width}, seed).argsort()).narrow(0, 0, count).contiguous();
+    return {{std::make_shared<ops::SparsePattern>(places, width, width)}, normal({count}, seed + 1)};
+}
+
 std::vector<Form> one_of_each(uint64_t seed) {
     const auto left = normal({2, 3, 4}, seed), right = normal({2, 3, 4}, seed + 1);
     return {Rank1{left, right, {-1, 0.5}},
@@ -24,7 +30,12 @@ std::vector<Form> one_of_each(uint64_t seed) {
             LowRank{normal({5, kWidth}, seed + 2), normal({kWidth, 5}, seed + 3), 0.7},
             Scale{normal({kWidth}, seed + 4)},
             Shift{normal({kWidth}, seed + 5)},
-            BlockDiagonal{normal({4, 3, 3}, seed + 6)}};
+            BlockDiagonal{normal({4, 3, 3}, seed + 6)},
+            BlockDiagonal{normal({1, 3, 3}, seed + 7)},  // one for all pieces
+            Permute{at::arange(kWidth).flip(0)},
+            PairRotate{normal({kWidth}, seed + 8), normal({kWidth}, seed + 9), 3},
+            Dropout{0.5},
+            overlay(seed + 10, kWidth, 5 + static_cast<int64_t>(seed / 100))};  // entries of several sizes
 }
 
 SiteForms as_output(const Form& form) {
@@ -53,15 +64,22 @@ TEST(Bank, EachRowHasItsOwnAdapter) {
 TEST(Bank, GradientsReachEveryEntry) {
     const auto x = normal({5, kWidth}, 1);
     const auto rows = at::tensor({2, 0, 1, 1, 2}, at::kInt);
+    ops::SparsePatterns patterns;
+    for (const int64_t count : {3, 4, 5}) patterns.push_back(overlay(count, kWidth, count).patterns[0]);
     EXPECT_TRUE(gradcheck(
         [&](const std::vector<Tensor>& in) {
             const auto low = apply_form(LowRank{in[1], in[2], 0.7}, in[0], {.rows = rows});
-            return low + apply_form(BlockDiagonal{in[3]}, in[0], {.rows = rows});
+            const auto block = apply_form(BlockDiagonal{in[3]}, in[0], {.rows = rows});
+            const auto pair = apply_form(PairRotate{in[4], in[5], 2}, in[0], {.rows = rows});
+            return low + block + pair + apply_form(Overlay{patterns, in[6]}, in[0], {.rows = rows});
         },
         {{"x", x},
          {"a", normal({kEntries, 5, kWidth}, 2)},
          {"b", normal({kEntries, kWidth, 5}, 3)},
-         {"blocks", normal({kEntries, 4, 3, 3}, 4)}}));
+         {"blocks", normal({kEntries, 1, 3, 3}, 4)},
+         {"cosine", normal({kEntries, kWidth}, 5)},
+         {"sine", normal({kEntries, kWidth}, 6)},
+         {"entries", normal({12}, 7)}}));
 }
 
 TEST(Bank, ASideThatIsOneTensorStaysOne) {
@@ -80,8 +98,19 @@ TEST(Bank, RefusesAdaptersOfOtherKindsAndSizes) {
                  banked({as_output(forms[0]),
                          as_output(Rank1{
                              std::get<Rank1>(forms[0]).left, std::get<Rank1>(forms[0]).right, {-1, 0.6}})}));
-    EXPECT_FAILS(adapter, "changes single weights",
-                 banked({as_output(Overlay{at::zeros({1}, at::kLong), normal({1}, 1), 3, 3})}));
+    EXPECT_FAILS(adapter, "cannot share a batch",
+                 banked({as_output(overlay(1, kWidth, 2)), as_output(overlay(1, kWidth + 1, 2))}));
+    EXPECT_FAILS(adapter, "cannot share a batch",
+                 banked({as_output(forms[7]), as_output(Permute{at::arange(kWidth)})}));
+    EXPECT_FAILS(adapter, "cannot share a batch", banked({as_output(forms[9]), as_output(Dropout{0.1})}));
+    auto rotate = std::get<PairRotate>(forms[8]);
+    rotate.half = 1;
+    EXPECT_FAILS(adapter, "cannot share a batch", banked({as_output(forms[8]), as_output(rotate)}));
+    SiteForms two;
+    two.delta = {{forms[2]}, {forms[2]}};
+    auto one = two;
+    one.delta.pop_back();
+    EXPECT_FAILS(adapter, "cannot share a batch", banked({two, one}));
 }
 
 }  // namespace

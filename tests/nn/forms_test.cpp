@@ -1,9 +1,10 @@
-// Forms that no method uses yet.
+// Forms by themselves: values, gradients, merging, factors, on any side.
 #include "ether/nn/forms.h"
 
 #include <gtest/gtest.h>
 
 #include "ether/core/error.h"
+#include "ether/nn/site.h"
 #include "gradcheck.h"
 #include "io/test_files.h"
 
@@ -67,11 +68,124 @@ TEST(BlockDiagonalForm, NarrowActivationsKeepTheirType) {
     EXPECT_TRUE(near(y, x.to(at::kDouble).mm(dense(blocks.to(at::kDouble))), 7.9e-3));  // one rounding of y
 }
 
-TEST(BlockDiagonalForm, IsNoDelta) {
-    SiteForms forms;
-    forms.delta = {BlockDiagonal{normal({2, 2, 2}, 1)}};
-    EXPECT_FAILS(adapter, "this form cannot be a delta", merged(forms, normal({4, 4}, 2), {}));
+// Pieces may be rectangular, and share one matrix.
+TEST(BlockDiagonalForm, OfAnyShape) {
+    const auto x = normal({7, 12}, 1), wide = normal({3, 4, 5}, 2), one = normal({1, 4, 5}, 3);
+    EXPECT_TRUE(near(apply_form(BlockDiagonal{wide}, x), x.mm(dense(wide)), 1e-14));
+    EXPECT_TRUE(near(apply_form(BlockDiagonal{one}, x), x.mm(dense(one.expand({3, 4, 5}))), 1e-14));
+    for (const auto& blocks : {wide, one})
+        EXPECT_TRUE(gradcheck([](const Tensors& in) { return apply_form(BlockDiagonal{in[0]}, in[1]); },
+                              {{"blocks", blocks}, {"x", x}}));
 }
+
+TEST(PermuteForm, MovesFeaturesAndBack) {
+    const auto x = normal({7, 12}, 1), order = normal({12}, 2).argsort();
+    const auto y = apply_form(Permute{order}, x);
+    EXPECT_TRUE(at::equal(y, x.index_select(1, order)));
+    EXPECT_TRUE(at::equal(apply_form(Permute{order.argsort()}, y), x));
+    EXPECT_TRUE(gradcheck([&](const Tensors& in) { return apply_form(Permute{order}, in[0]); }, {{"x", x}}));
+}
+
+// The dense matrix: cosines on the diagonal, sines beside it.
+TEST(PairRotateForm, EqualsTheDenseMatrixAndItsGradient) {
+    for (const auto& [width, half] : {std::pair{12, 1}, {12, 2}, {12, 6}, {6, 3}}) {
+        const auto x = normal({9, width}, 1), cosine = normal({width}, 2), sine = normal({width}, 3);
+        auto matrix = at::diag(cosine);
+        for (int64_t j = 0; j < width; ++j) matrix[j % (2 * half) < half ? j + half : j - half][j] = sine[j];
+        EXPECT_TRUE(near(apply_form(PairRotate{cosine, sine, half}, x), x.mm(matrix), 1e-14));
+        EXPECT_TRUE(gradcheck(
+            [half = half](const Tensors& in) {
+                return apply_form(PairRotate{in[0], in[1], half}, in[2]);
+            },
+            {{"cosine", cosine}, {"sine", sine}, {"x", x}}));
+    }
+}
+
+Overlay overlay(int64_t out, int64_t in, int64_t count) {
+    const auto places = normal({out * in}, 8).argsort().narrow(0, 0, count).contiguous();
+    return {{std::make_shared<ops::SparsePattern>(places, out, in)}, normal({count}, 9)};
+}
+
+TEST(OverlayForm, EqualsTheDenseMatrixAndItsGradient) {
+    for (const int64_t tokens : {0, 1, 8, 9, 40}) {
+        const auto x = normal({tokens, 5}, 1);
+        const auto form = overlay(7, 5, 11);
+        const auto matrix =
+            at::zeros({35}, at::kDouble).index_put({form.patterns[0]->indices}, form.values).view({7, 5});
+        EXPECT_TRUE(near(apply_form(form, x), x.mm(matrix.t()), 1e-14));
+        if (tokens != 9) continue;
+        EXPECT_TRUE(gradcheck(
+            [&](const Tensors& in) {
+                return apply_form(Overlay{form.patterns, in[0]}, in[1]);
+            },
+            {{"values", form.values}, {"x", x}}));
+    }
+}
+
+TEST(DropoutForm, ActsInTrainingAlone) {
+    const auto x = at::ones({50, 40}, at::kDouble);
+    EXPECT_TRUE(at::equal(apply_form(Dropout{0.25}, x), x));
+    const auto y = apply_form(Dropout{0.25}, x, {.training = true, .random = Random(3)});
+    EXPECT_NEAR(y.mean().item<double>(), 1, 0.05);
+    EXPECT_NEAR(y.eq(0).to(at::kDouble).mean().item<double>(), 0.25, 0.05);
+}
+
+// A site with sums of chains beside its product: what merging, exact factors and the memory estimate see.
+struct Deltas {
+    const char* name;
+    std::vector<Chain> chains;
+    int64_t rank;
+};
+
+class DeltaChains : public testing::TestWithParam<Deltas> {};
+
+TEST_P(DeltaChains, MergeAndFactorsAreForward) {
+    const auto weight = normal({10, 12}, 4), bias = normal({10}, 5), x = normal({7, 12}, 6);
+    SiteForms forms;
+    forms.delta = GetParam().chains;
+    Linear linear{"layer", weight, bias};
+    Site site(linear, 0, 0, false);
+    site.forms = forms;
+    const data::Batch batch;
+    const auto y = site(x, {.batch = batch});
+    const auto [w, b] = merged(forms, weight, bias);
+    EXPECT_TRUE(near(x.mm(w.t()) + b, y, 1e-12));
+    EXPECT_GT(test::distance(w, weight), 0.01);
+    const auto [a, up] = lora_factors(forms, weight);
+    EXPECT_EQ(a.size(0), GetParam().rank);
+    EXPECT_TRUE(near(weight + up.mm(a), w, 1e-12));
+    // Reflected on both sides, the sums stay outside.
+    const auto left = normal({1, 2, 6}, 7), other = normal({1, 2, 5}, 8);
+    forms.pre = {Rank1{left, left, {-1}}};
+    forms.post = {Rank1{other, other, {0.5}}};
+    site.forms = forms;
+    const auto reflected = merged(forms, weight, bias);
+    EXPECT_TRUE(near(x.mm(reflected.first.t()) + reflected.second, site(x, {.batch = batch}), 1e-12));
+    const auto factors = lora_factors(forms, weight);
+    EXPECT_TRUE(near(weight + factors.second.mm(factors.first), reflected.first, 1e-12));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Chains, DeltaChains,
+    testing::Values(
+        Deltas{"dense", {{BlockDiagonal{normal({1, 12, 10}, 1)}}}, 10},
+        Deltas{"low_rank", {{Dropout{0.5}, LowRank{normal({3, 12}, 1), normal({10, 3}, 2), 0.7}}}, 3},
+        Deltas{"blocks", {{BlockDiagonal{normal({2, 6, 5}, 1)}}}, 10},
+        Deltas{"narrow",
+               {{BlockDiagonal{normal({2, 6, 2}, 1)}, Permute{normal({4}, 2).argsort()},
+                 BlockDiagonal{normal({2, 2, 5}, 3)}}},
+               4},
+        Deltas{"kronecker",
+               {{BlockDiagonal{normal({1, 4, 5}, 1)}, Permute{normal({15}, 2).argsort()},
+                 BlockDiagonal{normal({1, 3, 2}, 3)}}},
+               10},
+        Deltas{"overlay", {{overlay(10, 12, 9)}}, 10},
+        Deltas{"sum",
+               {{LowRank{normal({2, 12}, 1), normal({10, 2}, 2)}},
+                {Scale{normal({12}, 3)}, LowRank{normal({3, 12}, 4), normal({10, 3}, 5)}},
+                {overlay(10, 12, 3), PairRotate{normal({10}, 6), normal({10}, 7), 5}}},
+               15}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace ether::nn

@@ -26,6 +26,9 @@ const std::map<std::string, std::map<std::string, std::string>> kSmall = {
     {"oft", {{"block-size", "4"}}},         {"naive", {{"blocks", "4"}}},
     {"delora", {{"lambda", "1"}}},          {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
     {"fourierft", {{"n-frequency", "64"}}}, {"miss", {{"rank", "8"}}},
+    {"waveft", {{"n-frequency", "64"}}},    {"c3a", {{"block-size", "4"}}},
+    {"road", {{"group-size", "8"}}},        {"shira", {{"rank", "4"}}},
+    {"pafi", {{"budget", "0.2"}}},          {"id3", {{"budget", "0.1"}}},
 };
 
 class Walk : public testing::TestWithParam<Walked> {
@@ -75,6 +78,7 @@ class Walk : public testing::TestWithParam<Walked> {
                 if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
                     EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
                 }
+            adapted.adapter().after_backward({.step = i, .total = steps});
             optimizer.step(1);
             adapted.adapter().after_update({.step = i + 1, .total = steps});
             adapted.parameters().clear_grads();

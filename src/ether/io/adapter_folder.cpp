@@ -61,7 +61,12 @@ AdapterFiles read_adapter(const fs::path& folder) {
     AdapterFiles files;
     files.config = JsonObject::load(folder / kConfigFile).document();
     const SafetensorsFile weights(folder / kWeightsFile);
-    for (const std::string& name : weights.names()) files.tensors.emplace_back(name, weights.weight(name));
+    // Integers are places of entries (SHiRA's), never values: who asks for values checks.
+    for (const std::string& name : weights.names()) {
+        const auto& dtype = weights.info(name).dtype;
+        const bool places = dtype == "I32" || dtype == "I64";
+        files.tensors.emplace_back(name, places ? weights.tensor(name) : weights.weight(name));
+    }
     if (has_entry(folder / kEtherFile)) files.ether = JsonObject::load(folder / kEtherFile).document();
     return files;
 }

@@ -164,6 +164,9 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
             fail(ErrorKind::adapter,
                  "adapter tensor \"{}\" has shape {}, but this model and configuration need {}", found->first,
                  nn::shape_text(found->second.sizes()), nn::shape_text(parameter.value.sizes()));
+        if (found->second.is_floating_point() != parameter.value.is_floating_point())
+            fail(ErrorKind::adapter, "adapter tensor \"{}\" holds {}, expected {}", found->first,
+                 io::dtype_name(found->second.scalar_type()), io::dtype_name(parameter.value.scalar_type()));
         parameter.value.copy_(found->second);
         if (!parameter.value.isfinite().all().item<bool>())
             fail(ErrorKind::numeric, "adapter tensor \"{}\" holds NaN or infinity", found->first);
@@ -223,15 +226,17 @@ void AdaptedModel::build(const MethodOptions& options, uint64_t seed, bool from_
     }
     adapter_ =
         method_->make(options, {*model_, sites_, parameters_, Random(seed).stream("adapter"), from_file});
-    for (nn::Site* site : sites_)
+}
+
+void AdaptedModel::bind(const nn::Pass& pass) {
+    for (nn::Site* site : sites_) {
+        site->forms = adapter_->forms(*site, pass);
+        site->weight_grad = {};
         if (adapter_->wants_weight_grad(*site))
             site->weight_grad = [this, site](const at::Tensor& gradient) {
                 adapter_->weight_grad(*site, gradient);
             };
-}
-
-void AdaptedModel::bind(const nn::Pass& pass) {
-    for (nn::Site* site : sites_) site->forms = adapter_->forms(*site, pass);
+    }
     model_->checkpoint_blocks(pass.checkpoint_activations);
 }
 

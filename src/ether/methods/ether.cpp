@@ -100,7 +100,7 @@ class Ether : public Adapter {
         if (options_.layout == "block-diagonal")
             forms.pre.emplace_back(form);
         else
-            forms.delta.emplace_back(official_delta(site, form, forms.post));
+            forms.delta.push_back({official_delta(site, form, forms.post)});
         return forms;
     }
 
@@ -116,8 +116,8 @@ class Ether : public Adapter {
         const auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
                                context.random.stream(site.name()).stream(key));
         Reflection result;
-        result.u = context.parameters.add(parameter_name(site, (key + "_u").c_str()), u);
-        if (plus) result.v = context.parameters.add(parameter_name(site, (key + "_v").c_str()), u.neg());
+        result.u = context.parameters.add(parameter_name(site, key + "_u"), u);
+        if (plus) result.v = context.parameters.add(parameter_name(site, key + "_v"), u.neg());
         return result;
     }
 
@@ -134,8 +134,7 @@ class Ether : public Adapter {
     // meets block i(o, s) = (o n + s) / out. So y_o += sum_s c (W[o,s] . a_i)(a_i . x_s), a low-rank change
     // of rank n^2 a term: row (s, i) of A holds a_i in segment s, and B[o, (s, i)] = W[o,s] . a_i where i =
     // i(o, s), else 0.
-    nn::LowRank official_delta(const nn::Site& site, const nn::Rank1& form,
-                               const std::vector<nn::Form>& post) const {
+    nn::LowRank official_delta(const nn::Site& site, const nn::Rank1& form, const nn::Chain& post) const {
         const int64_t n = options_.blocks, out = site.linear.out(), in = site.linear.in(), size = in / n;
         const auto segments =
             site.linear.weight.reshape({n, out, size});  // (block, flat (o, s) within it, size)
@@ -152,7 +151,7 @@ class Ether : public Adapter {
             a.push_back(at::kron(at::eye(n, right.options()), right));
         }
         const auto b_all = at::cat(b, 1);
-        return {at::cat(a, 0), nn::apply_chain(post, b_all.t().contiguous(), {}).t(), 1.0, 0.0};
+        return {at::cat(a, 0), nn::apply_chain(post, b_all.t().contiguous(), {}).t()};
     }
 
     const EtherOptions options_;

@@ -2,7 +2,6 @@
 // (out, in) is zero but for n trained entries at places drawn once. It does not start as the base: entries
 // are N(0, 1). Keys, defaults and places as in PEFT's fourierft tuner, which draws these from torch's
 // generator and does not save them.
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
 
 #include <map>
@@ -47,12 +46,7 @@ class Fourierft : public Adapter {
                 fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}",
                      options.frequencies, entries, site->name());
             auto& places = drawn[entries];
-            if (!places.defined()) {
-                const auto generator =
-                    at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(options.seed));
-                places =
-                    at::randperm(entries, generator, at::kLong).narrow(0, 0, options.frequencies).clone();
-            }
+            if (!places.defined()) places = random_places(entries, options.frequencies, options.seed);
             sites_[*site] = {places, context.parameters.add(parameter_name(*site, "fourierft_spectrum"),
                                                             normal({options.frequencies}, 1,
                                                                    context.random.stream(site->name())))};
@@ -64,8 +58,7 @@ class Fourierft : public Adapter {
         const int64_t in = site.linear.in(), out = site.linear.out();
         const auto entries =
             at::zeros({out * in}, spectrum.options()).index_put({places}, spectrum).view({out, in});
-        return low_rank(at::eye(in, spectrum.options()), at::real(at::fft_ifft2(entries)), options_.scaling,
-                        0);
+        return dense(options_.scaling * at::real(at::fft_ifft2(entries)));
     }
 
   private:

@@ -1,6 +1,8 @@
 #include "ether/methods/method.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/randperm.h>
 
 #include <cmath>
 
@@ -29,6 +31,11 @@ at::Tensor kaiming_uniform(at::IntArrayRef shape, const Random& random) {
 
 at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random) {
     return drawn(shape, [&](uint64_t i) { return deviation * random.normal(i); });
+}
+
+at::Tensor random_places(int64_t entries, int64_t count, int64_t seed) {
+    const auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(seed));
+    return at::randperm(entries, generator, at::kLong).narrow(0, 0, count).clone();
 }
 
 Field rank_field(int64_t* rank, const char* help, const char* key) {

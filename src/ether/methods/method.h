@@ -25,6 +25,12 @@ struct MethodOptions {
     virtual void from_config(nlohmann::json& /*config*/) {}
 };
 
+// A step of a run whose gradients are there.
+struct Progress {
+    int64_t step = 0;  // steps done before it
+    int64_t total = 0;
+};
+
 // A step of a run when its parameters have been updated; gradients are still there.
 struct Update {
     int64_t step = 0;  // steps done, this one included
@@ -51,11 +57,11 @@ class Adapter {
     virtual int forward_passes() const { return 1; }
     // Counts as the mean loss does, however a step is cut: each piece adds its share of it.
     virtual at::Tensor extra_loss(const std::vector<at::Tensor>& /*logits of each pass*/) { return {}; }
-    virtual bool wants_weight_grad(const nn::Site&) const { return false; }
-    // Receives the gradient (out, in) of a site's frozen weight, summed over the step's micro-batches if need
-    // be by the method itself; the tensor is freed after the call.
+    virtual bool wants_weight_grad(const nn::Site&) { return false; }
+    // Receives the gradient (out, in) of a site's frozen weight, once for each of the step's micro-batches;
+    // the tensor is freed after the call.
     virtual void weight_grad(const nn::Site&, const at::Tensor&) {}
-    virtual void after_backward(int64_t /*step*/) {}
+    virtual void after_backward(const Progress&) {}
     virtual void after_update(const Update&) {}
 };
 
@@ -108,15 +114,24 @@ class BySite {
     std::vector<Value> values_;
 };
 
-// A low-rank branch and nothing else.
-inline nn::SiteForms low_rank(const at::Tensor& a, const at::Tensor& b, double scale, double dropout) {
+// A branch of one form and nothing else: x through `form`, whose input may be dropped.
+inline nn::SiteForms branch(nn::Form form, double dropout = 0) {
     nn::SiteForms forms;
-    forms.delta.emplace_back(nn::LowRank{a, b, scale, dropout});
+    auto& chain = forms.delta.emplace_back();
+    if (dropout > 0) chain.emplace_back(nn::Dropout{dropout});
+    chain.push_back(std::move(form));
     return forms;
+}
+inline nn::SiteForms low_rank(const at::Tensor& a, const at::Tensor& b, double scale, double dropout) {
+    return branch(nn::LowRank{a, b, scale}, dropout);
+}
+// An addition (out, in) to the weight.
+inline nn::SiteForms dense(const at::Tensor& change, double dropout = 0) {
+    return branch(nn::BlockDiagonal{change.t().unsqueeze(0)}, dropout);
 }
 
 // "a.b.q_proj" + "ether_u" -> "a.b.q_proj.ether_u", the name of a site's parameter.
-inline std::string parameter_name(const nn::Site& site, const char* suffix) {
+inline std::string parameter_name(const nn::Site& site, const std::string& suffix) {
     return site.name() + "." + suffix;
 }
 
@@ -125,6 +140,10 @@ inline std::string parameter_name(const nn::Site& site, const char* suffix) {
 at::Tensor uniform(at::IntArrayRef shape, double bound, const Random& random);
 at::Tensor kaiming_uniform(at::IntArrayRef shape, const Random& random);
 at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random);
+
+// (count) int64: where a method that trains few of `entries` places has them, as PEFT draws them from a seed
+// with torch's generator.
+at::Tensor random_places(int64_t entries, int64_t count, int64_t seed);
 
 // Options that many methods have.
 Field rank_field(int64_t* rank, const char* help, const char* key = "r");

@@ -78,16 +78,14 @@ class Oft : public Adapter {
             rotations_[*site] = {
                 context.parameters.add(parameter_name(*site, "oft_R.weight"),
                                        at::zeros({options.share ? 1 : blocks, size * (size - 1) / 2})),
-                blocks, size};
+                size};
         }
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [values, blocks, size] = rotations_[site];
-        auto rotation = rotations(values, size);
-        if (options_.share) rotation = rotation.expand({blocks, size, size}).contiguous();
+        const auto& [values, size] = rotations_[site];
         nn::SiteForms forms;
-        forms.pre.emplace_back(nn::BlockDiagonal{rotation});
+        forms.pre.emplace_back(nn::BlockDiagonal{rotations(values, size)});
         return forms;
     }
 
@@ -99,7 +97,7 @@ class Oft : public Adapter {
   private:
     struct Rotations {
         Tensor values;  // (blocks or 1, size (size - 1) / 2)
-        int64_t blocks, size;
+        int64_t size;
     };
 
     // (n, size, size), each to be multiplied by rows from the left.

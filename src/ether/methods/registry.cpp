@@ -23,10 +23,11 @@ const Method& find(const std::string& wanted, const char* what, Name&& name_of) 
 }  // namespace
 
 std::span<const Method> all_methods() {
-    static const std::array methods = {ether_plus(), ether(), hra(),  oft(),      naive(),   lora(),
-                                       ia3(),        red(),   vera(), delora(),   adalora(), bitfit(),
-                                       ln_tuning(),  lorta(), loha(), randlora(), vblora(),  fourierft(),
-                                       miss(),       hiwi(),  full(), head()};
+    static const std::array methods = {
+        ether_plus(), ether(), hra(),     oft(),      boft(),    naive(),     lora(),      ia3(),
+        red(),        road(),  vera(),    delora(),   adalora(), bitfit(),    ln_tuning(), lorta(),
+        loha(),       lokr(),  gralora(), randlora(), vblora(),  fourierft(), waveft(),    c3a(),
+        hira(),       shira(), pafi(),    id3(),      miss(),    hiwi(),      full(),      head()};
     return methods;
 }
 

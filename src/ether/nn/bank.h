@@ -8,9 +8,9 @@
 
 namespace ether::nn {
 
-// One site's forms of every adapter, in order of their entries. All have the same forms of the same sizes,
-// and none an overlay: otherwise an Error of kind `adapter`. Tensors are copied, one entry after the other in
-// memory.
+// One site's forms of every adapter, in order of their entries. All have the same forms of the same sizes
+// (of an overlay: of the same matrix's): otherwise an Error of kind `adapter`. Tensors are copied, one entry
+// after the other in memory.
 SiteForms banked(const std::vector<SiteForms>& entries);
 
 }  // namespace ether::nn

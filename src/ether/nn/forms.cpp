@@ -5,6 +5,9 @@
 #include "ether/core/error.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
+#include "ether/ops/overlay/overlay.h"
+#include "ether/ops/pair_rotate/pair_rotate.h"
+#include "ether/ops/permute/permute.h"
 #include "ether/ops/rank1/rank1.h"
 #include "ether/ops/token_product/token_product.h"
 
@@ -13,27 +16,23 @@ namespace {
 
 using at::Tensor;
 
+bool is_banked(const BlockDiagonal& form) { return form.blocks.dim() == 4; }
+
 // Forms that are products of all tokens with one matrix (not acts_by_row).
 struct ApplyToAll {
     const Tensor& x;
-    const FormPass& pass;
 
     Tensor operator()(const LowRank& form) const {
-        const auto input = pass.training ? ops::dropout(x, form.dropout, pass.random, pass.first_row) : x;
-        const auto wide = input.to(form.a.scalar_type());
+        const auto wide = x.to(form.a.scalar_type());
         return wide.mm(form.a.t()).mm(form.b.t()).mul(form.scale).to(x.scalar_type());
     }
     Tensor operator()(const BlockDiagonal& form) const {
         const auto& blocks = form.blocks;
-        const auto pieces = x.to(blocks.scalar_type()).reshape({x.size(0), blocks.size(0), blocks.size(1)});
-        return pieces.transpose(0, 1).bmm(blocks).transpose(0, 1).reshape(x.sizes()).to(x.scalar_type());
-    }
-    Tensor operator()(const Overlay& form) const {
-        const auto rows = form.indices.div(form.in, "floor"), columns = form.indices.remainder(form.in);
-        const auto products = x.to(form.values.scalar_type()).index_select(1, columns) * form.values;
-        return at::zeros({x.size(0), form.out}, products.options())
-            .index_add(1, rows, products)
-            .to(x.scalar_type());
+        const auto wide = x.to(blocks.scalar_type());
+        const int64_t tokens = x.size(0), n = blocks.size(0), in = blocks.size(1);
+        if (n == 1) return wide.reshape({-1, in}).mm(blocks[0]).view({tokens, -1}).to(x.scalar_type());
+        const auto pieces = wide.reshape({tokens, n, in}).transpose(0, 1);
+        return pieces.bmm(blocks).transpose(0, 1).reshape({tokens, -1}).to(x.scalar_type());
     }
     template <typename Other>
     Tensor operator()(const Other&) const {
@@ -51,48 +50,69 @@ struct ApplyToRows {
         const bool banked = form.left.dim() == 4;
         return ops::rank1(rows, x, form.left, form.right, form.coefficients, banked ? pass.rows : Tensor());
     }
+    ops::Rows::Value operator()(const LowRank& form) const {
+        const auto h = ops::token_product_transposed(rows, x, form.a.unsqueeze(1), pass.rows);
+        // b's rows by rank, as a bank holds them (bank.h): a token then reads them one after the other.
+        return ops::token_product(rows, h, form.b.transpose(1, 2).unsqueeze(1), pass.rows, form.scale);
+    }
     ops::Rows::Value operator()(const Scale& form) const {
         return ops::scale(rows, x, form.factor, pass.rows);
     }
     ops::Rows::Value operator()(const Shift& form) const {
         return ops::shift(rows, x, form.offset, pass.rows);
     }
-    ops::Rows::Value operator()(const LowRank& form) const {
-        const auto input =
-            pass.training ? ops::dropout(rows, x, form.dropout, pass.random, pass.first_row) : x;
-        const auto h = ops::token_product_transposed(rows, input, form.a.unsqueeze(1), pass.rows);
-        // b's rows by rank, as a bank holds them (bank.h): a token then reads them one after the other.
-        return ops::token_product(rows, h, form.b.transpose(1, 2).unsqueeze(1), pass.rows, form.scale);
-    }
     ops::Rows::Value operator()(const BlockDiagonal& form) const {
         return ops::token_product(rows, x, form.blocks, pass.rows);
     }
-    ops::Rows::Value operator()(const Overlay&) const { ETHER_ASSERT(false); }
+    ops::Rows::Value operator()(const Permute& form) const { return ops::permute(rows, x, form.order); }
+    ops::Rows::Value operator()(const PairRotate& form) const {
+        return ops::pair_rotate(rows, x, form.cosine, form.sine, form.half, pass.rows);
+    }
+    ops::Rows::Value operator()(const Dropout& form) const {
+        return pass.training ? ops::dropout(rows, x, form.probability, pass.random, pass.first_row) : x;
+    }
+    ops::Rows::Value operator()(const Overlay& form) const {
+        return ops::overlay(rows, x, form.patterns, form.values, pass.rows);
+    }
 };
 
-// The transpose of a linear form, acting on rows.
-Tensor apply_transposed(const Form& form, const Tensor& rows) {
-    if (const auto* rank1 = std::get_if<Rank1>(&form))
-        return ops::rank1(rows, rank1->right, rank1->left, rank1->coefficients);
-    if (const auto* scale = std::get_if<Scale>(&form)) return rows * scale->factor;
-    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
-        return apply_form(BlockDiagonal{diagonal->blocks.transpose(1, 2)}, rows);
-    fail(ErrorKind::adapter, "this form cannot act on a site's input");
-}
+// The transpose of a form that keeps the width, acting on rows.
+struct ApplyTransposed {
+    const Tensor& rows;
 
-// The weight (out, in) that a delta adds.
-struct DeltaWeight {
-    Tensor operator()(const LowRank& form) const { return form.b.mm(form.a).mul(form.scale); }
-    Tensor operator()(const Overlay& form) const {
-        return at::zeros({form.out * form.in}, form.values.options())
-            .index_add(0, form.indices, form.values)
-            .view({form.out, form.in});
+    Tensor operator()(const Rank1& form) const {
+        return ops::rank1(rows, form.right, form.left, form.coefficients);
     }
+    Tensor operator()(const Scale& form) const { return rows * form.factor; }
+    Tensor operator()(const BlockDiagonal& form) const {
+        return apply_form(BlockDiagonal{form.blocks.transpose(1, 2)}, rows);
+    }
+    Tensor operator()(const Permute& form) const { return rows.index_select(1, form.order.argsort()); }
+    Tensor operator()(const Dropout&) const { return rows; }
     template <typename Other>
     Tensor operator()(const Other&) const {
-        fail(ErrorKind::adapter, "this form cannot be a delta");
+        fail(ErrorKind::adapter, "this form cannot act on a site's input");
     }
 };
+
+// A chain as the dense matrix (out, in) that it adds to a weight (out, in).
+Tensor dense(const Chain& chain, const Tensor& weight) {
+    Tensor result;  // of the chain so far: (in, .)
+    for (const auto& form : chain) {
+        if (std::holds_alternative<Dropout>(form)) continue;
+        if (result.defined()) {
+            result = apply_form(form, result.contiguous());
+        } else if (const auto* low_rank = std::get_if<LowRank>(&form)) {
+            result = low_rank->a.t().mm(low_rank->b.t()).mul(low_rank->scale);
+        } else if (const auto* matrix = std::get_if<BlockDiagonal>(&form);
+                   matrix && matrix->blocks.size(1) == weight.size(1)) {
+            result = matrix->blocks[0];
+        } else {
+            result = apply_form(form, at::eye(weight.size(1), weight.options()));
+        }
+    }
+    return result.t();
+}
 
 // A Rank1 form as I + U V^T: U, V (d, terms * n), block-diagonal.
 std::pair<Tensor, Tensor> dense_factors(const Rank1& form, at::ScalarType dtype) {
@@ -128,29 +148,67 @@ struct Tensors {
     std::vector<Tensor*> operator()(Scale& form) const { return {&form.factor}; }
     std::vector<Tensor*> operator()(Shift& form) const { return {&form.offset}; }
     std::vector<Tensor*> operator()(BlockDiagonal& form) const { return {&form.blocks}; }
+    std::vector<Tensor*> operator()(Permute&) const { return {}; }
+    std::vector<Tensor*> operator()(PairRotate& form) const { return {&form.cosine, &form.sine}; }
+    std::vector<Tensor*> operator()(Dropout&) const { return {}; }
     std::vector<Tensor*> operator()(Overlay& form) const { return {&form.values}; }
 };
+
+// Factors (A (r, in), B (out, r)) of a chain of linear forms, r being its smallest width.
+std::pair<Tensor, Tensor> factors_of(const Chain& chain, const Tensor& weight) {
+    Chain halves;  // a low-rank form is narrow in its middle
+    for (const auto& form : chain) {
+        if (const auto* low_rank = std::get_if<LowRank>(&form)) {
+            halves.emplace_back(BlockDiagonal{low_rank->a.t().unsqueeze(0)});
+            halves.emplace_back(BlockDiagonal{low_rank->b.t().mul(low_rank->scale).unsqueeze(0)});
+        } else if (!std::holds_alternative<Dropout>(form)) {
+            halves.push_back(form);
+        }
+    }
+    int64_t width = weight.size(1), narrowest = width;
+    auto cut = halves.begin();
+    for (auto form = halves.begin(); form != halves.end(); ++form) {
+        width = width_after(*form, width);
+        if (width < narrowest) narrowest = width, cut = form + 1;
+    }
+    const auto one = [&](int64_t size) { return at::eye(size, weight.options()); };
+    const auto a = cut == halves.begin() ? one(weight.size(1)) : dense({halves.begin(), cut}, weight);
+    const auto b =
+        cut == halves.end() ? one(narrowest) : apply_chain({cut, halves.end()}, one(narrowest), {}).t();
+    return {a.to(weight.scalar_type()), b.to(weight.scalar_type())};
+}
 
 }  // namespace
 
 bool acts_by_row(const Form& form) {
     if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->a.dim() == 3;
-    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form)) return diagonal->blocks.dim() == 4;
-    return !std::holds_alternative<Overlay>(form);
+    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form)) return is_banked(*diagonal);
+    return true;
+}
+
+int64_t width_after(const Form& form, int64_t width) {
+    if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->b.size(-2);
+    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
+        return width / diagonal->blocks.size(-2) * diagonal->blocks.size(-1);
+    if (const auto* overlay = std::get_if<Overlay>(&form)) return overlay->patterns.front()->out;
+    return width;
 }
 
 std::vector<Tensor*> tensors_of(Form& form) { return std::visit(Tensors{}, form); }
 
 std::vector<Tensor*> tensors_of(SiteForms& forms) {
     std::vector<Tensor*> all;
-    for (auto* chain : {&forms.pre, &forms.post, &forms.output, &forms.delta})
-        for (auto& form : *chain)
+    auto add = [&](Chain& chain) {
+        for (auto& form : chain)
             for (Tensor* tensor : tensors_of(form)) all.push_back(tensor);
+    };
+    for (auto* chain : {&forms.pre, &forms.post, &forms.output}) add(*chain);
+    for (auto& chain : forms.delta) add(chain);
     return all;
 }
 
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
-    if (!acts_by_row(form)) return std::visit(ApplyToAll{x, pass}, form);
+    if (!acts_by_row(form)) return std::visit(ApplyToAll{x}, form);
     ops::Rows rows;
     return rows.run(apply_form(form, rows, rows.input(x), pass));
 }
@@ -160,15 +218,22 @@ ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value 
     return rows.input(apply_form(form, rows.run(x), pass));
 }
 
-ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
-                             const FormPass& pass) {
+ops::Rows::Value apply_chain(const Chain& chain, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass) {
     for (const auto& form : chain) x = apply_form(form, rows, x, pass);
     return x;
 }
 
-Tensor apply_chain(const std::vector<Form>& chain, const Tensor& x, const FormPass& pass) {
+Tensor apply_chain(const Chain& chain, const Tensor& x, const FormPass& pass) {
     ops::Rows rows;
     return rows.run(apply_chain(chain, rows, rows.input(x), pass));
+}
+
+Tensor dense_delta(const SiteForms& forms) {
+    if (!forms.pre.empty() || !forms.post.empty() || !forms.output.empty() || forms.delta.size() != 1)
+        return {};
+    const auto& chain = forms.delta.front();
+    const auto* matrix = chain.size() == 1 ? std::get_if<BlockDiagonal>(&chain.front()) : nullptr;
+    return matrix && !is_banked(*matrix) && matrix->blocks.size(0) == 1 ? matrix->blocks[0] : Tensor();
 }
 
 std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, const Tensor& bias) {
@@ -176,7 +241,7 @@ std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, c
     auto w = weight, b = bias;
     // W P_k .. P_1: the last pre form meets W first, and acts on its rows transposed.
     for (auto form = forms.pre.rbegin(); form != forms.pre.rend(); ++form)
-        w = apply_transposed(*form, w.contiguous());
+        w = std::visit(ApplyTransposed{w.contiguous()}, *form);
     auto act_on_weight = [&](const Form& form) {
         if (!std::holds_alternative<Shift>(form)) w = apply_form(form, w.t().contiguous()).t();
     };
@@ -193,7 +258,7 @@ std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, c
         act_on_weight(form);
         act_on_bias(form);
     }
-    for (const auto& form : forms.delta) w = w + std::visit(DeltaWeight{}, form);
+    for (const auto& chain : forms.delta) w = w + dense(chain, weight);
     return {w.contiguous(), b};
 }
 
@@ -220,11 +285,10 @@ std::pair<Tensor, Tensor> lora_factors(const SiteForms& forms, const Tensor& wei
     };
     for (const auto& form : forms.post) output_side(form);
     if (!forms.output.empty()) fail_not_low_rank();  // it changes the bias, which no LoRA holds
-    for (const auto& form : forms.delta) {
-        const auto* low_rank = std::get_if<LowRank>(&form);
-        if (!low_rank) fail_not_low_rank();
-        a.push_back(low_rank->a.to(dtype));
-        b.push_back(low_rank->b.to(dtype).mul(low_rank->scale));
+    for (const auto& chain : forms.delta) {
+        auto [down, up] = factors_of(chain, weight);
+        a.push_back(std::move(down));
+        b.push_back(std::move(up));
     }
     return {at::cat(a, 0), at::cat(b, 1)};
 }

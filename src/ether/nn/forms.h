@@ -1,5 +1,5 @@
 // Forms: the few ways in which an adapter changes a linear site, as plain data:
-//     y = output(post(W pre(x)) + b) + delta(x)
+//     y = output(post(W pre(x)) + b) + sum of delta(x)
 // A method describes itself in forms; this file's functions run, merge and export them for all methods alike.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ether/core/random.h"
+#include "ether/ops/overlay/overlay.h"
 #include "ether/ops/rows/rows.h"
 
 namespace ether::nn {
@@ -21,11 +22,10 @@ struct Rank1 {
     std::vector<double> coefficients;
 };
 
-// scale * b (a x): a (r, in), b (out, r), or with a leading bank axis. As a delta only.
+// scale * b (a x): a (r, in), b (out, r), or with a leading bank axis.
 struct LowRank {
     at::Tensor a, b;
     double scale = 1;
-    double dropout = 0;  // of the form's input
 };
 
 // factor * x, elementwise. factor: (d) or (bank, d).
@@ -38,31 +38,50 @@ struct Shift {
     at::Tensor offset;
 };
 
-// Block-wise x R: y_i = x_i R_i over a feature axis of n * b in n pieces of b. blocks: (n, b, b), or
-// (bank, n, b, b). Not as a delta.
+// Block-wise y_i = x_i B_i over a feature axis in n pieces. blocks: (n, in, out), or (1, in, out): one for
+// all pieces, of which one piece is a dense matrix. With a leading bank axis likewise.
 struct BlockDiagonal {
     at::Tensor blocks;
 };
 
-// values added to single entries of W. indices: (k) int64, row-major in (out, in); values: (k). As a delta
-// only.
-struct Overlay {
-    at::Tensor indices, values;
-    int64_t in = 0, out = 0;
+// y_j = x_{order_j}. order: (d) int64, a permutation.
+struct Permute {
+    at::Tensor order;
 };
 
-using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Overlay>;
+// y = cosine * x + sine * x', where x' is x with the two halves of every 2 * half features swapped. cosine,
+// sine: (d) or (bank, d).
+struct PairRotate {
+    at::Tensor cosine, sine;
+    int64_t half = 1;
+};
+
+// Ordinary dropout, in training alone.
+struct Dropout {
+    double probability = 0;
+};
+
+// Values at single entries of a matrix (out, in), one pattern or one a bank entry; values: (k), of all
+// patterns, one after the other.
+struct Overlay {
+    ops::SparsePatterns patterns;
+    at::Tensor values;
+};
+
+using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Permute, PairRotate, Dropout, Overlay>;
+// Forms one after the other.
+using Chain = std::vector<Form>;
 
 // A form's tensors that may be trained.
 std::vector<at::Tensor*> tensors_of(Form& form);
 
-// One site's change. Each list is applied in order.
+// One site's change.
 struct SiteForms {
     double input_dropout = 0;  // ordinary dropout of x, before everything else
-    std::vector<Form> pre;     // on x
-    std::vector<Form> post;    // on W x, before the bias
-    std::vector<Form> output;  // on W x + b
-    std::vector<Form> delta;   // of x, added last
+    Chain pre;                 // on x
+    Chain post;                // on W x, before the bias
+    Chain output;              // on W x + b
+    std::vector<Chain> delta;  // of x, each added last
 
     bool empty() const {
         return input_dropout == 0 && pre.empty() && post.empty() && output.empty() && delta.empty();
@@ -80,20 +99,26 @@ struct FormPass {
     int64_t first_row = 0;  // Pass::first_token
 };
 
-// x (T, d) through one form. For a delta: its contribution, (T, out). Differentiable.
+// The width of what a form makes of x, which is `width` wide.
+int64_t width_after(const Form& form, int64_t width);
+
+// x (T, d) through one form. Differentiable.
 at::Tensor apply_form(const Form& form, const at::Tensor& x, const FormPass& pass = {});
 
 // Whether a form treats each token by itself at no loss: reflections, scales, and all forms of a bank. Others
-// are products of all tokens with one matrix.
+// are products of all tokens with one matrix, or move features across the whole width.
 bool acts_by_row(const Form& form);
 
 // A value of a graph through one form: one that acts by row joins the graph, others run it up to them.
 ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass);
 
 // x through a chain, in order.
-ops::Rows::Value apply_chain(const std::vector<Form>& chain, ops::Rows& rows, ops::Rows::Value x,
-                             const FormPass& pass);
-at::Tensor apply_chain(const std::vector<Form>& chain, const at::Tensor& x, const FormPass& pass);
+ops::Rows::Value apply_chain(const Chain& chain, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass);
+at::Tensor apply_chain(const Chain& chain, const at::Tensor& x, const FormPass& pass);
+
+// The dense matrix (in, out), y = x M, if a site's only change besides W is one such addition: then W + M^T
+// is as good as two products. Else undefined.
+at::Tensor dense_delta(const SiteForms& forms);
 
 // A site's weight (out, in) and bias (out, or undefined) with its forms multiplied in, in the weight's dtype,
 // which must be float32 or float64. A form that shifts the output creates a bias.
@@ -101,7 +126,8 @@ std::pair<at::Tensor, at::Tensor> merged(const SiteForms& forms, const at::Tenso
                                          const at::Tensor& bias);
 
 // Factors (A (r, in), B (out, r)) with merged weight = weight + B A, exactly: what a LoRA of rank r must
-// hold. n reflected blocks on one side have rank n per term. Throws where a form is not low rank.
+// hold. n reflected blocks on one side have rank n per term, a delta has the smallest width on its way.
+// Throws where the product with W is changed by what is not low rank.
 std::pair<at::Tensor, at::Tensor> lora_factors(const SiteForms& forms, const at::Tensor& weight);
 
 }  // namespace ether::nn

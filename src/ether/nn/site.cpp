@@ -36,16 +36,23 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
     for (size_t i = 0; i < sites_.size(); ++i) {
         const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
         const bool bias_follows = !forms.post.empty() && linear.bias.defined();
-        products_.push_back(ops::linear(tensors[first + i], linear.weight,
-                                        bias_follows ? at::Tensor() : linear.bias, sites_[i]->weight_grad));
+        const auto bias = bias_follows ? at::Tensor() : linear.bias;
         auto& deltas = deltas_.emplace_back();
-        for (size_t k = 0; k < forms.delta.size(); ++k) {
-            // One tensor to keep instead of two, where nothing comes between.
-            const auto& form = forms.delta[k];
-            if (!acts_by_row(form) && forms.post.empty() && forms.output.empty())
-                products_.back() = products_.back() + apply_form(form, *delta_input, passes_[i]);
-            else
-                deltas.push_back({k, *delta_input});
+        if (const auto dense = dense_delta(forms);
+            dense.defined() && linear.weight.scalar_type() == dense.scalar_type()) {
+            // Added to the weight: one product forward, two backward, instead of two and three.
+            products_.push_back(
+                ops::linear(tensors[first + i], linear.weight + dense.t(), bias, sites_[i]->weight_grad));
+        } else {
+            products_.push_back(ops::linear(tensors[first + i], linear.weight, bias, sites_[i]->weight_grad));
+            for (size_t k = 0; k < forms.delta.size(); ++k) {
+                // One tensor to keep instead of two, where nothing comes between.
+                const auto& chain = forms.delta[k];
+                if (!acts_by_row(chain.back()) && forms.post.empty() && forms.output.empty())
+                    products_.back() = products_.back() + apply_chain(chain, *delta_input, passes_[i]);
+                else
+                    deltas.push_back({k, *delta_input});
+            }
         }
         if (!forms.delta.empty()) ++delta_input;
     }
@@ -59,7 +66,7 @@ Rows::Value Projections::finish(size_t i, Rows& rows) const {
     if (!forms.post.empty() && linear.bias.defined()) y = ops::shift(rows, y, linear.bias);
     y = apply_chain(forms.output, rows, y, passes_[i]);
     for (const auto& [k, x] : deltas_[i])
-        y = ops::add(rows, y, apply_form(forms.delta[k], rows, rows.input(x), passes_[i]));
+        y = ops::add(rows, y, apply_chain(forms.delta[k], rows, rows.input(x), passes_[i]));
     return y;
 }
 

@@ -48,8 +48,8 @@ std::vector<data::BatchRows> balanced(std::span<const data::Sequence> sequences,
 }
 
 // Methods that look at a pass as a whole, and copies of whole weights' gradients, are not for slices.
-bool can_slice(const methods::AdaptedModel& model) {
-    const auto& adapter = model.adapter();
+bool can_slice(methods::AdaptedModel& model) {
+    auto& adapter = model.adapter();
     return adapter.forward_passes() == 1 && model.parameters().count(nn::ParameterGroup::base) == 0 &&
            std::none_of(model.sites().begin(), model.sites().end(),
                         [&](const nn::Site* site) { return adapter.wants_weight_grad(*site); });

@@ -18,14 +18,22 @@ std::string in_words(int64_t bytes) {
 
 // Values a token that a site's bound forms keep for backward.
 int64_t kept_by(const nn::Site& site) {
-    const auto products = [](const std::vector<nn::Form>& chain) {
-        return std::count_if(chain.begin(), chain.end(),
-                             [](const auto& form) { return !nn::acts_by_row(form); });
-    };
     const auto& forms = site.forms;
     const int64_t in = site.linear.in(), out = site.linear.out();
-    return products(forms.pre) * in + (products(forms.post) + products(forms.output)) * out +
-           static_cast<int64_t>(forms.delta.size()) * (in + out);
+    int64_t kept = 0;
+    auto follow = [&](const nn::Chain& chain, int64_t width, bool is_delta) {
+        for (const auto& form : chain) {
+            const int64_t after = nn::width_after(form, width);
+            // A product keeps what it reads; of a delta, what it makes is a value of its own, too.
+            if (!nn::acts_by_row(form)) kept += width + (is_delta ? after : 0);
+            width = after;
+        }
+    };
+    follow(forms.pre, in, false);
+    follow(forms.post, out, false);
+    follow(forms.output, out, false);
+    for (const auto& chain : forms.delta) follow(chain, in, true);
+    return kept;
 }
 
 }  // namespace

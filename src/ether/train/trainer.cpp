@@ -223,7 +223,7 @@ StepReport Trainer::train_step(int64_t step) {
     StepReport report;
     report.loss = sums.loss;
     report.tokens = sums.tokens;
-    model_->adapter().after_backward(step);
+    model_->adapter().after_backward({step, total_steps_});
     const double norm = optimizer_->gradient_norm();
     if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,

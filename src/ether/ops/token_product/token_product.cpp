@@ -49,9 +49,10 @@ ETHER_INLINE void add_outer(const P* x, const P* y, P* to, int64_t rows, int64_t
 template <bool kTransposed>
 class TokenProduct : public RowOpOf<TokenProduct<kTransposed>> {
   public:
-    TokenProduct(const at::Tensor& matrices, const at::Tensor& bank_rows, double alpha)
+    TokenProduct(const at::Tensor& matrices, int64_t pieces, const at::Tensor& bank_rows, double alpha)
         : bank_rows_(bank_rows),
-          pieces_(matrices.size(1)),
+          pieces_(pieces),
+          matrices_(matrices.size(1)),
           rows_(matrices.size(2)),
           columns_(matrices.size(3)),
           alpha_(alpha) {
@@ -103,12 +104,12 @@ class TokenProduct : public RowOpOf<TokenProduct<kTransposed>> {
         const auto* entries = bank_rows_.const_data_ptr<int32_t>() + tile.first;
         for (int64_t t = 0; t < tile.count; ++t)
             for (int64_t piece = 0; piece < pieces_; ++piece)
-                body((entries[t] * pieces_ + piece) * rows_ * columns_, (t * pieces_ + piece) * rows_,
-                     (t * pieces_ + piece) * columns_);
+                body((entries[t] * matrices_ + (matrices_ == 1 ? 0 : piece)) * rows_ * columns_,
+                     (t * pieces_ + piece) * rows_, (t * pieces_ + piece) * columns_);
     }
 
     at::Tensor bank_rows_;
-    int64_t pieces_, rows_, columns_;
+    int64_t pieces_, matrices_, rows_, columns_;
     double alpha_;
 };
 
@@ -117,8 +118,9 @@ Rows::Value product(Rows& rows, Rows::Value x, const at::Tensor& matrices, const
                     double alpha) {
     ETHER_ASSERT(matrices.dim() == 4 && bank_rows.scalar_type() == at::kInt);
     ETHER_ASSERT(bank_rows.numel() == rows.tokens());
-    ETHER_ASSERT(rows.width(x) == matrices.size(1) * matrices.size(kTransposed ? 3 : 2));
-    return rows.apply(std::make_shared<TokenProduct<kTransposed>>(matrices, bank_rows, alpha), {x});
+    const int64_t width = rows.width(x), in = matrices.size(kTransposed ? 3 : 2), pieces = width / in;
+    ETHER_ASSERT(width == pieces * in && (matrices.size(1) == pieces || matrices.size(1) == 1));
+    return rows.apply(std::make_shared<TokenProduct<kTransposed>>(matrices, pieces, bank_rows, alpha), {x});
 }
 
 }  // namespace

@@ -6,12 +6,13 @@
 
 namespace ether::ops {
 
-// alpha * x M, piece by piece: matrices (bank, n, in, out), x (T, n * in) -> (T, n * out). bank_rows: (T)
-// int32, each token's entry. Differentiable in x and matrices, which are of the graph's compute dtype.
+// alpha * x M, piece by piece: matrices (bank, n, in, out), x (T, n * in) -> (T, n * out); (bank, 1, in, out)
+// is one for all pieces that x has. bank_rows: (T) int32, each token's entry. Differentiable in x and
+// matrices, which are of the graph's compute dtype.
 Rows::Value token_product(Rows& rows, Rows::Value x, const at::Tensor& matrices, const at::Tensor& bank_rows,
                           double alpha = 1);
 
-// alpha * x M^T: matrices (bank, n, out, in).
+// alpha * x M^T: matrices (bank, n, out, in), or (bank, 1, out, in).
 Rows::Value token_product_transposed(Rows& rows, Rows::Value x, const at::Tensor& matrices,
                                      const at::Tensor& bank_rows, double alpha = 1);
 

@@ -1,0 +1,76 @@
+// C3A, circular convolution adaptation (Chen et al., arXiv 2407.19342): an addition to W made of (out/b)
+// (in/b) circulant blocks, each given by b values: block[p, q] = kernel[(q - p) mod b] / in. The kernels
+// start xavier-uniform, so that the adapter does not start as the base. Keys, shapes and defaults as in
+// PEFT's c3a tuner, whose gradient of x is not that of its function; ours is.
+#include <ATen/Functions.h>
+
+#include <cmath>
+
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+
+struct C3aOptions : MethodOptions {
+    int64_t block_size = 256;
+
+    Fields fields() override {
+        return {
+            {.name = "block-size",
+             .value = &block_size,
+             .help = "b, the width of a circulant block; must divide a layer's widths. Larger: fewer values",
+             .low = 1,
+             .high = 1 << 20},
+        };
+    }
+};
+
+class C3a : public Adapter {
+  public:
+    C3a(const C3aOptions& options, const MethodContext& context) : kernels_(context.model) {
+        const int64_t b = options.block_size;
+        for (const nn::Site* site : context.sites) {
+            const int64_t in = site->linear.in(), out = site->linear.out();
+            const int64_t rows = divided(*site, "output", out, "block-size", b),
+                          columns = divided(*site, "input", in, "block-size", b);
+            kernels_[*site] = context.parameters.add(
+                parameter_name(*site, "c3a_kernel"),
+                uniform({rows, columns, b}, std::sqrt(6 / static_cast<double>(in + out)),
+                        context.random.stream(site->name())));
+        }
+        const auto place = at::arange(b);
+        around_ = (place.unsqueeze(0) - place.unsqueeze(1)).remainder(b).flatten();
+    }
+
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+        const auto& kernels = kernels_[site];
+        const int64_t rows = kernels.size(0), columns = kernels.size(1), b = kernels.size(2);
+        const auto blocks = (kernels / static_cast<double>(site.linear.in()))
+                                .index_select(2, around_)
+                                .view({rows, columns, b, b});
+        return dense(blocks.transpose(1, 2).reshape({rows * b, columns * b}));
+    }
+
+  private:
+    Tensor around_;  // (b b): which value of its kernel a block's entry is
+    BySite<Tensor> kernels_;
+};
+
+bool ignores(const std::string& key, const nlohmann::json&) { return key == "init_weights"; }
+
+}  // namespace
+
+Method c3a() {
+    return {"c3a",
+            "C3A",
+            "additions made of circulant blocks",
+            1e-2,
+            true,
+            make_options<C3aOptions>,
+            make_adapter<C3a, C3aOptions>,
+            ignores};
+}
+
+}  // namespace ether::methods
