@@ -101,15 +101,18 @@ class FaultsTest(ProgramTest):
             os.truncate(self.model / "model.safetensors", 4096)
             self.ends_with(process, f"{self.model}/model.safetensors: cannot be read any more: the file was shortened")
 
-    def test_merge_spoiled_on_its_way_to_the_disk(self):
+    def test_results_spoiled_on_their_way_to_the_disk(self):
         ether(*self.words())
-        merge = ["merge", "--model", self.model, "--adapter", self.run_folder, "--out", self.folder / "merged"]
         before = sorted(self.folder.rglob("*"))
-        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "rotten_disk"))):
-            told = refusal(*merge)
-        self.assertIn(f"{self.folder}/merged: the merged model's logits differ from the adapter's by ", told)
-        self.assertEqual(sorted(self.folder.rglob("*")), before)
-        ether(*merge)
+        out = self.folder / "out"
+        for verb, result in {"merge": "merged model", "export": "LoRA"}.items():
+            words = [verb, "--model", self.model, "--adapter", self.run_folder, "--out", out]
+            with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "rotten_disk"))):
+                told = refusal(*words)
+            self.assertIn(f"{out}: the {result}'s logits differ from the adapter's by ", told)
+            self.assertEqual(sorted(self.folder.rglob("*")), before)
+            ether(*words)
+            shutil.rmtree(out)
 
     def test_base_on_a_read_only_disk(self):
         disk = self.disk("size=1m")

@@ -224,6 +224,70 @@ class Merge(ProgramTest):
         self.assertRegex(ether(*words), r"the adapter changes them by up to \S+, of which 0.0% is retained; --dtype f32 retains all")
 
 
+class Export(ProgramTest):
+    def export(self, run, *words, out="lora"):
+        return ["export", "--model", BERT, "--adapter", run, "--to", "lora", "--out", self.folder / out, *words]
+
+    def logits(self, adapter):
+        out = self.folder / "logits.safetensors"
+        ether("logits", "--model", BERT, "--adapter", adapter, "--tokens", MODELS / "bert" / "tokens.json", "--out", out)
+        return {name: struct.unpack(f"<{len(data) // 4}f", data) for name, (_, _, data) in read_tensors(out).items()}
+
+    def difference(self, one, other):
+        pairs = [(a, b) for name, row in self.logits(one).items() for a, b in zip(row, self.logits(other)[name], strict=True)]
+        return max(abs(a - b) for a, b in pairs)
+
+    def test_a_lora_is_the_adapter(self):
+        run = self.train("run", "--lr", 0.1, "--blocks", 8)
+        done = subprocess.run([ETHER, *map(str, self.export(run))], capture_output=True, text=True, check=True)
+        self.assertRegex(done.stdout, r"lora: a LoRA of rank 32 on 13 layers, 0.1 MB; probe logits differ from the adapter's by at "
+                         r"most \S+ \(largest logit \S+, the adapter changes them by up to \S+, of which 100.0% is retained\)\n")
+        self.assertIn("warning: vLLM's default is --max-lora-rank 16; serve this LoRA of rank 32 with --max-lora-rank 32\n", done.stderr)
+        self.assertLess(self.difference(run, self.folder / "lora"), 1e-5)
+        config, ether_json = (json.loads((self.folder / "lora" / name).read_text()) for name in ("adapter_config.json", "ether.json"))
+        self.assertEqual((config["peft_type"], config["r"], config["lora_alpha"], config["modules_to_save"]), ("LORA", 32, 32, ["classifier"]))
+        heads = [read_tensors(folder / "adapter_model.safetensors")["base_model.model.classifier.weight"] for folder in (run, self.folder / "lora")]
+        self.assertEqual(*heads)
+        self.assertEqual(ether_json, json.loads((run / "ether.json").read_text()))
+        data = self.write("test.csv", "text,label\na b,1\n")
+        scores = [ether("eval", "--model", BERT, "--adapter", adapter, "--data", data, "--json") for adapter in (run, self.folder / "lora")]
+        self.assertAlmostEqual(*(json.loads(score)["loss"] for score in scores), places=5)
+        again = json.loads(ether(*self.export(self.folder / "lora", "--json", out="again")))
+        self.assertEqual((again["rank"], again["largest_difference"]), (32, 0))
+
+    def test_the_nearest_of_a_rank(self):
+        run = self.train("run", "--lr", 0.1)
+        report = json.loads(ether(*self.export(run, "--max-rank", 6, "--json")))
+        self.assertEqual((report["rank"], report["exact_rank"], report["exact"], report["layers"]), (6, 16, False, 13))
+        self.assertTrue(0 < report["error"] <= report["largest_error"] < 1)
+        self.assertIn(report["largest_error_layer"], json.loads((self.folder / "lora" / "adapter_config.json").read_text())["target_modules"])
+        self.assertAlmostEqual(report["largest_difference"], self.difference(run, self.folder / "lora"), delta=1)
+        told = ether(*self.export(run, "--max-rank", 6, out="told"))
+        self.assertRegex(told, r"rank 6 \(16 would be exact\) on 13 layers, 0.0 MB; it loses 0\.\d+ of the weights' change, at most "
+                         r"0\.\d+ \(bert\.\S+\); probe logits differ")
+        oft = self.train("oft", "--method", "oft", "--block-size", 4, "--lr", 0.1)
+        self.assertEqual(json.loads(ether(*self.export(oft, "--svd", "--max-rank", 3, "--json", out="svd")))["exact_rank"], 32)
+
+    def test_what_no_lora_holds_is_told(self):
+        runs = {"oft": ["--method", "oft", "--block-size", 4], "red": ["--method", "red"], "bitfit": ["--method", "bitfit"],
+                "biases": ["--method", "lora", "--bias", "all"], "ether": ["--method", "ether"]}
+        runs = {name: self.train(name, *words) for name, words in runs.items()}
+        before = sorted(self.folder.rglob("*"))
+        for told, words in {
+            "query: method oft is no low-rank change of this layer, so no LoRA is exactly": self.export(runs["oft"], "--max-rank", 4),
+            "--svd: needs --max-rank": self.export(runs["oft"], "--svd"),
+            "changes this layer's bias, which no LoRA holds; ether merge writes": self.export(runs["red"], "--svd", "--max-rank", 4),
+            "method bitfit (the model's biases) is no change of chosen linear layers": self.export(runs["bitfit"]),
+            "trained the base model's tensor \"bert.embeddings.LayerNorm.bias\" as well": self.export(runs["biases"]),
+            "the folder exists and is not empty": self.export(runs["ether"], out="ether"),
+            "--to": self.export(runs["ether"])[:5] + ["--to", "gguf", "--out", self.folder / "lora"],
+            "--max-rank": self.export(runs["ether"], "--max-rank", -1),
+            "adapter_config.json": self.export(BERT),
+        }.items():
+            self.assertIn(told, refusal(*words))
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+
 class Evaluate(ProgramTest):
     def test_quotes_are_read_as_in_training(self):
         data = self.write("glue.tsv", "text\tlabel\n\"a b\t0\n\"b\" a\t1\nb\t2\n")

@@ -29,6 +29,7 @@ constexpr std::array kVerbs = {
     Verb{"predict", "classify lines of text, or texts in JSONL", predict_main},
     Verb{"logits", "write the logits of token ids, to compare with other software", logits_main},
     Verb{"merge", "write a model folder with the adapter multiplied into the weights", merge_main},
+    Verb{"export", "write the adapter as a LoRA, exactly or the nearest of a rank", export_main},
     Verb{"inspect", "show what a model or adapter folder holds", inspect_main},
     Verb{"bench", "measure training steps and mixed batches against the hardware", bench_main},
 };

@@ -16,6 +16,7 @@ int eval_main(int argc, char** argv);
 int predict_main(int argc, char** argv);
 int logits_main(int argc, char** argv);
 int merge_main(int argc, char** argv);
+int export_main(int argc, char** argv);
 int inspect_main(int argc, char** argv);
 int bench_main(int argc, char** argv);
 

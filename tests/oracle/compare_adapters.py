@@ -1,5 +1,6 @@
-"""PEFT's methods both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; and every
-method's merged folder gives transformers the logits that ether has with the adapter."""
+"""PEFT's methods both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; every
+method's merged folder gives transformers the logits that ether has with the adapter, and so does in PEFT the LoRA that a low-rank
+one is exported as."""
 
 import pathlib
 
@@ -12,6 +13,7 @@ NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
+LOW_RANK = ("ether", "ether+", "hra", "lora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss")
 PEFT_METHODS = ("lora", "lora dora", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss")
 
@@ -87,6 +89,17 @@ def merged(family, method, rng, folder):
            difference(python_logits(auto_class(family)(folder / "merged" / method), rows), ours))
 
 
+def exported(family, method, rng, folder):
+    """The LoRA that is the run's adapter, in PEFT, against ours and against the merged model in transformers."""
+    rows, tokens = draw_tokens(rng, folder)
+    ours = ether_logits(rows, tokens, folder / "base", "--adapter", folder / method)
+    out = folder / "exported" / method
+    ether("export", "--model", folder / "base", "--adapter", folder / method, "--to", "lora", "--out", out)
+    found = python_logits(peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), out), rows)
+    report(f"{family}: {method} exported as LoRA, in PEFT", difference(found, ours))
+    report(f"{family}: {method} exported as LoRA and merged", difference(found, python_logits(auto_class(family)(folder / "merged" / method), rows)))
+
+
 print("adapters against PEFT and transformers")
 for family in FAMILIES:
     rng = rng_for("adapters " + family)
@@ -101,4 +114,6 @@ for family in FAMILIES:
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
         for method in (*PEFT_METHODS, "ether", "ether+", "naive", "lorta", *more, "full", "head"):
             merged(family, method, rng, folder)
+        for method in LOW_RANK:
+            exported(family, method, rng, folder)
 finish()

@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
-#include "ether/core/random.h"
 #include "ether/io/file.h"
 #include "ether/io/safetensors.h"
 #include "ether/models/registry.h"
@@ -59,21 +58,6 @@ std::string tokenizer_file(const eval::LoadedAdapter& loaded, const std::string&
     return config.dump(2) + "\n";
 }
 
-// A few rows of random ids, the same in every run.
-data::Batch probe(const nn::ModelShape& shape) {
-    const auto random = Random(0).stream("merge probe");
-    std::vector<data::Sequence> rows(4);
-    uint64_t drawn = 0;
-    for (size_t i = 0; i < rows.size(); ++i)
-        for (int64_t j = 0; j < std::min<int64_t>(shape.max_positions, 4 + 5 * static_cast<int64_t>(i)); ++j)
-            rows[i].ids.push_back(
-                static_cast<int64_t>(random.below(drawn++, static_cast<uint64_t>(shape.vocab_size))));
-    const std::vector<int64_t> all = {0, 1, 2, 3};
-    return data::collate(rows, all, data::LabelType::none);
-}
-
-double largest(const at::Tensor& t) { return t.abs().max().item<double>(); }
-
 }  // namespace
 
 MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarType dtype) {
@@ -98,27 +82,13 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
 
-    const auto batch = probe(adapted.model().shape());
-    const auto expected = adapted.logits({.batch = batch}).to(at::kDouble);
-    adapted.model().unbind();
-    std::optional<at::Tensor> base;
-    if (adapted.parameters().count(nn::ParameterGroup::base) == 0)
-        base = adapted.model().logits({.batch = batch}).to(at::kDouble);
+    const Probe probe(adapted);
     const auto again = models::load_model(
         io::Checkpoint::open(folder.path()),
         {.head = loaded.task->head(), .classes = loaded.task->classes(), .dtype = adapted.model().dtype()});
-    const auto found = again->logits({.batch = batch}).to(at::kDouble);
-    report.largest_logit = largest(expected);
-    report.largest_difference = largest(found - expected);
-    if (base) {
-        const auto effect = expected - *base;
-        report.adapter_effect = largest(effect);
-        if (*report.adapter_effect > 0)
-            report.retained =
-                ((found - *base) * effect).sum().item<double>() / effect.square().sum().item<double>();
-    }
+    static_cast<Comparison&>(report) = probe.compare(again->logits({.batch = probe.batch()}));
     const bool exact = report.dtype == at::kFloat && adapted.model().dtype() == at::kFloat;
-    const double tolerance = (exact ? 1e-4 : 5e-2) * std::max(1.0, report.largest_logit);
+    const double tolerance = report.tolerance(exact);
     if (!(report.largest_difference <= tolerance))
         fail(ErrorKind::numeric,
              "{}: the merged model's logits differ from the adapter's by {:.3g}, more than {:.3g} allows "

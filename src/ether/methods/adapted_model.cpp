@@ -254,10 +254,10 @@ int64_t AdaptedModel::method_parameters() const {
     return parameters_.count(nn::ParameterGroup::adapter) + parameters_.count(nn::ParameterGroup::base);
 }
 
-io::AdapterFiles AdaptedModel::files(const std::string& base) const {
-    io::AdapterFiles files;
-    auto& config = files.config = nlohmann::json::object();
-    config["peft_type"] = method_->peft_type;
+nlohmann::json AdaptedModel::config_for(const Method& method, MethodOptions& options,
+                                        const std::string& base) const {
+    auto config = nlohmann::json::object();
+    config["peft_type"] = method.peft_type;
     config["base_model_name_or_path"] = base;
     // PEFT asks a SEQ_CLS adapter for a head of its own.
     const auto head = nn::top_module(model_->output_site().name());
@@ -270,12 +270,30 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     config["bias"] = "none";
     config["modules_to_save"] =
         modules_to_save_.empty() ? nlohmann::json() : nlohmann::json(modules_to_save_);
-    if (method_->takes_sites) to_config(targets_, sites_, config);
-    for (const auto& field : options_->fields()) config[field.config_key()] = field.to_json();
-    adapter_->to_config(config);
+    if (method.takes_sites) to_config(targets_, sites_, config);
+    for (const auto& field : options.fields()) config[field.config_key()] = field.to_json();
+    return config;
+}
+
+io::AdapterFiles AdaptedModel::files(const std::string& base) const {
+    io::AdapterFiles files;
+    files.config = config_for(*method_, *options_, base);
+    adapter_->to_config(files.config);
     for (const auto& parameter : parameters_.all())
         if (parameter.saved) files.tensors.emplace_back(parameter.name, parameter.value.detach());
     adapter_->to_tensors(files.tensors);
+    for (auto& [name, tensor] : files.tensors) name = file_name({.name = name});
+    return files;
+}
+
+io::AdapterFiles AdaptedModel::files_as(const Method& method, MethodOptions& options,
+                                        const io::NamedTensors& tensors, const std::string& base) const {
+    io::AdapterFiles files;
+    files.config = config_for(method, options, base);
+    files.tensors = tensors;
+    for (const auto& parameter : parameters_.all())
+        if (parameter.saved && parameter.group == nn::ParameterGroup::head)
+            files.tensors.emplace_back(parameter.name, parameter.value.detach());
     for (auto& [name, tensor] : files.tensors) name = file_name({.name = name});
     return files;
 }

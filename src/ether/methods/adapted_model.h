@@ -48,6 +48,10 @@ class AdaptedModel {
 
     // adapter_config.json and tensors; `base` is written as base_model_name_or_path.
     io::AdapterFiles files(const std::string& base) const;
+    // Files of another method's adapter on the same layers, with that one's options and tensors (names as in
+    // the ParameterStore) beside the modules that this one trained whole.
+    io::AdapterFiles files_as(const Method& method, MethodOptions& options, const io::NamedTensors& tensors,
+                              const std::string& base) const;
 
     // Every tensor of the merged model by name, in the given dtype: weights with the forms multiplied in
     // (computed in float32, or float64 for a float64 model), trained copies, and the rest as it is. Tied
@@ -56,6 +60,7 @@ class AdaptedModel {
 
   private:
     void build(const MethodOptions& options, uint64_t seed, bool from_file);
+    nlohmann::json config_for(const Method& method, MethodOptions& options, const std::string& base) const;
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
     // Whether it is a layer's copy of a shared buffer, which PEFT saves beside RandLoRA's.

@@ -267,7 +267,8 @@ std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, c
 std::pair<Tensor, Tensor> lora_factors(const SiteForms& forms, const Tensor& weight) {
     const at::NoGradGuard no_grad;
     const auto dtype = weight.scalar_type();
-    std::vector<Tensor> a, b;
+    std::vector<Tensor> a = {at::zeros({0, weight.size(1)}, weight.options())},
+                        b = {at::zeros({weight.size(0), 0}, weight.options())};
     auto w = weight;
     for (auto form = forms.pre.rbegin(); form != forms.pre.rend(); ++form) {
         const auto [u, v] = dense_factors(as_rank1(*form), dtype);

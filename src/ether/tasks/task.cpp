@@ -63,4 +63,14 @@ std::unique_ptr<Task> task_from(const io::JsonObject& description) {
          description.name(), name);
 }
 
+nlohmann::json adapter_description(const Task& task, const std::string& base_fingerprint, int64_t max_length,
+                                   data::TableOptions columns) {
+    auto description = task.describe();
+    description["format"] = 1;
+    description["base_fingerprint"] = base_fingerprint;
+    description["max_length"] = max_length;
+    for (const auto& field : columns.fields()) description[field.config_key()] = field.to_json();
+    return description;
+}
+
 }  // namespace ether::tasks

@@ -82,6 +82,10 @@ std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data:
 // The task that an adapter or checkpoint was trained for, from describe()'s object.
 std::unique_ptr<Task> task_from(const io::JsonObject& description);
 
+// ether.json: what describe() says, the base model that the adapter belongs to, and how texts were read.
+nlohmann::json adapter_description(const Task& task, const std::string& base_fingerprint, int64_t max_length,
+                                   data::TableOptions columns);
+
 extern const std::vector<std::string> kTaskNames;
 
 }  // namespace ether::tasks

@@ -263,12 +263,7 @@ void Trainer::save_adapter() {
     lock_->check();
     // Named as in run.toml: a resumed run must write the same adapter_config.json.
     auto files = model_->files(from_anywhere(config_.model));
-    auto ether = task_->describe();
-    ether["format"] = 1;
-    ether["base_fingerprint"] = fingerprint_;
-    ether["max_length"] = max_length_;
-    for (const auto& field : config_.columns.fields()) ether[field.config_key()] = field.to_json();
-    files.ether = std::move(ether);
+    files.ether = tasks::adapter_description(*task_, fingerprint_, max_length_, config_.columns);
     io::write_adapter(config_.out, files);
 }
 

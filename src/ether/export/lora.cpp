@@ -1,0 +1,190 @@
+#include "ether/export/lora.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "ether/core/error.h"
+#include "ether/export/low_rank.h"
+#include "ether/io/file.h"
+#include "ether/io/safetensors.h"
+#include "ether/methods/registry.h"
+
+namespace ether::exporting {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kWeightsFile = "adapter_model.safetensors";
+
+// vLLM's --max-lora-rank: its choices, and what it is where it is not given.
+constexpr int64_t kServedRanks[] = {1, 8, 16, 32, 64, 128, 256, 320, 512};
+constexpr int64_t kServedByDefault = 16;
+
+// Methods and parts of them that are no change of linear layers' weights.
+void refuse_other_changes(const methods::AdaptedModel& adapted) {
+    const auto& method = adapted.method();
+    if (!method.takes_sites)
+        fail(ErrorKind::adapter,
+             "method {} ({}) is no change of chosen linear layers, which is all that a LoRA holds; ether "
+             "merge "
+             "writes a whole model",
+             method.name, method.summary);
+    for (const auto& [name, slots] : adapted.model().tensors())
+        for (const auto& parameter : adapted.parameters().all())
+            if (parameter.group != nn::ParameterGroup::head && parameter.value.is_same(*slots.front()))
+                fail(ErrorKind::adapter,
+                     "the adapter trained the base model's tensor \"{}\" as well, which no LoRA holds; ether "
+                     "merge writes a whole model",
+                     name);
+}
+
+nn::SiteForms in_float64(nn::SiteForms forms) {
+    for (at::Tensor* tensor : nn::tensors_of(forms)) *tensor = tensor->detach().to(at::kDouble);
+    return forms;
+}
+
+std::optional<LowRank> low_rank_change(const nn::SiteForms& forms, const at::Tensor& weight) {
+    try {
+        const auto [a, b] = nn::lora_factors(forms, weight);
+        return LowRank{a, b};
+    } catch (const Error&) {  // it says that these forms are not low-rank
+        return {};
+    }
+}
+
+// A site's change of its weight.
+LowRank change_of(const nn::Site& site, const char* method, bool svd) {
+    const auto forms = in_float64(site.forms);
+    const auto weight = site.linear.weight.detach().to(at::kDouble);
+    if (auto change = low_rank_change(forms, weight)) return *change;
+    const auto bias =
+        site.linear.bias.defined() ? site.linear.bias.detach().to(at::kDouble) : site.linear.bias;
+    const auto [merged, shifted] = nn::merged(forms, weight, bias);
+    if (shifted.defined() && !(bias.defined() && at::equal(shifted, bias)))
+        fail(ErrorKind::adapter,
+             "{}: method {} changes this layer's bias, which no LoRA holds; ether merge writes a whole model",
+             site.name(), method);
+    if (!svd)
+        fail(ErrorKind::adapter,
+             "{}: method {} is no low-rank change of this layer, so no LoRA is exactly this adapter; --svd "
+             "--max-rank R writes the nearest of rank R and tells its error, ether merge keeps all",
+             site.name(), method);
+    return factored(merged - weight);
+}
+
+double relative(double lost_square, double square) {
+    return square > 0 ? std::sqrt(lost_square / square) : 0;
+}
+
+// All sites' changes at no more than the rank asked for.
+std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport& options,
+                                LoraReport& report) {
+    adapted.bind(nn::Pass{data::Batch{}});
+    double square = 0, lost_square = 0;
+    std::vector<LowRank> changes;
+    for (const nn::Site* site : adapted.sites()) {
+        auto change = change_of(*site, adapted.method().name, options.svd);
+        const int64_t exact = std::min({change.rank(), site->linear.in(), site->linear.out()});
+        report.exact_rank = std::max(report.exact_rank, exact);
+        const int64_t rank = options.max_rank ? std::min(options.max_rank, exact) : exact;
+        if (rank < change.rank() || (options.max_rank && rank > 0)) {
+            const auto nearest = truncated(change, rank);
+            if (rank < change.rank()) change = nearest.factors;
+            square += nearest.square;
+            lost_square += nearest.lost_square;
+            const double error = relative(nearest.lost_square, nearest.square);
+            if (error > report.largest_error) {
+                report.largest_error = error;
+                report.largest_error_layer = site->name();
+            }
+        }
+        report.rank = std::max(report.rank, rank);
+        changes.push_back({change.a.to(at::kFloat), change.b.to(at::kFloat)});
+    }
+    report.error = relative(lost_square, square);
+    report.rank = std::max<int64_t>(report.rank, 1);
+    return changes;
+}
+
+std::vector<std::string> server_warnings(int64_t rank, const io::AdapterFiles& files,
+                                         const nn::ModelShape& shape) {
+    std::vector<std::string> warnings;
+    const auto* choice = std::lower_bound(std::begin(kServedRanks), std::end(kServedRanks), rank);
+    if (choice == std::end(kServedRanks))
+        warnings.push_back(fmt::format(
+            "vLLM takes no LoRA of a rank above {}, this one has {}; --max-rank {} writes the "
+            "nearest that it takes, ether merge a whole model",
+            kServedRanks[std::size(kServedRanks) - 1], rank, kServedRanks[std::size(kServedRanks) - 1]));
+    else if (rank > kServedByDefault)
+        warnings.push_back(
+            fmt::format("vLLM's default is --max-lora-rank {}; serve this LoRA of rank {} with "
+                        "--max-lora-rank {}",
+                        kServedByDefault, rank, *choice));
+    const auto& whole = files.config["modules_to_save"];
+    if (shape.head == nn::Head::causal_lm && !whole.empty())
+        warnings.push_back(
+            fmt::format("{} was trained whole and lies beside the LoRA, where PEFT finds it but neither vLLM "
+                        "nor llama.cpp; for these, ether merge writes a whole model",
+                        fmt::join(whole.get<std::vector<std::string>>(), ", ")));
+    return warnings;
+}
+
+io::AdapterFiles lora_files(const eval::LoadedAdapter& loaded, const std::vector<LowRank>& changes,
+                            int64_t rank, const std::string& base) {
+    const auto& adapted = *loaded.model;
+    io::NamedTensors tensors;
+    for (size_t i = 0; i < changes.size(); ++i) {
+        const auto [a, b] = padded(changes[i], rank);
+        tensors.emplace_back(methods::parameter_name(*adapted.sites()[i], "lora_A.weight"), a);
+        tensors.emplace_back(methods::parameter_name(*adapted.sites()[i], "lora_B.weight"), b);
+    }
+    const auto& lora = methods::method_named("lora");
+    const auto options = lora.options();
+    const auto fields = options->fields();
+    for (const char* name : {"rank", "alpha"}) find_field(fields, name)->set(std::to_string(rank));
+    auto files = adapted.files_as(lora, *options, tensors, base);
+    files.ether = tasks::adapter_description(*loaded.task, loaded.checkpoint.fingerprint(), loaded.max_length,
+                                             loaded.columns);
+    return files;
+}
+
+}  // namespace
+
+LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const LoraExport& options) {
+    const at::NoGradGuard no_grad;
+    if (options.svd && !options.max_rank)
+        fail(ErrorKind::usage, "--svd: needs --max-rank, the rank of the LoRA that comes nearest");
+    auto& adapted = *loaded.model;
+    refuse_other_changes(adapted);
+    io::AtomicFolder folder(out);
+    LoraReport report;
+    report.layers = static_cast<int64_t>(adapted.sites().size());
+    {
+        const auto changes = changes_of(adapted, options, report);
+        const auto files = lora_files(loaded, changes, report.rank, options.base);
+        report.warnings = server_warnings(report.rank, files, adapted.model().shape());
+        io::write_adapter(folder.path(), files);
+        report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / kWeightsFile));
+    }
+    const Probe probe(adapted);
+    const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
+                                           .adapter = folder.path().string(),
+                                           .dtype = adapted.model().dtype()});
+    static_cast<Comparison&>(report) = probe.compare(again.model->logits({.batch = probe.batch()}));
+    const bool float32 = adapted.model().dtype() == at::kFloat;
+    if (report.exact() && !(report.largest_difference <= report.tolerance(float32)))
+        fail(
+            ErrorKind::numeric,
+            "{}: the LoRA's logits differ from the adapter's by {:.3g}, more than {:.3g} allows; nothing was "
+            "written{}",
+            out.string(), report.largest_difference, report.tolerance(float32),
+            float32 ? "" : "; try --dtype f32");
+    folder.commit();
+    return report;
+}
+
+}  // namespace ether::exporting
