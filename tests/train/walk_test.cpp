@@ -78,9 +78,9 @@ class Walk : public testing::TestWithParam<Walked> {
                 if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
                     EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
                 }
-            adapted.adapter().after_backward({.step = i, .total = steps});
+            adapted.after_backward({.step = i, .total = steps});
             optimizer.step(1);
-            adapted.adapter().after_update({.step = i + 1, .total = steps});
+            adapted.after_update({.step = i + 1, .total = steps});
             adapted.parameters().clear_grads();
         }
     }

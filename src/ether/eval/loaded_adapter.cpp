@@ -20,15 +20,53 @@ std::optional<int64_t> head_rows(const io::AdapterFiles& files, const io::Checkp
     return std::nullopt;
 }
 
+bool is_there(const std::string& path) {
+    std::error_code ignored;  // whoever opens it says what is wrong
+    return std::filesystem::exists(path, ignored);
+}
+
+// "a,b@0.5" as folders and weights. A folder's name may hold an @ or a comma.
+std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
+    std::vector<methods::NamedAdapter> adapters;
+    for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
+        auto& adapter = adapters.emplace_back(methods::NamedAdapter{part, {}});
+        if (const auto at = part.rfind('@'); at != std::string::npos && !is_there(part)) {
+            adapter.name = part.substr(0, at);
+            Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
+                part.substr(at + 1));
+        }
+        adapter.files = io::read_adapter(adapter.name);
+    }
+    return adapters;
+}
+
 // What is wrong with an adapter's files is told with their folder.
 std::unique_ptr<methods::AdaptedModel> adapted(std::unique_ptr<nn::Model> model,
-                                               const io::AdapterFiles& files, const std::string& folder) {
+                                               const std::vector<methods::NamedAdapter>& adapters,
+                                               const std::string& folders) {
     try {
-        return std::make_unique<methods::AdaptedModel>(std::move(model), files);
+        return std::make_unique<methods::AdaptedModel>(std::move(model), adapters);
     } catch (const Error& error) {
-        fail(error.kind() == ErrorKind::usage ? ErrorKind::adapter : error.kind(), "{}: {}", folder,
+        fail(error.kind() == ErrorKind::usage ? ErrorKind::adapter : error.kind(), "{}: {}", folders,
              error.what());
     }
+}
+
+// An adapter's ether.json, if it has one and was trained on this base.
+std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter,
+                                          const io::Checkpoint& checkpoint, const LoadOptions& options) {
+    if (!adapter.files.ether) return {};
+    io::JsonObject ether(*adapter.files.ether, (std::filesystem::path(adapter.name) / "ether.json").string());
+    if (const auto format = ether.get_or<int64_t>("format", 1); format != 1)
+        fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
+             format);
+    const auto fingerprint = ether.get_or<std::string>("base_fingerprint", "");
+    if (fingerprint != checkpoint.fingerprint() && !options.force)
+        fail(ErrorKind::adapter,
+             "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
+             "--force uses it all the same",
+             adapter.name, options.model, fingerprint, checkpoint.fingerprint());
+    return ether;
 }
 
 std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes) {
@@ -52,40 +90,31 @@ text::Tokenizer LoadedAdapter::tokenizer() const {
 
 LoadedAdapter load_adapter(const LoadOptions& options) {
     LoadedAdapter loaded{.checkpoint = io::Checkpoint::open(io::resolve_model(options.model))};
-    std::optional<io::AdapterFiles> files;
-    if (!options.adapter.empty()) files = io::read_adapter(options.adapter);
-    if (files && files->ether) {
-        const io::JsonObject ether(*files->ether,
-                                   (std::filesystem::path(options.adapter) / "ether.json").string());
-        if (const auto format = ether.get_or<int64_t>("format", 1); format != 1)
-            fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
-                 format);
-        const auto fingerprint = ether.get_or<std::string>("base_fingerprint", "");
-        if (fingerprint != loaded.checkpoint.fingerprint() && !options.force)
-            fail(ErrorKind::adapter,
-                 "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
-                 "--force uses it all the same",
-                 options.adapter, options.model, fingerprint, loaded.checkpoint.fingerprint());
-        loaded.task = tasks::task_from(ether);
-        loaded.max_length = ether.get_or<int64_t>("max_length", 0);
+    const auto adapters =
+        options.adapter.empty() ? std::vector<methods::NamedAdapter>() : named_adapters(options.adapter);
+    std::optional<int64_t> head;  // rows of an adapter's own
+    for (const auto& adapter : adapters) {
+        if (!head) head = head_rows(adapter.files, loaded.checkpoint);
+        const auto ether = description(adapter, loaded.checkpoint, options);
+        if (!ether)
+            loaded.notes.push_back(
+                fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",
+                            adapter.name));
+        if (!ether || loaded.task) continue;
+        loaded.task = tasks::task_from(*ether);
+        loaded.max_length = ether->get_or<int64_t>("max_length", 0);
         for (const auto& field : loaded.columns.fields())
-            if (ether.has(field.config_key()))
-                field.from_json(ether.document()[field.config_key()], ether.name());
-    } else if (files) {
-        loaded.notes.push_back(
-            fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",
-                        options.adapter));
+            if (ether->has(field.config_key()))
+                field.from_json(ether->document()[field.config_key()], ether->name());
     }
-    if (!loaded.task)
-        loaded.task =
-            own_task(loaded.checkpoint, files ? head_rows(*files, loaded.checkpoint) : std::nullopt);
+    if (!loaded.task) loaded.task = own_task(loaded.checkpoint, head);
     const auto own_classes = models::stored_classes(loaded.checkpoint);
-    auto model = models::load_model(
-        loaded.checkpoint, {.head = loaded.task->head(),
-                            .classes = loaded.task->classes(),
-                            .new_head = files && own_classes && *own_classes != loaded.task->classes(),
-                            .dtype = options.dtype});
-    if (!files && !model->new_modules().empty())
+    auto model = models::load_model(loaded.checkpoint, {.head = loaded.task->head(),
+                                                        .classes = loaded.task->classes(),
+                                                        .new_head = !adapters.empty() && own_classes &&
+                                                                    *own_classes != loaded.task->classes(),
+                                                        .dtype = options.dtype});
+    if (adapters.empty() && !model->new_modules().empty())
         fail(ErrorKind::model,
              "{}: the model has no {} of its own; give the adapter that holds one with --adapter",
              options.model, model->new_modules().front());
@@ -96,11 +125,12 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
         loaded.max_length = std::min({tasks::kDefaultMaxLength, model->shape().max_positions,
                                       loaded.checkpoint.tokenizer_max_length()});
     model->check_finite(loaded.checkpoint.path().string());
-    loaded.model = files ? adapted(std::move(model), *files, options.adapter)
-                         : std::make_unique<methods::AdaptedModel>(
-                               std::move(model),
-                               methods::AdapterConfig{
-                                   .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
+    loaded.model = !adapters.empty()
+                       ? adapted(std::move(model), adapters, options.adapter)
+                       : std::make_unique<methods::AdaptedModel>(
+                             std::move(model),
+                             methods::AdapterConfig{
+                                 .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
     return loaded;
 }
 

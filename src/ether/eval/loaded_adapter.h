@@ -13,8 +13,10 @@
 namespace ether::eval {
 
 struct LoadOptions {
-    std::string model;                                 // folder or org/name
-    std::string adapter;                               // adapter or run folder; empty: the model as it is
+    std::string model;  // folder or org/name
+    // Adapter or run folder; empty: the model as it is. Several, "a,b@0.5": each on top of those before it, b
+    // half as large.
+    std::string adapter;
     at::ScalarType dtype = at::ScalarType::Undefined;  // undefined: as stored
     bool force = false;                                // take an adapter that was trained on another base
 };
@@ -30,8 +32,8 @@ struct LoadedAdapter {
     text::Tokenizer tokenizer() const;  // read anew, and checked against the model
 };
 
-// The task comes from the adapter's ether.json; without one, from its task_type or the model's own head and
-// id2label.
+// The task comes from the (first) adapter's ether.json; without one, from its task_type or the model's own
+// head and id2label.
 LoadedAdapter load_adapter(const LoadOptions& options);
 
 }  // namespace ether::eval

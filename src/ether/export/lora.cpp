@@ -26,13 +26,12 @@ constexpr int64_t kServedByDefault = 16;
 
 // Methods and parts of them that are no change of linear layers' weights.
 void refuse_other_changes(const methods::AdaptedModel& adapted) {
-    const auto& method = adapted.method();
-    if (!method.takes_sites)
+    if (const auto* method = adapted.method_without_sites())
         fail(ErrorKind::adapter,
              "method {} ({}) is no change of chosen linear layers, which is all that a LoRA holds; ether "
              "merge "
              "writes a whole model",
-             method.name, method.summary);
+             method->name, method->summary);
     for (const auto& [name, slots] : adapted.model().tensors())
         for (const auto& parameter : adapted.parameters().all())
             if (parameter.group != nn::ParameterGroup::head && parameter.value.is_same(*slots.front()))
@@ -57,7 +56,7 @@ std::optional<LowRank> low_rank_change(const nn::SiteForms& forms, const at::Ten
 }
 
 // A site's change of its weight.
-LowRank change_of(const nn::Site& site, const char* method, bool svd) {
+LowRank change_of(const nn::Site& site, const std::string& method, bool svd) {
     const auto forms = in_float64(site.forms);
     const auto weight = site.linear.weight.detach().to(at::kDouble);
     if (auto change = low_rank_change(forms, weight)) return *change;
@@ -87,7 +86,7 @@ std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport
     double square = 0, lost_square = 0;
     std::vector<LowRank> changes;
     for (const nn::Site* site : adapted.sites()) {
-        auto change = change_of(*site, adapted.method().name, options.svd);
+        auto change = change_of(*site, adapted.method_name(), options.svd);
         const int64_t exact = std::min({change.rank(), site->linear.in(), site->linear.out()});
         report.exact_rank = std::max(report.exact_rank, exact);
         const int64_t rank = options.max_rank ? std::min(options.max_rank, exact) : exact;

@@ -1,9 +1,10 @@
-// AdaptedModel: a base model with one adapter on it: binds the adapter's forms before each pass, and reads
+// AdaptedModel: a base model with an adapter on it, or several: binds their forms before each pass, and reads
 // and writes adapter files. Owns both. One pass at a time.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,29 @@
 
 namespace ether::methods {
 
+// One method on chosen layers.
+struct PartConfig {
+    std::string method;
+    std::map<std::string, std::string> options = {};  // of the method, by field name
+    Targets targets{.modules = ""};                   // no modules named: the method's own
+    std::optional<double> lr = {};                    // absent: the method's own
+};
+
 // What makes a new adapter.
 struct AdapterConfig {
     std::string method = "ether+";
-    std::map<std::string, std::string> options;  // of the method, by field name
-    Targets targets{.modules = ""};              // no modules named: the method's own
-    std::vector<std::string> modules_to_save;    // trained whole, besides a new head
+    std::map<std::string, std::string> options;
+    Targets targets{.modules = ""};
+    std::vector<std::string> modules_to_save;  // trained whole, besides a new head
     uint64_t seed = 0;
+    std::vector<PartConfig> also = {};  // further methods, each on top of those before it
+};
+
+// A trained adapter among several: what it is called, its files, and how much of it is wanted.
+struct NamedAdapter {
+    std::string name;
+    io::AdapterFiles files;
+    double weight = 1;
 };
 
 class AdaptedModel {
@@ -28,6 +45,9 @@ class AdaptedModel {
     AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config);
     // An adapter from files. Every tensor must fit and none may be left over; unknown settings are errors.
     AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files);
+    // Several, each on top of those before it, as if these had been merged. A weight other than 1 is for
+    // adapters that only add to weights. At most one may hold a module that was trained whole.
+    AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters);
 
     // Bind the forms unless pass.bound, then run the model.
     at::Tensor hidden(const nn::Pass& pass);
@@ -35,16 +55,29 @@ class AdaptedModel {
     // Makes this pass's forms without running: for passes that run side by side and share them.
     void bind(const nn::Pass& pass);
 
+    // Which of the named adapters act from now on, and how much of each; the others do nothing.
+    void activate(const std::map<std::string, double>& weights);
+
     nn::Model& model() { return *model_; }
     const nn::Model& model() const { return *model_; }
     nn::ParameterStore& parameters() { return parameters_; }
     const nn::ParameterStore& parameters() const { return parameters_; }
-    Adapter& adapter() { return *adapter_; }
-    const Adapter& adapter() const { return *adapter_; }
-    const Method& method() const { return *method_; }
+    // The adapted layers of all methods, in the model's order.
     const std::vector<nn::Site*>& sites() const { return sites_; }
-    // Values that the method trains, whether its own or the base's; heads are not its doing.
+    // The methods' names, and for one that adapts no chosen layers what it does: for messages.
+    std::string method_name() const;
+    const Method* method_without_sites() const;
+    // Values that the methods train, whether their own or the base's; heads are not their doing.
     int64_t method_parameters() const;
+    // How fast a parameter of a method learns; rate: of the first method.
+    double learning_rate(const nn::Parameter& parameter, double rate) const;
+
+    // Points of a step (Adapter), of all methods.
+    int forward_passes() const;
+    at::Tensor extra_loss(const std::vector<at::Tensor>& logits);
+    bool wants_weight_grad();
+    void after_backward(const Progress& progress);
+    void after_update(const Update& update);
 
     // adapter_config.json and tensors; `base` is written as base_model_name_or_path.
     io::AdapterFiles files(const std::string& base) const;
@@ -59,8 +92,28 @@ class AdaptedModel {
     std::vector<std::pair<std::string, at::Tensor>> merged_tensors(at::ScalarType dtype);
 
   private:
-    void build(const MethodOptions& options, uint64_t seed, bool from_file);
-    nlohmann::json config_for(const Method& method, MethodOptions& options, const std::string& base) const;
+    // One method on chosen layers.
+    struct Part {
+        const Method* method;
+        std::unique_ptr<MethodOptions> options;
+        Targets targets;
+        std::optional<double> lr = {};
+        std::string name = {}, file_scope = {};  // of the adapter that holds it, and of its tensors there
+        double weight = 1;
+        std::string scope = {};  // of its parameters
+        std::vector<nn::Site*> sites = {};
+        std::unique_ptr<Adapter> adapter = {};
+    };
+    static Part part_of(const PartConfig& config);
+    static Part part_of(const nlohmann::json& config);
+
+    void build(uint64_t seed, bool from_file);
+    void choose_sites(Part& part, const TargetWords& words);
+    void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
+    void check_weight(const Part& part) const;
+    bool holds(const Part& part, const nn::Site& site) const;
+    nlohmann::json common_config(const std::string& base) const;
+    void add_whole_modules(io::AdapterFiles& files) const;
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
     // Whether it is a layer's copy of a shared buffer, which PEFT saves beside RandLoRA's.
@@ -68,12 +121,9 @@ class AdaptedModel {
 
     std::unique_ptr<nn::Model> model_;
     nn::ParameterStore parameters_;
-    const Method* method_;
-    std::unique_ptr<MethodOptions> options_;
-    Targets targets_;
     std::vector<std::string> modules_to_save_;
+    std::vector<Part> parts_;
     std::vector<nn::Site*> sites_;
-    std::unique_ptr<Adapter> adapter_;
 };
 
 }  // namespace ether::methods

@@ -76,7 +76,13 @@ int64_t divided(const nn::Site& site, const char* axis, int64_t width, const cha
 
 void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::string& tensor,
                 const std::string& name, nn::ParameterGroup group) {
-    const auto copy = model.tensors().at(tensor).front()->detach().to(at::kFloat, false, true);
+    const auto& base = *model.tensors().at(tensor).front();
+    for (const auto& other : parameters.all())
+        if (other.value.is_same(base))
+            fail(ErrorKind::usage,
+                 "\"{}\" would be trained twice, as a whole and by another method; leave one of them out",
+                 tensor);
+    const auto copy = base.detach().to(at::kFloat, false, true);
     model.replace(tensor, parameters.add(name, copy, group));
 }
 

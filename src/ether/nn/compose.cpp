@@ -24,7 +24,7 @@ at::Tensor bias_change(const Chain& output, const at::Tensor& bias) {
     for (const auto& form : output)
         if (std::holds_alternative<Shift>(form)) shifts.push_back(form);
     if (!bias.defined() && shifts.empty()) return {};
-    const auto own = bias.defined() ? bias.detach().to(at::promote_types(bias.scalar_type(), at::kFloat))
+    const auto own = bias.defined() ? bias.to(at::promote_types(bias.scalar_type(), at::kFloat))
                                     : at::zeros_like(std::get<Shift>(shifts.front()).offset);
     return apply_chain(output, own.unsqueeze(0), {}).squeeze(0) - own;
 }

@@ -6,16 +6,18 @@ namespace ether::nn {
 
 at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGroup group, bool trained,
                                bool saved) {
+    name = scope_ + name;
     ETHER_ASSERT(!find(name));
     value = value.detach();  // a leaf, even if it was computed from another parameter
     if (trained) value.requires_grad_(true);
-    parameters_.push_back({std::move(name), std::move(value), group, trained, saved});
+    parameters_.push_back({std::move(name), std::move(value), group, trained, saved, scope_});
     return parameters_.back().value;
 }
 
 const Parameter* ParameterStore::find(const std::string& name) const {
     for (const auto& parameter : parameters_)
-        if (parameter.name == name) return &parameter;
+        if (parameter.name == name || (parameter.scope == scope_ && parameter.bare() == name))
+            return &parameter;
     return nullptr;
 }
 

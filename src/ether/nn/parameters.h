@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ether::nn {
@@ -17,15 +18,18 @@ enum class ParameterGroup {
 };
 
 struct Parameter {
-    // As in the adapter file, without "base_model.model."; shared by all sites, and then without
-    // "base_model.", if it has no dot.
+    // Its scope, and what it is called in the adapter file, without "base_model.model."; shared by all sites,
+    // and then without "base_model.", if that has no dot.
     std::string name;
     at::Tensor value;
     ParameterGroup group = ParameterGroup::adapter;
     bool trained = true;  // false: a buffer that is only saved
     bool saved = true;    // false: of training alone, in its checkpoints and not in adapter files
 
-    bool shared() const { return name.find('.') == std::string::npos; }
+    std::string scope = {};  // of one of several adapters: "parts.0.", else ""
+
+    std::string bare() const { return name.substr(scope.size()); }
+    bool shared() const { return bare().find('.') == std::string::npos; }
 };
 
 class ParameterStore {
@@ -33,6 +37,9 @@ class ParameterStore {
     // Registers a tensor under a new name; a trained one becomes a leaf that requires a gradient.
     at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
                    bool trained = true, bool saved = true);
+
+    // Names added from now on begin with this, and are found with it or without.
+    void enter(std::string scope) { scope_ = std::move(scope); }
 
     const std::vector<Parameter>& all() const { return parameters_; }
     const Parameter* find(const std::string& name) const;
@@ -43,6 +50,7 @@ class ParameterStore {
 
   private:
     std::vector<Parameter> parameters_;
+    std::string scope_;
 };
 
 }  // namespace ether::nn

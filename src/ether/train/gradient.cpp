@@ -49,26 +49,23 @@ std::vector<data::BatchRows> balanced(std::span<const data::Sequence> sequences,
 
 // Methods that look at a pass as a whole, and copies of whole weights' gradients, are not for slices.
 bool can_slice(methods::AdaptedModel& model) {
-    auto& adapter = model.adapter();
-    return adapter.forward_passes() == 1 && model.parameters().count(nn::ParameterGroup::base) == 0 &&
-           std::none_of(model.sites().begin(), model.sites().end(),
-                        [&](const nn::Site* site) { return adapter.wants_weight_grad(*site); });
+    return model.forward_passes() == 1 && model.parameters().count(nn::ParameterGroup::base) == 0 &&
+           !model.wants_weight_grad();
 }
 
 // The mean loss's share of one batch; its gradient goes to the parameters' grads, or to `gradients` if given.
 double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass pass, const Random& random,
                 double weight, std::span<const at::Tensor> inputs, std::vector<at::Tensor>* gradients) {
-    auto& adapter = model.adapter();
     at::Tensor loss;
     std::vector<at::Tensor> logits;
-    for (pass.index = 0; pass.index < adapter.forward_passes(); ++pass.index) {
+    for (pass.index = 0; pass.index < model.forward_passes(); ++pass.index) {
         pass.random = random.stream(static_cast<uint64_t>(pass.index));
         const auto part = task.loss(model, pass);
         const auto scaled = part.sum / weight;
         loss = loss.defined() ? loss + scaled : scaled;
         logits.push_back(part.logits);
     }
-    if (const auto extra = adapter.extra_loss(logits); extra.defined())
+    if (const auto extra = model.extra_loss(logits); extra.defined())
         loss = loss + extra * (task.weight(pass.batch) / weight);
     if (gradients && !inputs.empty())
         // Slices share the graph of the forms, so each keeps it.
@@ -82,7 +79,7 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
 }  // namespace
 
 bool can_checkpoint(const methods::AdaptedModel& model) {
-    return model.adapter().forward_passes() == 1 && model.model().can_checkpoint_blocks();
+    return model.forward_passes() == 1 && model.model().can_checkpoint_blocks();
 }
 
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,

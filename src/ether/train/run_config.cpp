@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "ether/core/error.h"
 #include "ether/methods/registry.h"
@@ -12,7 +13,7 @@
 namespace ether::train {
 namespace {
 
-std::vector<std::string> method_names() {
+std::vector<std::string> known_methods() {
     std::vector<std::string> names;
     for (const auto& method : methods::all_methods()) names.emplace_back(method.name);
     return names;
@@ -62,7 +63,7 @@ Fields RunConfig::fields() {
         {.name = "method",
          .value = &method,
          .help = "how to adapt. " + summaries(),
-         .choices = method_names()},
+         .choices = known_methods()},
         {.name = "targets",
          .value = &targets,
          .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), attention, mlp, mlp-output "
@@ -70,6 +71,11 @@ Fields RunConfig::fields() {
                  "of whole paths; where none are named, the method's own: " +
                  own_targets(),
          .joined = true},
+        {.name = "and",
+         .value = &further,
+         .help = "further methods on top of it, each with --targets, --exclude, --layers, --lr and options "
+                 "of its own: "
+                 "\"red --targets mlp-output; lora --rank 4\""},
         {.name = "exclude",
          .value = &exclude,
          .help = "layers to leave out: names or a regular expression",
@@ -175,12 +181,78 @@ void RunConfig::check() {
         fail(ErrorKind::usage, "--patience: early stopping needs --eval-data");
 }
 
+namespace {
+
+// One of --and's methods: a name, and options as on the command line. A flag alone is true.
+methods::PartConfig part_of(const std::string& text) {
+    std::istringstream stream(text);
+    methods::PartConfig part;
+    part.targets = {.modules = ""};
+    stream >> part.method;
+    std::vector<std::pair<std::string, std::string>> given;
+    for (std::string word; stream >> word;) {
+        if (word.starts_with("--")) {
+            const auto equals = word.find('=');
+            given.emplace_back(word.substr(2, equals - 2),
+                               equals == std::string::npos ? "" : word.substr(equals + 1));
+        } else if (given.empty() || !given.back().second.empty()) {
+            fail(ErrorKind::usage,
+                 "--and: found \"{}\" in \"{}\", expected a method's name and options: \"lora --rank 4\"",
+                 word, text);
+        } else {
+            given.back().second = word;
+        }
+    }
+    double rate = 0;
+    const Fields own = {{.name = "targets", .value = &part.targets.modules, .help = ""},
+                        {.name = "exclude", .value = &part.targets.exclude, .help = ""},
+                        {.name = "layers", .value = &part.targets.layers, .help = ""},
+                        {.name = "lr", .value = &rate, .help = "", .low = 1e-12, .high = 1e3}};
+    for (const auto& [name, value] : given) {
+        if (const auto* field = find_field(own, name))
+            field->set(value);
+        else
+            part.options[name] = value.empty() ? "true" : value;
+    }
+    part.lr = rate > 0 ? rate : methods::method_named(part.method).learning_rate;
+    return part;
+}
+
+std::vector<methods::PartConfig> parts_of(const std::string& text) {
+    std::vector<methods::PartConfig> parts;
+    std::istringstream stream(text);
+    for (std::string part; std::getline(stream, part, ';');)
+        if (part.find_first_not_of(' ') != std::string::npos) parts.push_back(part_of(part));
+    return parts;
+}
+
+// The rates of --and's methods, too, are written down: another version's may differ.
+std::string with_rates(const std::string& text) {
+    std::string result;
+    std::istringstream stream(text);
+    for (std::string part; std::getline(stream, part, ';');) {
+        if (part.find_first_not_of(' ') == std::string::npos) continue;
+        result += fmt::format("{}{}", result.empty() ? "" : ";", part);
+        if (part.find("--lr") == std::string::npos) result += fmt::format(" --lr {:g}", *part_of(part).lr);
+    }
+    return result;
+}
+
+}  // namespace
+
 methods::AdapterConfig RunConfig::adapter_config() const {
     return {.method = method,
             .options = method_options,
             .targets = {.modules = targets, .exclude = exclude, .layers = layers},
             .modules_to_save = modules_to_save,
-            .seed = static_cast<uint64_t>(seed)};
+            .seed = static_cast<uint64_t>(seed),
+            .also = parts_of(further)};
+}
+
+std::string RunConfig::method_names() const {
+    std::string text = method;
+    for (const auto& part : parts_of(further)) text += " and " + part.method;
+    return text;
 }
 
 double RunConfig::learning_rate() const { return lr ? *lr : methods::method_named(method).learning_rate; }
@@ -215,6 +287,7 @@ std::string from_anywhere(const std::string& path) {
 
 std::string to_toml(RunConfig config) {
     config.lr = config.learning_rate();
+    config.further = with_rates(config.further);
     for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out})
         *path = from_anywhere(*path);
     std::string text =

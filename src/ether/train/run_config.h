@@ -20,6 +20,7 @@ struct RunConfig {
     std::string method = "ether+";
     std::map<std::string, std::string> method_options;  // by field name, for `method`
     std::string targets, exclude, layers;
+    std::string further;  // more methods beside it: "red --targets mlp; lora --rank 4 --lr 1e-3"
     std::vector<std::string> modules_to_save;
 
     std::optional<double> lr;  // absent: the method's own
@@ -40,6 +41,7 @@ struct RunConfig {
 
     methods::AdapterConfig adapter_config() const;
     double learning_rate() const;  // lr, or the method's default
+    std::string method_names() const;
 };
 
 // f32, bf16, auto -> dtype (auto: undefined, as the checkpoint stores it).

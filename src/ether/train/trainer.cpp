@@ -162,7 +162,8 @@ AdamW Trainer::make_optimizer() {
         const bool head_alone =
             head && only_whole && model_->parameters().count(nn::ParameterGroup::base) == 0;
         parameters.push_back({parameter.name, parameter.value,
-                              head && !head_alone ? config_.head_lr : config_.learning_rate(),
+                              head && !head_alone ? config_.head_lr
+                                                  : model_->learning_rate(parameter, config_.learning_rate()),
                               adapter ? 0.0 : config_.weight_decay});
     }
     return AdamW(std::move(parameters));
@@ -195,7 +196,7 @@ RunInfo Trainer::info(int64_t first_step) const {
         .eval_examples = static_cast<int64_t>(evaluation_.size()),
         .device = fmt::format("cpu, {} threads, {}", num_threads(), io::dtype_name(model_->model().dtype())),
         .checkpoint_activations = checkpoints_,
-        .method = config_.method,
+        .method = config_.method_names(),
         .learning_rate = config_.learning_rate()};
 }
 
@@ -223,14 +224,14 @@ StepReport Trainer::train_step(int64_t step) {
     StepReport report;
     report.loss = sums.loss;
     report.tokens = sums.tokens;
-    model_->adapter().after_backward({step, total_steps_});
+    model_->after_backward({step, total_steps_});
     const double norm = optimizer_->gradient_norm();
     if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
                                           std::llround(config_.warmup * static_cast<double>(total_steps_)));
     const double scale = config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0;
     optimizer_->step(factor, scale);
-    model_->adapter().after_update({.step = step + 1, .total = total_steps_, .gradient_scale = scale});
+    model_->after_update({.step = step + 1, .total = total_steps_, .gradient_scale = scale});
     model_->parameters().clear_grads();
     report.step = step + 1;
     report.epoch = static_cast<double>(step + 1) / static_cast<double>(steps_per_epoch_);
