@@ -82,6 +82,13 @@ std::vector<Kind> low_rank_kinds() {
         {"vblora", {{"rank", "2"}, {"num-vectors", "6"}, {"vector-length", "4"}}, test::kBert, 2},
         {"fourierft", {{"n-frequency", "30"}, {"scaling", "1"}}, test::kBert, 32},
         {"miss", {{"rank", "5"}}, test::kLlamaTied, 5},
+        {"gralora", {{"rank", "4"}}, test::kBert, 8},
+        {"lokr", {{"rank", "2"}}, test::kBert, 32},
+        {"waveft", {{"n-frequency", "30"}, {"scaling", "1"}}, test::kBert, 32},
+        {"c3a", {{"block-size", "4"}}, test::kBert, 32},
+        {"hira", {{"rank", "3"}}, test::kBert, 32},
+        {"shira", {{"rank", "2"}}, kQwen, 32},
+        {"pafi", {{"budget", "0.1"}}, test::kBert, 32},
     };
     for (const auto& [method, terms] : {std::pair{"ether", 1}, std::pair{"ether+", 2}})
         for (const auto& [side, sides] :
@@ -97,10 +104,9 @@ std::vector<Kind> low_rank_kinds() {
 }
 
 const std::vector<Kind> kRefused = {
-    {"oft", {{"block-size", "4"}}},
-    {"naive", {{"blocks", "4"}}},
-    {"lora", {{"dora", "true"}}},
-    {"ia3", {}, {"llama_bare", nn::Head::causal_lm}},
+    {"oft", {{"block-size", "4"}}},  {"naive", {{"blocks", "4"}}},
+    {"boft", {{"block-size", "4"}}}, {"road", {{"group-size", "8"}}, {"llama_bare", nn::Head::causal_lm}},
+    {"lora", {{"dora", "true"}}},    {"ia3", {}, {"llama_bare", nn::Head::causal_lm}},
 };
 const std::vector<Kind> kNoWeights = {
     {"red", {}},  {"hiwi", {}}, {"bitfit", {}}, {"ln-tuning", {}},
@@ -193,7 +199,9 @@ TEST(Export, KnowsEveryMethod) {
             return std::any_of(kinds.begin(), kinds.end(),
                                [&](const Kind& kind) { return kind.method == method.name; });
         };
-        EXPECT_TRUE(lists(low_rank_kinds()) || lists(kRefused) || lists(kNoWeights)) << method.name;
+        EXPECT_TRUE(lists(low_rank_kinds()) || lists(kRefused) || lists(kNoWeights) ||
+                    std::string_view(method.name) == "id3")  // chooses its weights in training, then as pafi
+            << method.name;
     }
 }
 
@@ -282,6 +290,26 @@ TEST(Export, ChangesNothingWhereTheAdapterDoesNot) {
     EXPECT_EQ(report.error, 0);
     EXPECT_EQ(*report.adapter_effect, 0);
     EXPECT_EQ(report.largest_difference, 0);
+}
+
+TEST(Export, ALayerMayHaveNothingLeft) {
+    const Kind kind{"adalora", {{"rank", "2"}}};
+    auto adapter = loaded(kind);
+    auto files = adapter.model->files("base");
+    const std::string site = adapter.model->sites().front()->name();
+    files.config["rank_pattern"] = {{site + ".lora_E", {false, false}}};
+    for (auto& [name, tensor] : files.tensors)
+        if (name.find(site + ".lora_") != std::string::npos)
+            tensor = tensor.narrow(name.ends_with("lora_B") ? 1 : 0, 0, 0);
+    adapter.model = std::make_unique<methods::AdaptedModel>(kind.model.load(), files);
+    const auto expected = merged(adapter);
+    for (const int64_t rank : {0, 1, 2}) {
+        const test::TempFolder folder;
+        const auto report = export_lora(adapter, folder / "lora", {.base = "base", .max_rank = rank});
+        EXPECT_EQ(report.exact(), rank != 1);
+        const auto found = merged(read_back(kind, folder / "lora")).at(site + ".weight");
+        EXPECT_TRUE(at::equal(found, expected.at(site + ".weight")));
+    }
 }
 
 TEST(Export, RefusesAFolderThatExists) {

@@ -169,6 +169,9 @@ std::pair<Tensor, Tensor> factors_of(const Chain& chain, const Tensor& weight) {
     auto cut = halves.begin();
     for (auto form = halves.begin(); form != halves.end(); ++form) {
         width = width_after(*form, width);
+        if (width == 0)  // of rank 0: AdaLoRA left this layer nothing
+            return {at::zeros({0, weight.size(1)}, weight.options()),
+                    at::zeros({weight.size(0), 0}, weight.options())};
         if (width < narrowest) narrowest = width, cut = form + 1;
     }
     const auto one = [&](int64_t size) { return at::eye(size, weight.options()); };
