@@ -128,7 +128,7 @@ TEST_P(Exact, IsTheMergedModel) {
     EXPECT_LE(report.largest_difference, 1e-5 * std::max(1.0, report.largest_logit));
 
     const auto again = read_back(kind, folder / "lora");
-    EXPECT_STREQ(again.model->method().name, "lora");
+    EXPECT_EQ(again.model->method_name(), "lora");
     EXPECT_EQ(again.max_length, 16);
     const auto found = merged(again);
     ASSERT_EQ(found.size(), expected.size());

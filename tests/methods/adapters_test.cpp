@@ -214,19 +214,21 @@ TEST(Ia3, ConfigurationsInPeftsWords) {
 
 TEST(Ia3, FeedforwardModulesAreTargets) {
     EXPECT_FAILS(usage, "--feedforward-modules: no target is named \"output.dens\"",
-                 AdaptedModel(test::kBert.load(), {.method = "ia3",
-                                                   .options = {{"feedforward-modules", "key,output.dens"}},
-                                                   .targets = {.modules = "key,output.dense"}}));
+                 AdaptedModel(test::kBert.load(),
+                              AdapterConfig{.method = "ia3",
+                                            .options = {{"feedforward-modules", "key,output.dens"}},
+                                            .targets = {.modules = "key,output.dense"}}));
 }
 
 TEST(Targets, ALayerTrainedWholeHasNoAdapter) {
-    const AdaptedModel adapted(test::kBert.load(), {.method = "lora", .modules_to_save = {"pooler"}});
+    const AdaptedModel adapted(test::kBert.load(),
+                               AdapterConfig{.method = "lora", .modules_to_save = {"pooler"}});
     EXPECT_TRUE(adapted.parameters().find("bert.pooler.dense.weight"));
     EXPECT_FALSE(adapted.parameters().find("bert.pooler.dense.lora_A.weight"));
     EXPECT_FAILS(usage, "trained whole already",
-                 AdaptedModel(test::kBert.load(), {.method = "lora",
-                                                   .targets = {.modules = "pooler.dense"},
-                                                   .modules_to_save = {"pooler"}}));
+                 AdaptedModel(test::kBert.load(), AdapterConfig{.method = "lora",
+                                                                .targets = {.modules = "pooler.dense"},
+                                                                .modules_to_save = {"pooler"}}));
 }
 
 TEST(Targets, ATiedHeadTrainedWholeLeavesTheEmbeddings) {
@@ -244,15 +246,16 @@ TEST(Targets, ATiedHeadTrainedWholeLeavesTheEmbeddings) {
 }
 
 TEST(Targets, ModulesToSaveEndAModulesPathAsInPeft) {  // "norm" is input_layernorm, too
-    const AdaptedModel adapted(test::kLlamaTied.load(), {.method = "lora", .modules_to_save = {"norm"}});
+    const AdaptedModel adapted(test::kLlamaTied.load(),
+                               AdapterConfig{.method = "lora", .modules_to_save = {"norm"}});
     EXPECT_TRUE(adapted.parameters().find("model.norm.weight"));
     EXPECT_TRUE(adapted.parameters().find("model.layers.0.input_layernorm.weight"));
 }
 
 TEST(Targets, TiedEmbeddingsAreNotTrainedWhole) {
-    EXPECT_FAILS(
-        usage, "tied embeddings",
-        AdaptedModel(test::kLlamaTied.load(), {.method = "lora", .modules_to_save = {"embed_tokens"}}));
+    EXPECT_FAILS(usage, "tied embeddings",
+                 AdaptedModel(test::kLlamaTied.load(),
+                              AdapterConfig{.method = "lora", .modules_to_save = {"embed_tokens"}}));
 }
 
 class Files : public testing::Test {
@@ -363,7 +366,8 @@ TEST(NewAdapter, TheSeedDecides) {
 }
 
 TEST(ModulesToSave, ThatOverlapAreTrainedOnce) {
-    const AdaptedModel once(test::kBert.load(), {.method = "lora", .modules_to_save = {"pooler"}}),
+    const AdaptedModel once(test::kBert.load(),
+                            AdapterConfig{.method = "lora", .modules_to_save = {"pooler"}}),
         twice(test::kBert.load(),
               {.method = "lora", .modules_to_save = {"pooler", "pooler.dense", "bert.pooler", "pooler"}});
     EXPECT_EQ(twice.parameters().count(), once.parameters().count());

@@ -15,7 +15,7 @@ using test::near;
 using test::normal;
 
 TEST(Bitfit, TrainsTheBiasesAndNothingElse) {
-    const AdaptedModel adapted(test::kBert.load(), {.method = "bitfit"});
+    const AdaptedModel adapted(test::kBert.load(), AdapterConfig{.method = "bitfit"});
     const auto base = test::kBert.load();
     int64_t biases = 0;
     for (const auto& [name, slots] : base->tensors())
@@ -23,12 +23,13 @@ TEST(Bitfit, TrainsTheBiasesAndNothingElse) {
     EXPECT_EQ(adapted.method_parameters() + adapted.parameters().count(nn::ParameterGroup::head), biases);
     for (const auto& parameter : adapted.parameters().all()) EXPECT_TRUE(parameter.name.ends_with(".bias"));
     EXPECT_FAILS(usage, "this llama model has no biases",
-                 AdaptedModel(test::kLlamaTied.load(), {.method = "bitfit"}));
+                 AdaptedModel(test::kLlamaTied.load(), AdapterConfig{.method = "bitfit"}));
 }
 
 TEST(LnTuning, TrainsTheNormsThatAreNamed) {
     auto make = [](const std::string& norms) {
-        return AdaptedModel(test::kLlamaTied.load(), {.method = "ln-tuning", .options = {{"norms", norms}}});
+        return AdaptedModel(test::kLlamaTied.load(),
+                            AdapterConfig{.method = "ln-tuning", .options = {{"norms", norms}}});
     };
     EXPECT_EQ(make("").method_parameters(), 5 * 32);
     EXPECT_EQ(make("input_layernorm").method_parameters(), 2 * 32);

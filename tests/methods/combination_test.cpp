@@ -12,6 +12,7 @@ namespace {
 
 using at::Tensor;
 using test::near;
+using Several = std::vector<NamedAdapter>;
 
 // Other values than those at the start, which change nothing.
 void move(AdaptedModel& adapted, uint64_t seed) {
@@ -121,8 +122,8 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
     const auto a = trained(llama, {.method = "lora"}, 5),
                b = trained(llama, {.method = "lora", .targets = {.modules = "mlp"}}, 50),
                reflection = trained(llama, {.method = "ether", .seed = 4}, 70);
-    AdaptedModel base(llama.load(), {.method = "ether+"});
-    const auto nothing = logits(base, llama);
+    const auto batch = llama.batch();
+    const auto nothing = llama.load()->logits({.batch = batch});
     auto change = [&](const std::vector<NamedAdapter>& adapters) {
         AdaptedModel adapted(llama.load(), adapters);
         const auto tensors = adapted.merged_tensors(at::kFloat);
@@ -134,7 +135,7 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
     const auto of_a = change({{"a", a}}), of_b = change({{"b", b}});
     EXPECT_TRUE(near(change({{"a", a, 0.5}, {"b", b, -2}}), 0.5 * of_a - 2 * of_b, 1e-6));
 
-    AdaptedModel all(llama.load(), {{"a", a}, {"b", b}, {"r", reflection}});
+    AdaptedModel all(llama.load(), Several{{"a", a}, {"b", b}, {"r", reflection}});
     AdaptedModel only_a(llama.load(), a), only_r(llama.load(), reflection);
     all.activate({{"a", 1}});
     EXPECT_TRUE(at::equal(logits(all, llama), logits(only_a, llama)));
@@ -150,16 +151,17 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
 TEST(Combination, RefusesWhatCannotBeOne) {
     const auto& bert = test::kBert;
     auto make = [&](const std::string& first, const PartConfig& second) {
-        return AdaptedModel(bert.load(), {.method = first, .also = {second}});
+        return AdaptedModel(bert.load(), AdapterConfig{.method = first, .also = {second}});
     };
     EXPECT_FAILS(usage, "would be trained twice", make("full", {.method = "bitfit"}));
     EXPECT_FAILS(usage, "--rank: method ether has no such option",
                  make("lora", {.method = "ether", .options = {{"rank", "2"}}}));
     const auto a = trained(bert, {.method = "lora", .modules_to_save = {"classifier"}}, 5);
     EXPECT_FAILS(adapter, "holds a trained \"classifier\", as another",
-                 AdaptedModel(bert.load(), {{"a", a}, {"b", a}}));
+                 AdaptedModel(bert.load(), Several{{"a", a}, {"b", a}}));
     const auto bias = trained(bert, {.method = "bitfit"}, 5);
-    EXPECT_FAILS(adapter, "of which no part can be taken", AdaptedModel(bert.load(), {{"a", bias, 0.5}}));
+    EXPECT_FAILS(adapter, "of which no part can be taken",
+                 AdaptedModel(bert.load(), Several{{"a", bias, 0.5}}));
     auto files = trained(bert, three_methods(), 5);
     files.config["parts"] = nlohmann::json::array();
     EXPECT_FAILS(adapter, "key \"parts\" is []", AdaptedModel(bert.load(), files));

@@ -76,7 +76,7 @@ std::vector<data::Sequence> sequences(bool integers) {
 }
 
 TEST(Classification, ScoresAreTheirDefinitions) {
-    AdaptedModel model(test::kBert.load(), {.method = "ether+", .seed = 1});
+    AdaptedModel model(test::kBert.load(), methods::AdapterConfig{.method = "ether+", .seed = 1});
     const auto data = sequences(true);
     double right = 0, loss = 0;
     std::array<double, 3> hits{}, guessed{}, real{};

@@ -69,7 +69,7 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
     for (const auto& [fixture, task] :
          {std::pair<test::FixtureModel, const tasks::Task*>{test::kBert, &classification},
           {test::kLlamaTied, &language}}) {
-        AdaptedModel model(fixture.load(), {.method = GetParam(), .seed = 2});
+        AdaptedModel model(fixture.load(), methods::AdapterConfig{.method = GetParam(), .seed = 2});
         const auto data = sequences(40, 40);
         const auto whole = step(model, *task, data, 40, 1);
         for (const auto& [batch, threads] : {std::pair{40, 2}, {40, 3}, {7, 1}, {20, 2}}) {
@@ -91,7 +91,8 @@ TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
     for (const auto& [fixture, task] :
          {std::pair<test::FixtureModel, const tasks::Task*>{test::kBert, &classification},
           {test::kLlamaTied, &language}}) {
-        AdaptedModel model(fixture.load(), {.method = method, .options = options, .seed = 2});
+        AdaptedModel model(fixture.load(),
+                           methods::AdapterConfig{.method = method, .options = options, .seed = 2});
         const at::NoGradGuard no_grad;
         for (const auto& parameter : model.parameters().trained())  // LoRA's B starts at zero
             parameter.value.mul_(1.1).add_(0.03);
@@ -117,10 +118,10 @@ TEST(Gradient, SlicesShareNoState) {
     for (const auto& fixture : test::kFixtureModels) {
         const tasks::Task& task =
             fixture.classifies() ? static_cast<const tasks::Task&>(classification) : language;
-        AdaptedModel one(fixture.load(), {.method = "ether", .seed = 2});
+        AdaptedModel one(fixture.load(), methods::AdapterConfig{.method = "ether", .seed = 2});
         const auto expected = step(one, task, data, 40, 1);
         for (int repeat = 0; repeat < 10; ++repeat) {
-            AdaptedModel model(fixture.load(), {.method = "ether", .seed = 2});
+            AdaptedModel model(fixture.load(), methods::AdapterConfig{.method = "ether", .seed = 2});
             expect_same(expected, step(model, task, data, 40, 3), 2e-6);
         }
     }
@@ -128,7 +129,7 @@ TEST(Gradient, SlicesShareNoState) {
 }
 
 TEST(Gradient, ALossThatIsNotFiniteIsReturned) {
-    AdaptedModel model(test::kLlamaTied.load(), {.method = "lora"});
+    AdaptedModel model(test::kLlamaTied.load(), methods::AdapterConfig{.method = "lora"});
     model.parameters().all().front().value.mutable_data_ptr<float>()[0] = NAN;
     EXPECT_TRUE(std::isnan(step(model, tasks::CausalLm(), sequences(4, 40), 4, 1).sums.loss));
 }

@@ -10,7 +10,7 @@ namespace ether::train {
 namespace {
 
 TEST(Memory, CheckpointedActivationsNeedLess) {
-    methods::AdaptedModel model(test::kLlamaTied.load(), {.method = "ether+"});
+    methods::AdaptedModel model(test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether+"});
     const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
     const auto plain = estimate_memory(model, training, none, false),
                checkpointed = estimate_memory(model, training, none, true);
@@ -20,8 +20,8 @@ TEST(Memory, CheckpointedActivationsNeedLess) {
 
 TEST(Memory, ProductsWithTheAdaptersMatricesKeepWhatTheyRead) {
     const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
-    methods::AdaptedModel reflected(test::kLlamaTied.load(), {.method = "ether+"}),
-        low_rank(test::kLlamaTied.load(), {.method = "lora"});
+    methods::AdaptedModel reflected(test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether+"}),
+        low_rank(test::kLlamaTied.load(), methods::AdapterConfig{.method = "lora"});
     EXPECT_LT(estimate_memory(reflected, training, none, false).activations,
               estimate_memory(low_rank, training, none, false).activations);
 }

@@ -119,7 +119,7 @@ AdaptedSites id3(const std::vector<nn::Linear>& linears, int64_t budget, int64_t
 
 // The budget is exact and used up by step T, whatever the scores are: equal ones, fewer entries than steps.
 TEST(Id3, KeepsToItsBudget) {
-    rc::check([] {
+    EXPECT_TRUE(rc::check([] {
         const int64_t total = *rc::gen::inRange(1, 9), budget = *rc::gen::inRange(1, 25);
         auto adapted =
             id3({{"a", test::normal({3, 4}, 1), {}}, {"b", test::normal({2, 6}, 2), {}}}, budget, total);
@@ -136,7 +136,7 @@ TEST(Id3, KeepsToItsBudget) {
                       budget / total * done + std::min(budget % total, done));
             RC_ASSERT(std::adjacent_find(places.begin(), places.end()) == places.end());
         }
-    });
+    }));
 }
 
 TEST(Id3, StartsAsTheBaseAndRefusesGradientsInPieces) {
@@ -173,7 +173,7 @@ TEST(SelectedWeights, IndicesOfAFileAreChecked) {
 
 // The best of a stream are the best of all of it at once, by score and then by place.
 TEST(BestEntries, EqualsASort) {
-    rc::check([] {
+    EXPECT_TRUE(rc::check([] {
         const auto count = *rc::gen::inRange<int64_t>(0, 30);
         const auto scores = *rc::gen::container<std::vector<double>>(
             60, rc::gen::map(rc::gen::inRange(0, 20), [](int i) {
@@ -193,7 +193,7 @@ TEST(BestEntries, EqualsASort) {
         std::vector<int64_t> found;
         for (const auto& entry : best.best(count)) found.push_back(entry.place);
         RC_ASSERT(found == expected);
-    });
+    }));
 }
 
 }  // namespace

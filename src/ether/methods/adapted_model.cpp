@@ -28,6 +28,16 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
     return parts;
 }
 
+// What is wrong with one of several methods is told with its name.
+template <typename Make>
+auto with_name(const std::string& name, Make&& make) {
+    try {
+        return make();
+    } catch (const Error& error) {
+        fail(error.kind(), "{}: {}", name, error.what());
+    }
+}
+
 }  // namespace
 
 AdaptedModel::Part AdaptedModel::part_of(const PartConfig& config) {
@@ -62,7 +72,8 @@ AdaptedModel::Part AdaptedModel::part_of(const nlohmann::json& config) {
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config)
     : model_(std::move(model)), modules_to_save_(config.modules_to_save) {
     parts_.push_back(part_of(PartConfig{config.method, config.options, config.targets}));
-    for (const auto& part : config.also) parts_.push_back(part_of(part));
+    for (const auto& part : config.also)
+        parts_.push_back(with_name("--and " + part.method, [&] { return part_of(part); }));
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
