@@ -289,6 +289,57 @@ class Export(ProgramTest):
         self.assertEqual(sorted(self.folder.rglob("*")), before)
 
 
+class Combine(ProgramTest):
+    def logits(self, adapter):
+        out = self.folder / "logits.safetensors"
+        ether("logits", "--model", BERT, "--adapter", adapter, "--tokens", MODELS / "bert" / "tokens.json", "--out", out)
+        return out.read_bytes()
+
+    def test_methods_are_trained_together(self):
+        run = self.train("run", "--lr", 0.1, "--targets", "attention", "--and", "red --lr 0.2; lora --rank 2 --targets mlp --rslora")
+        config = json.loads((run / "adapter_config.json").read_text())
+        self.assertEqual([part["peft_type"] for part in config["parts"]], ["ETHER_PLUS", "RED", "LORA"])
+        self.assertEqual((config["peft_type"], config["parts"][2]["r"], config["parts"][2]["use_rslora"]), ("COMBINED", 2, True))
+        toml = (run / "run.toml").read_text()
+        self.assertIn("and = 'red --lr 0.2; lora --rank 2 --targets mlp --rslora --lr 0.001'", toml)
+        ether("train", "--config", run / "run.toml", "--out", self.folder / "again")
+        self.assertEqual(self.logits(run), self.logits(self.folder / "again"))
+        report = json.loads(ether("merge", "--model", BERT, "--adapter", run, "--out", self.folder / "merged", "--json"))
+        self.assertLess(report["largest_difference"], 1e-5)
+
+    def test_adapters_are_loaded_together(self):
+        """A weight is its adapter's; a folder's name may look like one."""
+        run = self.train("run@2", "--method", "lora", "--lr", 0.1)
+        (self.folder / "a,b").symlink_to(run)
+        first = self.logits(run)
+        self.assertEqual(self.logits(self.folder / "a,b"), first)
+        headless = self.folder / "headless"
+        shutil.copytree(run, headless)
+        config = json.loads((headless / "adapter_config.json").read_text())
+        (headless / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
+        change_tensors(headless / "adapter_model.safetensors",
+                       {f"base_model.model.classifier.{name}": None for name in ("weight", "bias")})
+        self.assertEqual(self.logits(f"{run},{headless}@0"), first)
+        self.assertNotEqual(self.logits(f"{run},{headless}@-0.5"), first)
+        words = ["logits", "--model", BERT, "--tokens", MODELS / "bert" / "tokens.json", "--out", self.folder / "x", "--adapter"]
+        self.assertIn('holds a trained "classifier", as another of the adapters does', refusal(*words, f"{run},{run}"))
+        self.assertIn("--adapter: ", refusal(*words, f"{headless}@half"))
+        self.assertIn("cannot open the adapter folder", refusal(*words, f"{run},nothere"))
+        reflected = self.train("reflected", "--method", "ether")
+        self.assertIn("only additions to a weight can be taken in part", refusal(*words, f"{reflected}@0.5"))
+
+    def test_what_is_wrong_with_one_of_them(self):
+        data = self.write("train.csv", "text,label\na,0\nb,1\n")
+        words = ["train", "--model", BERT, "--data", data, "--out", self.folder / "run", "--and"]
+        self.assertIn('did you mean "red"', refusal(*words, "redd"))
+        self.assertIn("--and red: --rank: method red has no such option", refusal(*words, "lora; red --rank 3"))
+        self.assertIn("--and lora: --targets: no linear layer", refusal(*words, "lora --targets nothere"))
+        self.assertIn('--and: found "5" in "red 5"', refusal(*words, "red 5"))
+        self.assertIn("would be trained twice", refusal(*words, "bitfit; bitfit"))
+        self.assertIn("--lr: ", refusal(*words, "lora --lr 0"))
+        self.assertFalse((self.folder / "run").exists())
+
+
 class Evaluate(ProgramTest):
     def test_quotes_are_read_as_in_training(self):
         data = self.write("glue.tsv", "text\tlabel\n\"a b\t0\n\"b\" a\t1\nb\t2\n")

@@ -126,13 +126,17 @@ void AdaptedModel::build(uint64_t seed, bool from_file) {
     int several_passes = 0;
     for (size_t k = 0; k < parts_.size(); ++k) {
         auto& part = parts_[k];
-        if (part.method->takes_sites) choose_sites(part, words);
         part.scope = scope_of(k, parts_.size());
         parameters_.enter(part.scope);
         // The first one's values do not depend on the others.
         const auto random = Random(seed).stream("adapter");
-        part.adapter = part.method->make(
-            *part.options, {*model_, part.sites, parameters_, k == 0 ? random : random.stream(k), from_file});
+        auto make = [&] {
+            if (part.method->takes_sites) choose_sites(part, words);
+            return part.method->make(*part.options, {*model_, part.sites, parameters_,
+                                                     k == 0 ? random : random.stream(k), from_file});
+        };
+        part.adapter =
+            k == 0 || from_file ? make() : with_name(fmt::format("--and {}", part.method->name), make);
         check_weight(part);
         several_passes += part.adapter->forward_passes() > 1;
     }
