@@ -148,6 +148,34 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
     EXPECT_FAILS(adapter, "only additions to a weight can be taken in part", logits(all, llama));
 }
 
+// DoRA is LoRA with the magnitude on top.
+TEST(Combination, MagnitudeOnLoraIsDora) {
+    const auto& llama = test::kLlamaTied;
+    AdaptedModel dora(llama.load(), AdapterConfig{.method = "lora", .options = {{"dora", "true"}}}),
+        both(llama.load(), AdapterConfig{.method = "lora", .also = {{.method = "magnitude"}}});
+    move(dora, 5);
+    for (const auto& parameter : dora.parameters().all()) {
+        const std::string suffix = ".lora_magnitude_vector";
+        const auto& name = parameter.name;
+        const auto same = name.ends_with(suffix)
+                              ? "parts.1." + name.substr(0, name.size() - suffix.size()) + ".magnitude"
+                              : "parts.0." + name;
+        both.parameters().find(same)->value.data().copy_(parameter.value);
+    }
+    EXPECT_TRUE(near(logits(both, llama), logits(dora, llama), 1e-6));
+    const auto batch = llama.batch();
+    llama.loss(both.logits({.batch = batch}), batch).backward();
+    llama.loss(dora.logits({.batch = batch}), batch).backward();
+    const auto name = std::string("model.layers.1.mlp.up_proj");
+    const std::pair<std::string, std::string> pairs[] = {
+        {".lora_magnitude_vector", "parts.1." + name + ".magnitude"},
+        {".lora_B.weight", "parts.0." + name + ".lora_B.weight"}};
+    for (const auto& [one, other] : pairs)
+        EXPECT_TRUE(near(both.parameters().find(other)->value.grad(),
+                         dora.parameters().find(name + one)->value.grad(), 1e-5))
+            << other;
+}
+
 TEST(Combination, RefusesWhatCannotBeOne) {
     const auto& bert = test::kBert;
     auto make = [&](const std::string& first, const PartConfig& second) {

@@ -60,6 +60,14 @@ const std::vector<Kind>& kinds() {
          true,
          0,
          {{"block-size", "8"}, {"cayley-neumann", "false"}}},
+        {"oft-paper", {{"blocks", "4"}}, kIn * kIn / 4, true, 0, {{"blocks", "8"}, {"side", "output"}}},
+        {"oft-paper",
+         {{"blocks", "4"}, {"layout", "official"}},
+         kIn * kIn / 4,
+         true,
+         kOut,
+         {{"blocks", "8"}, {"layout", "official"}}},
+        {"magnitude", {}, kOut, true, 0},
         {"naive", {{"blocks", "4"}}, kIn * kIn / 4, true, 0, {{"blocks", "8"}}},
         {"lora", {{"rank", "3"}}, 3 * (kIn + kOut), true, 3, {{"rslora", "true"}}},
         {"lora",
@@ -342,8 +350,14 @@ INSTANTIATE_TEST_SUITE_P(
                   32,
                   4292 * 4,
                   {.hidden_size = 4096, .layers = 32, .heads = 32, .kv_heads = 32, .head_dim = 128}},
+        Published{
+            "oft-paper", {{"blocks", "256"}}, kLlama7bQv, 32, 2 * 2097152},  // 2.09M, as half of R counts
         Published{"fourierft", {{"n-frequency", "1000"}}, kLlama7bQv, 32, 64000}),  // 0.064M
-    [](const auto& info) { return info.param.method + std::to_string(info.index); });
+    [](const auto& info) {
+        auto name = info.param.method + std::to_string(info.index);
+        std::replace(name.begin(), name.end(), '-', '_');
+        return name;
+    });
 
 }  // namespace
 }  // namespace ether::methods

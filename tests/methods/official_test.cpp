@@ -1,4 +1,4 @@
-// RED and LoRTA: the published code's numbers (tests/fixtures/official/red, lorta).
+// RED, the ETHER paper's OFT and LoRTA: the published code's numbers (tests/fixtures/official).
 #include <gtest/gtest.h>
 
 #include "ether/methods/adapted_model.h"
@@ -49,6 +49,31 @@ TEST(OfficialRed, SitesAreTheMlpsOutputs) {
     for (auto& name : roberta) name.erase(0, std::string("roberta.").size());
     EXPECT_EQ(nlohmann::json(roberta), sites["roberta/ffn"]);
 }
+
+// The ETHER paper's OFT on an input, or ("flip") an output.
+class OfficialOft : public testing::TestWithParam<const char*> {};
+
+TEST_P(OfficialOft, OutputMergeAndGradients) {
+    const auto json =
+        test::official(fmt::format("tests/fixtures/official/oft/linear_oft_{}.json", GetParam()));
+    const auto &values = json["parameters"], &config = json["config"];
+    AdaptedSites adapted({{"layer", tensor_of(values["weight"]), tensor_of(values["bias"])}}, "oft-paper",
+                         {{"blocks", config["n"].dump()},
+                          {"side", config["flip_side"] ? "output" : "input"},
+                          {"layout", "official"}});
+    const auto r = adapted.set("layer.oft_R", tensor_of(values["ether_R"]));
+    const auto x = tensor_of(json["inputs"]["x"]).requires_grad_(true);
+    const auto y = adapted.run(flat(x));
+    EXPECT_TRUE(near(y, flat(tensor_of(json["outputs"]["y"])), kOfficial));
+    EXPECT_TRUE(near(adapted.merged().first, tensor_of(json["outputs"]["merged_weight"]), kOfficial));
+    (y * flat(tensor_of(json["inputs"]["cotangent"]))).sum().backward();
+    EXPECT_TRUE(near(x.grad(), tensor_of(json["gradients"]["x"]), kOfficial));
+    EXPECT_TRUE(near(r.grad(), tensor_of(json["gradients"]["ether_R"]), kOfficial));
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, OfficialOft,
+                         testing::Values("n1_8to12", "n1_8to12_flip", "n2_8to12", "n2_8to12_flip", "n4_8to12",
+                                         "n4_8to12_flip"));
 
 class OfficialLorta : public testing::TestWithParam<const char*> {
   protected:

@@ -67,7 +67,10 @@ class AdaptedSites {
                 set(parameter.name, normal(parameter.value.sizes(), seed++));
     }
 
-    nn::SiteForms forms(size_t site = 0) { return adapter->forms(*sites_.at(site), pass()); }
+    nn::SiteForms forms(size_t site = 0) {
+        sites_.at(site)->forms = {};  // of no method before this one
+        return adapter->forms(*sites_.at(site), pass());
+    }
     at::Tensor run(const at::Tensor& x, size_t site = 0) {
         sites_.at(site)->forms = forms(site);
         return (*sites_.at(site))(x, pass());

@@ -9,6 +9,7 @@ Method ether();
 Method ether_plus();
 Method hra();
 Method oft();
+Method oft_paper();
 Method boft();
 Method naive();
 Method lora();
@@ -35,6 +36,7 @@ Method c3a();
 Method hira();
 Method miss();
 Method hiwi();
+Method magnitude();
 Method full();
 Method head();
 
