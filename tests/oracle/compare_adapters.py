@@ -12,10 +12,14 @@ from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, d
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
-         "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"]}
-LOW_RANK = ("ether", "ether+", "hra", "lora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss")
+         "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"],
+         "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
+         "gralora": ["--rank", 4], "pafi": ["--budget", 0.2], "id3": ["--budget", 0.1], "oft-paper": ["--blocks", 4],
+         "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
+LOW_RANK = ("ether", "ether+", "hra", "lora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
+            "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
 PEFT_METHODS = ("lora", "lora dora", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
-                "miss")
+                "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira")
 
 
 def draw_config(method, family, rng):
@@ -42,6 +46,14 @@ def draw_config(method, family, rng):
         "randlora": (peft.RandLoraConfig, dict(r=rank, randlora_alpha=alpha)),
         "vblora": (peft.VBLoRAConfig, dict(r=rank, num_vectors=7, vector_length=4, topk=rng.randint(1, 4))),
         "fourierft": (peft.FourierFTConfig, dict(n_frequency=16, scaling=float(alpha), random_loc_seed=rank)),
+        "boft": (peft.BOFTConfig, dict(boft_block_size=rng.choice([2, 4]))),
+        "road": (peft.RoadConfig, dict(group_size=rng.choice([2, 4]), variant=rng.choice(["road_1", "road_2", "road_4"]))),
+        "waveft": (peft.WaveFTConfig, dict(n_frequency=16, scaling=float(alpha), random_loc_seed=rank, use_idwt=rng.random() < 0.7)),
+        "c3a": (peft.C3AConfig, dict(block_size=rng.choice([2, 4]))),
+        "hira": (peft.HiraConfig, dict(r=rank)),
+        "gralora": (peft.GraloraConfig, dict(r=2 * rank, alpha=alpha, gralora_k=2, hybrid_r=rng.randint(0, 2))),
+        "lokr": (peft.LoKrConfig, dict(r=rank, alpha=alpha, decompose_both=rng.random() < 0.5, decompose_factor=rng.choice([-1, 2, 4]))),
+        "shira": (peft.ShiraConfig, dict(r=rng.randint(1, 2), random_seed=rng.choice([None, alpha]))),
         "miss": (peft.MissConfig, dict(r=rng.randint(1, 4), mini_r=4, init_weights=rng.choice([True, "mini"]))),
     }[method]
     targets = rng.choice(["all-linear", rng.sample(names, rng.randint(1, len(names)))])
@@ -112,7 +124,7 @@ for family in FAMILIES:
             ether_to_peft(method, family, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
-        for method in (*PEFT_METHODS, "ether", "ether+", "naive", "lorta", *more, "full", "head"):
+        for method in (*PEFT_METHODS, "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):
             merged(family, method, rng, folder)
         for method in LOW_RANK:
             exported(family, method, rng, folder)
