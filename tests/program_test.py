@@ -296,12 +296,13 @@ class Combine(ProgramTest):
         return out.read_bytes()
 
     def test_methods_are_trained_together(self):
-        run = self.train("run", "--lr", 0.1, "--targets", "attention", "--and", "red --lr 0.2; lora --rank 2 --targets mlp --rslora")
+        run = self.train("run", "--lr", 0.1, "--targets", "attention", "--and",
+                         "red --lr 0.2;\tlora --rank 2 --targets mlp --rslora; vera --no-save-projection")
         config = json.loads((run / "adapter_config.json").read_text())
-        self.assertEqual([part["peft_type"] for part in config["parts"]], ["ETHER_PLUS", "RED", "LORA"])
+        self.assertEqual([part["peft_type"] for part in config["parts"]], ["ETHER_PLUS", "RED", "LORA", "VERA"])
         self.assertEqual((config["peft_type"], config["parts"][2]["r"], config["parts"][2]["use_rslora"]), ("COMBINED", 2, True))
         toml = (run / "run.toml").read_text()
-        self.assertIn("and = 'red --lr 0.2; lora --rank 2 --targets mlp --rslora --lr 0.001'", toml)
+        self.assertIn("and = 'red --lr 0.2; lora --rank 2 --targets mlp --rslora --lr 0.001; vera --no-save-projection --lr 0.01'", toml)
         ether("train", "--config", run / "run.toml", "--out", self.folder / "again")
         self.assertEqual(self.logits(run), self.logits(self.folder / "again"))
         report = json.loads(ether("merge", "--model", BERT, "--adapter", run, "--out", self.folder / "merged", "--json"))
@@ -323,8 +324,10 @@ class Combine(ProgramTest):
         self.assertNotEqual(self.logits(f"{run},{headless}@-0.5"), first)
         words = ["logits", "--model", BERT, "--tokens", MODELS / "bert" / "tokens.json", "--out", self.folder / "x", "--adapter"]
         self.assertIn('holds a trained "classifier", as another of the adapters does', refusal(*words, f"{run},{run}"))
-        self.assertIn("--adapter: ", refusal(*words, f"{headless}@half"))
+        self.assertIn("cannot open the adapter folder", refusal(*words, f"{headless}@half"))
         self.assertIn("cannot open the adapter folder", refusal(*words, f"{run},nothere"))
+        self.assertIn("org@x/y: cannot open the adapter folder", refusal(*words, "org@x/y"))
+        self.assertIn('--adapter: "," names no folder', refusal(*words, ","))
         reflected = self.train("reflected", "--method", "ether")
         self.assertIn("only additions to a weight can be taken in part", refusal(*words, f"{reflected}@0.5"))
 
@@ -335,8 +338,12 @@ class Combine(ProgramTest):
         self.assertIn("--and red: --rank: method red has no such option", refusal(*words, "lora; red --rank 3"))
         self.assertIn("--and lora: --targets: no linear layer", refusal(*words, "lora --targets nothere"))
         self.assertIn('--and: found "5" in "red 5"', refusal(*words, "red 5"))
-        self.assertIn("would be trained twice", refusal(*words, "bitfit; bitfit"))
-        self.assertIn("--lr: ", refusal(*words, "lora --lr 0"))
+        self.assertIn("would be trained by two methods", refusal(*words, "bitfit; bitfit"))
+        self.assertIn("--and lora: --lr: ", refusal(*words, "lora --lr 0"))
+        self.assertIn("--and lora: --targets has no value", refusal(*words, "lora --targets"))
+        self.assertIn('--and: " ;" names no method', refusal(*words, " ;"))
+        self.assertIn("method hira works on the base model's own weights, so it cannot stand behind ether+", refusal(*words, "hira"))
+        self.assertIn("full works on the base model's own weights", refusal(*words, "red; full"))
         self.assertFalse((self.folder / "run").exists())
 
 

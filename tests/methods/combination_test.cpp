@@ -181,7 +181,25 @@ TEST(Combination, RefusesWhatCannotBeOne) {
     auto make = [&](const std::string& first, const PartConfig& second) {
         return AdaptedModel(bert.load(), AdapterConfig{.method = first, .also = {second}});
     };
-    EXPECT_FAILS(usage, "would be trained twice", make("full", {.method = "bitfit"}));
+    EXPECT_FAILS(usage, "would be trained by two methods", make("full", {.method = "bitfit"}));
+    const PartConfig readers[] = {{.method = "hira"},
+                                  {.method = "pafi"},
+                                  {.method = "id3"},
+                                  {.method = "full"},
+                                  {.method = "lora", .options = {{"dora", "true"}}},
+                                  {.method = "ether", .options = {{"layout", "official"}}},
+                                  {.method = "oft-paper", .options = {{"layout", "official"}}}};
+    for (const auto& reader : readers) {
+        EXPECT_FAILS(usage, "so it cannot stand behind red on the same layers", make("red", reader));
+        EXPECT_FAILS(usage, "", make("full", reader));
+        if (reader.method == "full") continue;
+        auto first =
+            AdapterConfig{.method = reader.method, .options = reader.options, .also = {{.method = "red"}}};
+        EXPECT_NO_THROW(AdaptedModel(bert.load(), first));
+        auto elsewhere = reader;
+        elsewhere.targets.modules = "attention";
+        EXPECT_NO_THROW(make("red", elsewhere));  // which is on the MLP's output
+    }
     EXPECT_FAILS(usage, "--rank: method ether has no such option",
                  make("lora", {.method = "ether", .options = {{"rank", "2"}}}));
     const auto a = trained(bert, {.method = "lora", .modules_to_save = {"classifier"}}, 5);
@@ -191,6 +209,16 @@ TEST(Combination, RefusesWhatCannotBeOne) {
     EXPECT_FAILS(adapter, "of which no part can be taken",
                  AdaptedModel(bert.load(), Several{{"a", bias, 0.5}}));
     auto files = trained(bert, three_methods(), 5);
+    for (const auto& [key, value] : {std::pair<std::string, nlohmann::json>{"rank_pattern", {{"query", 3}}},
+                                     {"bias", "all"},
+                                     {"bogus", 3}}) {
+        auto changed = files;
+        changed.config[key] = value;
+        EXPECT_FAILS(adapter, "is not supported beside \"parts\"", AdaptedModel(bert.load(), changed));
+    }
+    auto inside = files;
+    inside.config["parts"][1]["modules_to_save"] = {"pooler"};
+    EXPECT_FAILS(adapter, "stands in one of the parts", AdaptedModel(bert.load(), inside));
     files.config["parts"] = nlohmann::json::array();
     EXPECT_FAILS(adapter, "key \"parts\" is []", AdaptedModel(bert.load(), files));
 }

@@ -30,13 +30,19 @@ std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
     std::vector<methods::NamedAdapter> adapters;
     for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
         auto& adapter = adapters.emplace_back(methods::NamedAdapter{part, {}});
-        if (const auto at = part.rfind('@'); at != std::string::npos && !is_there(part)) {
+        const auto at = part.rfind('@');
+        const bool has_weight =
+            at != std::string::npos && part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
+        if (has_weight && !is_there(part)) {
             adapter.name = part.substr(0, at);
             Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
                 part.substr(at + 1));
         }
         adapter.files = io::read_adapter(adapter.name);
     }
+    if (adapters.empty())
+        fail(ErrorKind::usage, "--adapter: \"{}\" names no folder; leave it out for the model as it is",
+             text);
     return adapters;
 }
 

@@ -25,6 +25,17 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
         fail(ErrorKind::adapter,
              "{}: key \"parts\" is {}, expected the list of configurations of a {} adapter", kAdapterConfig,
              parts.dump(), kCombined);
+    for (const auto& [key, value] : config.items())
+        if (key != "parts" && !is_common(key) && !says_nothing(value))
+            fail(ErrorKind::adapter, "{}: key \"{}\" = {} is not supported beside \"parts\"", kAdapterConfig,
+                 key, value.dump());
+    if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
+        fail(ErrorKind::adapter, "{}: bias = {} is not supported beside \"parts\", expected \"none\"",
+             kAdapterConfig, bias.dump());
+    for (const auto& part : parts)
+        if (part.is_object() && !says_nothing(part.value("modules_to_save", nlohmann::json())))
+            fail(ErrorKind::adapter,
+                 "{}: \"modules_to_save\" stands in one of the parts, expected beside them", kAdapterConfig);
     return parts;
 }
 
@@ -137,6 +148,7 @@ void AdaptedModel::build(uint64_t seed, bool from_file) {
         };
         part.adapter =
             k == 0 || from_file ? make() : with_name(fmt::format("--and {}", part.method->name), make);
+        check_order(part);
         check_weight(part);
         several_passes += part.adapter->forward_passes() > 1;
     }
@@ -157,6 +169,25 @@ void AdaptedModel::choose_sites(Part& part, const TargetWords& words) {
     if (part.sites.empty())
         fail(ErrorKind::usage, "{}: every layer that \"{}\" matches is trained whole already", words.modules,
              printable(part.targets.modules, kShownPattern));
+}
+
+// A method that works on the base's own weights would not see what those before it made of them.
+void AdaptedModel::check_order(const Part& part) const {
+    if (!part.adapter->reads_weights()) return;
+    for (const auto& earlier : parts_) {
+        if (&earlier == &part) return;
+        const bool shares = part.method->takes_sites
+                                ? std::any_of(part.sites.begin(), part.sites.end(),
+                                              [&](const nn::Site* site) { return holds(earlier, *site); })
+                                : !earlier.sites.empty();
+        const bool trains_weights = !earlier.method->takes_sites && earlier.adapter->reads_weights();
+        if (shares || trains_weights)
+            fail(ErrorKind::usage,
+                 "method {} works on the base model's own weights, so it cannot stand behind {} on the same "
+                 "layers; put "
+                 "it first, or merge {} into the model before",
+                 part.method->name, earlier.method->name, earlier.method->name);
+    }
 }
 
 // What replaces the base's tensors is there or not.
@@ -182,7 +213,10 @@ void AdaptedModel::bind(const nn::Pass& pass) {
         auto& adapter = *part.adapter;
         if (part.weight == 0) continue;
         for (nn::Site* site : part.sites) {
-            auto forms = nn::weighted(adapter.forms(*site, pass), part.weight);
+            auto own = adapter.forms(*site, pass);
+            auto forms = part.weight == 1
+                             ? std::move(own)
+                             : with_name(part.name, [&] { return nn::weighted(own, part.weight); });
             site->forms =
                 site->forms.empty() ? std::move(forms) : nn::composed(site->forms, forms, site->linear.bias);
             if (!adapter.wants_weight_grad(*site)) continue;
@@ -192,7 +226,27 @@ void AdaptedModel::bind(const nn::Pass& pass) {
             };
         }
     }
+    bind_points(pass);
     model_->checkpoint_blocks(pass.checkpoint_activations);
+}
+
+void AdaptedModel::bind_points(const nn::Pass& pass) {
+    auto& points = model_->points();
+    for (size_t layer = 0; layer < points.size(); ++layer) {
+        points[layer] = {};
+        for (auto& part : parts_) {
+            if (part.weight == 0) continue;
+            const auto own = part.adapter->points(static_cast<int64_t>(layer), pass);
+            if (part.weight != 1 && !own.empty())
+                fail(ErrorKind::adapter,
+                     "{}: method {} inserts modules, of which no part can be taken; give it the weight 1",
+                     part.name, part.method->name);
+            if (!points[layer].join(own))
+                fail(ErrorKind::usage,
+                     "methods {}: two of them insert modules at the same place; take one of them",
+                     method_name());
+        }
+    }
 }
 
 void AdaptedModel::activate(const std::map<std::string, double>& weights) {
@@ -272,6 +326,13 @@ std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at:
     const at::NoGradGuard no_grad;
     const auto wide = model_->dtype() == at::kDouble ? at::kDouble : at::kFloat;
     bind(nn::Pass{data::Batch{}});
+    for (const auto& points : model_->points())
+        if (!points.empty())
+            fail(ErrorKind::adapter,
+                 "method {} inserts modules, for which the base model has no place, so it cannot be merged; "
+                 "use the "
+                 "adapter with --adapter",
+                 method_name());
     std::map<std::string, at::Tensor> tensors;
     for (const auto& [name, slots] : model_->tensors()) tensors[name] = slots.front()->detach();
     for (const nn::Site* site : sites_) {

@@ -110,7 +110,9 @@ class AdaptedModel {
     void build(uint64_t seed, bool from_file);
     void choose_sites(Part& part, const TargetWords& words);
     void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
+    void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
+    void bind_points(const nn::Pass& pass);
     bool holds(const Part& part, const nn::Site& site) const;
     nlohmann::json common_config(const std::string& base) const;
     void add_whole_modules(io::AdapterFiles& files) const;

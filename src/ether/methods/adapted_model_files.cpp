@@ -103,10 +103,10 @@ bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tens
 bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tensor) const {
     const auto name = key.substr(key.rfind('.') + 1);
     const auto& all = parameters_.all();
-    const auto shared =
-        std::find_if(all.begin(), all.end(), [&](const auto& parameter) { return parameter.bare() == name; });
-    return shared != all.end() && shared->value.sizes() == tensor.sizes() &&
-           at::equal(shared->value, tensor.to(shared->value.scalar_type()));
+    return std::any_of(all.begin(), all.end(), [&](const auto& shared) {
+        return shared.bare() == name && shared.value.sizes() == tensor.sizes() &&
+               at::equal(shared.value, tensor.to(shared.value.scalar_type()));
+    });
 }
 
 // What every adapter's configuration says about the model and its whole modules.

@@ -27,15 +27,28 @@ const std::set<std::string> kCommonKeys = {"peft_type",
                                            "layers_pattern"};
 
 // What PEFT can do and this version cannot: a name that looks like one of ours would be a wrong hint.
-const std::set<std::string> kPeftFeatures = {"alpha_pattern",     "alora_invocation_tokens",
-                                             "corda_config",      "ensure_weight_tying",
-                                             "eva_config",        "fan_in_fan_out",
-                                             "layer_replication", "kasa_config",
-                                             "loftq_config",      "lora_bias",
-                                             "lora_ga_config",    "megatron_config",
-                                             "monteclora_config", "rank_pattern",
-                                             "target_parameters", "trainable_token_indices",
-                                             "use_bdlora",        "use_qalora",
+const std::set<std::string> kPeftFeatures = {"alpha_pattern",
+                                             "block_size_pattern",
+                                             "n_frequency_pattern",
+                                             "lambda_pattern",
+                                             "proportional_parameters",
+                                             "alora_invocation_tokens",
+                                             "corda_config",
+                                             "ensure_weight_tying",
+                                             "eva_config",
+                                             "fan_in_fan_out",
+                                             "layer_replication",
+                                             "kasa_config",
+                                             "loftq_config",
+                                             "lora_bias",
+                                             "lora_ga_config",
+                                             "megatron_config",
+                                             "monteclora_config",
+                                             "rank_pattern",
+                                             "target_parameters",
+                                             "trainable_token_indices",
+                                             "use_bdlora",
+                                             "use_qalora",
                                              "velora_config"};
 
 }  // namespace
@@ -72,6 +85,8 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohman
             field.from_json(config[field.config_key()], "adapter_config.json");
     return options;
 }
+
+bool is_common(const std::string& key) { return kCommonKeys.contains(key); }
 
 std::string peft_type_of(const nlohmann::json& config) {
     return io::JsonObject(config, kAdapterConfig).get<std::string>("peft_type");

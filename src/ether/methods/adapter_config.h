@@ -17,6 +17,9 @@ inline constexpr const char* kCombined = "COMBINED";
 // Whether a key's value is that of a feature which is off.
 bool says_nothing(const nlohmann::json& value);
 
+// Whether every adapter_config.json may hold that key.
+bool is_common(const std::string& key);
+
 std::string peft_type_of(const nlohmann::json& config);
 
 // A method's options. A key that is neither the method's nor PEFT's for every method is an error, unless it

@@ -96,9 +96,9 @@ class Boft : public Adapter {
         for (int64_t factor = options_.factors - 1; factor >= 0; --factor) {
             const auto& order = orders[static_cast<size_t>(factor)];
             const bool moves = factor > 0;
-            if (moves) forms.pre.emplace_back(nn::Permute{order.argsort()});
-            forms.pre.emplace_back(nn::BlockDiagonal{q[factor]});
             if (moves) forms.pre.emplace_back(nn::Permute{order});
+            forms.pre.emplace_back(nn::BlockDiagonal{q[factor]});
+            if (moves) forms.pre.emplace_back(nn::Permute{order.argsort()});
         }
         forms.post.emplace_back(nn::Scale{s.squeeze(1)});
         return forms;
@@ -151,7 +151,7 @@ Method boft() {
     return {"boft",
             "BOFT",
             "products of sparse rotations of a layer's input, and a factor for each output",
-            1e-3,
+            1e-2,
             true,
             make_options<BoftOptions>,
             make_adapter<Boft, BoftOptions>,

@@ -104,6 +104,8 @@ class Ether : public Adapter {
         return forms;
     }
 
+    bool reads_weights() const override { return options_.layout == "official"; }
+
   private:
     struct Sides {
         Reflection input, output;

@@ -101,7 +101,7 @@ Method gralora() {
     return {"gralora",
             "GRALORA",
             "low-rank additions to each of a weight's k x k blocks",
-            1e-3,
+            2e-3,
             true,
             make_options<GraloraOptions>,
             make_adapter<Gralora, GraloraOptions>,

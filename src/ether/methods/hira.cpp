@@ -39,6 +39,8 @@ class Hira : public Adapter {
         return dense(b.mm(a) * site.linear.weight, dropout_);
     }
 
+    bool reads_weights() const override { return true; }
+
   private:
     struct Factors {
         Tensor a, b;

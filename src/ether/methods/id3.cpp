@@ -50,7 +50,10 @@ class Id3 : public Adapter {
           best_(weights_.budget()),
           seen_(context.model) {}
 
-    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override { return weights_.forms(site); }
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
+        return weights_.forms(site, pass);
+    }
+    bool reads_weights() const override { return true; }
     void to_config(nlohmann::json& config) const override { weights_.to_config(config); }
 
     bool wants_weight_grad(const nn::Site&) override { return weights_.used() < weights_.budget(); }

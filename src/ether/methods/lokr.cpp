@@ -113,7 +113,7 @@ Method lokr() {
     return {"lokr",
             "LOKR",
             "additions that are a Kronecker product of two small matrices",
-            3e-3,
+            1e-2,
             true,
             make_options<LokrOptions>,
             make_adapter<Lokr, LokrOptions>,

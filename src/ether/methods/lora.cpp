@@ -50,6 +50,7 @@ class Lora : public Adapter {
     Lora(const LoraOptions& options, const MethodContext& context)
         : scale_(lora_scale(options.alpha, options.rank, options.rslora)),
           dropout_(options.dropout),
+          dora_(options.dora),
           sites_(context.model) {
         for (const nn::Site* site : context.sites) {
             auto& [a, b, magnitude, squares] = sites_[*site];
@@ -79,6 +80,9 @@ class Lora : public Adapter {
         return forms;
     }
 
+    // DoRA takes the norms of W's rows.
+    bool reads_weights() const override { return dora_; }
+
   private:
     static void train_biases(bool all, const MethodContext& context) {
         const std::string suffix = ".bias";
@@ -103,6 +107,7 @@ class Lora : public Adapter {
     }
 
     double scale_, dropout_;
+    bool dora_;
     BySite<LoraSite> sites_;
 };
 

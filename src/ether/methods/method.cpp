@@ -79,9 +79,7 @@ void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::str
     const auto& base = *model.tensors().at(tensor).front();
     for (const auto& other : parameters.all())
         if (other.value.is_same(base))
-            fail(ErrorKind::usage,
-                 "\"{}\" would be trained twice, as a whole and by another method; leave one of them out",
-                 tensor);
+            fail(ErrorKind::usage, "\"{}\" would be trained by two methods; leave one of them out", tensor);
     const auto copy = base.detach().to(at::kFloat, false, true);
     model.replace(tensor, parameters.add(name, copy, group));
 }

@@ -47,6 +47,12 @@ class Adapter {
     // The forms of one of the adapter's sites in this pass.
     virtual nn::SiteForms forms(const nn::Site&, const nn::Pass&) { return {}; }
 
+    // What the adapter does at the points of a block in this pass, for methods that insert modules.
+    virtual nn::BlockPoints points(int64_t /*layer*/, const nn::Pass&) { return {}; }
+
+    // Whether it works on the base's own weights, and so cannot stand behind a method that has changed them.
+    virtual bool reads_weights() const { return false; }
+
     // Puts an adapter_config.json, complete otherwise, in the words that PEFT knows for this type.
     virtual void to_config(nlohmann::json& /*config*/) const {}
 

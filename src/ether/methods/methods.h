@@ -37,6 +37,8 @@ Method hira();
 Method miss();
 Method hiwi();
 Method magnitude();
+Method bottleneck();
+Method prefix();
 Method full();
 Method head();
 

@@ -62,6 +62,8 @@ class OftPaper : public Adapter {
         return forms;
     }
 
+    bool reads_weights() const override { return options_.layout == "official"; }
+
   private:
     // The published code reads W (out, in) as (n, out, in/n) without transposing (ether.cpp), and multiplies
     // piece i by Q_i.

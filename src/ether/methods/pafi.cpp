@@ -38,7 +38,10 @@ class Pafi : public Adapter {
         weights_.choose(best.best(weights_.budget()));
     }
 
-    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override { return weights_.forms(site); }
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
+        return weights_.forms(site, pass);
+    }
+    bool reads_weights() const override { return true; }
     void to_config(nlohmann::json& config) const override { weights_.to_config(config); }
 
   private:

@@ -69,6 +69,7 @@ int64_t SelectedWeights::used() {
 }
 
 void SelectedWeights::choose(const std::vector<ScoredEntry>& entries) {
+    if (entries.empty()) return;
     const at::NoGradGuard no_grad;
     const int64_t begin = used(), count = static_cast<int64_t>(entries.size());
     ETHER_ASSERT(begin + count <= budget());
@@ -120,10 +121,11 @@ Tensor SelectedWeights::places_at(const nn::Site& site) {
     return chosen_[site].pattern->indices;
 }
 
-nn::SiteForms SelectedWeights::forms(const nn::Site& site) {
+nn::SiteForms SelectedWeights::forms(const nn::Site& site, const nn::Pass& pass) {
     refresh();
     const auto& [where, pattern, base] = chosen_[site];
-    if (where.numel() == 0) return {};
+    // A layer without any has an empty overlay, so that adapters can share a batch.
+    if (where.numel() == 0 && pass.training) return {};
     return branch(nn::Overlay{{pattern}, values.index_select(0, where) - base});
 }
 

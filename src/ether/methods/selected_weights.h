@@ -50,7 +50,7 @@ class SelectedWeights {
     // Row-major places of a site's entries in its weight, (k) int64.
     at::Tensor places_at(const nn::Site& site);
     // What a site's entries add to it.
-    nn::SiteForms forms(const nn::Site& site);
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass);
 
     // A config holds the budget as a number of entries.
     void to_config(nlohmann::json& config) const;

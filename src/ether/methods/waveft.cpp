@@ -91,7 +91,7 @@ class Waveft : public Adapter {
 
 // How a new adapter would start, and the one wavelet that is meant.
 bool ignores(const std::string& key, const nlohmann::json& value) {
-    return key == "init_weights" || (key == "wavelet_family" && (value == "db1" || value == "haar"));
+    return key == "init_weights" || (key == "wavelet_family" && value == "db1");
 }
 
 }  // namespace

@@ -3,6 +3,13 @@
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
+namespace {
+
+struct Full : Adapter {
+    bool reads_weights() const override { return true; }
+};
+
+}  // namespace
 
 Method head() {
     return {"head",
@@ -27,7 +34,7 @@ Method full() {
                     if (context.parameters.find(name)) continue;  // a head that is trained anyway
                     train_copy(context.model, context.parameters, name, name, nn::ParameterGroup::base);
                 }
-                return std::make_unique<Adapter>();
+                return std::unique_ptr<Adapter>(std::make_unique<Full>());
             },
             ignores_nothing};
 }

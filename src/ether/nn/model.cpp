@@ -63,6 +63,16 @@ void Model::check_finite(const std::string& folder) const {
     }
 }
 
+bool BlockPoints::join(const BlockPoints& other) {
+    auto take = [](auto& own, const auto& theirs) {
+        if (own && theirs) return false;
+        if (theirs) own = theirs;
+        return true;
+    };
+    return take(attn_in, other.attn_in) & take(attn_out, other.attn_out) & take(mlp_in, other.mlp_in) &
+           take(mlp_out, other.mlp_out) & take(extra_kv, other.extra_kv) & take(mlp, other.mlp);
+}
+
 bool Model::can_checkpoint_blocks() const {
     return std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); });
 }

@@ -36,6 +36,8 @@ struct BlockPoints {
     std::function<ExtraKeyValues(const Pass&)> extra_kv;
     std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
 
+    // Takes over what `other` does. False where both do something at one point.
+    bool join(const BlockPoints& other);
     bool empty() const { return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp; }
 
     // A value of a graph through a point's function, for which the graph runs up to it.

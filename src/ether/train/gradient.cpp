@@ -78,8 +78,8 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
 
 }  // namespace
 
-bool can_checkpoint(const methods::AdaptedModel& model) {
-    return model.forward_passes() == 1 && model.model().can_checkpoint_blocks();
+bool can_checkpoint(methods::AdaptedModel& model) {
+    return model.forward_passes() == 1 && !model.wants_weight_grad() && model.model().can_checkpoint_blocks();
 }
 
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
@@ -88,7 +88,9 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     if (options.checkpoint_activations && !can_checkpoint(model))
         fail(ErrorKind::usage,
              "--checkpoint-activations: this method's blocks cannot be run again, as they are changed at "
-             "more than their linear layers or run several times a step; leave the option out");
+             "more than their linear layers, run several times a step, or asked for their weights' "
+             "gradients; leave the "
+             "option out");
     const int threads = can_slice(model) ? num_threads() : 1;
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "ether/core/error.h"
+#include "ether/core/near_name.h"
 #include "ether/methods/registry.h"
 #include "ether/tasks/task.h"
 #include "ether/train/schedule.h"
@@ -183,10 +184,22 @@ void RunConfig::check() {
 
 namespace {
 
+// What is wrong with one of --and's options is told with its method.
+template <typename Set>
+void with_method(const std::string& method, Set&& set) {
+    try {
+        set();
+    } catch (const Error& error) {
+        fail(ErrorKind::usage, "--and {}: {}", method, error.what());
+    }
+}
+
+constexpr const char* kBlanks = " \t";
+
 // One of --and's methods: a name, and options as on the command line. A flag alone is true.
 methods::PartConfig part_of(const std::string& text) {
     std::istringstream stream(text);
-    methods::PartConfig part;
+    methods::PartConfig part{.method = ""};
     part.targets = {.modules = ""};
     stream >> part.method;
     std::vector<std::pair<std::string, std::string>> given;
@@ -209,11 +222,19 @@ methods::PartConfig part_of(const std::string& text) {
                         {.name = "layers", .value = &part.targets.layers, .help = ""},
                         {.name = "lr", .value = &rate, .help = "", .low = 1e-12, .high = 1e3}};
     for (const auto& [name, value] : given) {
-        if (const auto* field = find_field(own, name))
-            field->set(value);
+        const auto* field = find_field(own, name);
+        if (field && value.empty()) fail(ErrorKind::usage, "--and {}: --{} has no value", part.method, name);
+        if (field)
+            with_method(part.method, [&] { field->set(value); });
+        else if (value.empty() && name.starts_with("no-"))
+            part.options[name.substr(3)] = "false";
         else
             part.options[name] = value.empty() ? "true" : value;
     }
+    const auto known = known_methods();
+    if (std::find(known.begin(), known.end(), part.method) == known.end())
+        fail(ErrorKind::usage, "--and: \"{}\" is not a method, expected one of {}{}", part.method,
+             fmt::join(known, ", "), did_you_mean(part.method, known));
     part.lr = rate > 0 ? rate : methods::method_named(part.method).learning_rate;
     return part;
 }
@@ -222,7 +243,9 @@ std::vector<methods::PartConfig> parts_of(const std::string& text) {
     std::vector<methods::PartConfig> parts;
     std::istringstream stream(text);
     for (std::string part; std::getline(stream, part, ';');)
-        if (part.find_first_not_of(' ') != std::string::npos) parts.push_back(part_of(part));
+        if (part.find_first_not_of(kBlanks) != std::string::npos) parts.push_back(part_of(part));
+    if (parts.empty() && !text.empty())
+        fail(ErrorKind::usage, "--and: \"{}\" names no method, expected for example \"lora --rank 4\"", text);
     return parts;
 }
 
@@ -231,8 +254,11 @@ std::string with_rates(const std::string& text) {
     std::string result;
     std::istringstream stream(text);
     for (std::string part; std::getline(stream, part, ';');) {
-        if (part.find_first_not_of(' ') == std::string::npos) continue;
-        result += fmt::format("{}{}", result.empty() ? "" : ";", part);
+        const auto first = part.find_first_not_of(kBlanks);
+        if (first == std::string::npos) continue;
+        std::replace(part.begin(), part.end(), '\t', ' ');
+        part = part.substr(first, part.find_last_not_of(kBlanks) + 1 - first);
+        result += fmt::format("{}{}", result.empty() ? "" : "; ", part);
         if (part.find("--lr") == std::string::npos) result += fmt::format(" --lr {:g}", *part_of(part).lr);
     }
     return result;

@@ -1,0 +1,111 @@
+// Bottleneck adapters: x + s (U act(D x + b) + c), with D (r, d) small and U (d, r) zero at the start,
+// inserted into each block: after attention and after the MLP (houlsby: Houlsby et al., arXiv 1902.00751),
+// after the MLP alone (pfeiffer: Pfeiffer et al., arXiv 2005.00247), both before the residual is added, or
+// beside the MLP, whose input they then read (parallel: He et al., arXiv 2110.04366). Trained values: 2 d r +
+// d + r for each. Not mergeable.
+#include <ATen/Functions.h>
+
+#include "ether/methods/methods.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+
+struct BottleneckOptions : MethodOptions {
+    int64_t size = 48;
+    double scale = 1;
+    std::string placement = "pfeiffer", activation = "relu";
+
+    Fields fields() override {
+        return {
+            {.name = "bottleneck-size",
+             .value = &size,
+             .help = "r, the inner width",
+             .low = 1,
+             .high = 1 << 16},
+            {.name = "placement",
+             .value = &placement,
+             .help = "where in a block: pfeiffer (after the MLP), houlsby (after attention, too), parallel "
+                     "(beside the MLP)",
+             .choices = {"pfeiffer", "houlsby", "parallel"}},
+            {.name = "activation",
+             .value = &activation,
+             .help = "between the two products",
+             .choices = {"relu", "gelu", "silu"}},
+            {.name = "scale",
+             .value = &scale,
+             .help = "s, factor of what is added",
+             .low = -1e6,
+             .high = 1e6},
+        };
+    }
+};
+
+class Bottleneck : public Adapter {
+  public:
+    Bottleneck(const BottleneckOptions& options, const MethodContext& context) : options_(options) {
+        for (int64_t layer = 0; layer < context.model.shape().layers; ++layer) {
+            if (options.placement == "houlsby") attention_.push_back(module(layer, "attention", context));
+            mlp_.push_back(module(layer, "mlp", context));
+        }
+    }
+
+    nn::BlockPoints points(int64_t layer, const nn::Pass&) override {
+        const auto at = static_cast<size_t>(layer);
+        nn::BlockPoints points;
+        auto after = [this](const Module& module) {
+            return [this, &module](const Tensor& x, const nn::Pass&) { return x + branch(module, x); };
+        };
+        if (options_.placement == "parallel")
+            points.mlp = [this, at](const Tensor& x, const nn::BlockPoints::Sublayer& mlp, const nn::Pass&) {
+                return mlp(x) + branch(mlp_[at], x);
+            };
+        else
+            points.mlp_out = after(mlp_[at]);
+        if (options_.placement == "houlsby") points.attn_out = after(attention_[at]);
+        return points;
+    }
+
+  private:
+    struct Module {
+        Tensor down, down_bias, up, up_bias;
+    };
+
+    Module module(int64_t layer, const char* place, const MethodContext& context) const {
+        const int64_t width = context.model.shape().hidden_size;
+        const auto name = fmt::format("adapters.{}.{}", layer, place);
+        auto add = [&](const char* part, const Tensor& value) {
+            return context.parameters.add(fmt::format("{}.{}", name, part), value);
+        };
+        return {add("down.weight", normal({options_.size, width}, 0.02, context.random.stream(name))),
+                add("down.bias", at::zeros({options_.size})),
+                add("up.weight", at::zeros({width, options_.size})), add("up.bias", at::zeros({width}))};
+    }
+
+    Tensor branch(const Module& module, const Tensor& x) const {
+        const auto inner = at::addmm(module.down_bias, x.to(module.down.scalar_type()), module.down.t());
+        const auto active = options_.activation == "relu"   ? at::relu(inner)
+                            : options_.activation == "gelu" ? at::gelu(inner)
+                                                            : at::silu(inner);
+        return (at::addmm(module.up_bias, active, module.up.t()) * options_.scale).to(x.scalar_type());
+    }
+
+    const BottleneckOptions options_;
+    std::vector<Module> attention_, mlp_;  // by layer
+};
+
+}  // namespace
+
+Method bottleneck() {
+    return {"bottleneck",
+            "BOTTLENECK",
+            "small networks inserted after attention and MLP",
+            1e-3,
+            false,
+            make_options<BottleneckOptions>,
+            make_adapter<Bottleneck, BottleneckOptions>,
+            ignores_nothing};
+}
+
+}  // namespace ether::methods

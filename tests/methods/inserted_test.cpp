@@ -1,0 +1,127 @@
+// Modules that methods insert into blocks: gradients on whole models, starting values, files, what they
+// refuse.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "ether/methods/adapted_model.h"
+#include "fixture_models.h"
+#include "gradcheck.h"
+#include "io/test_files.h"
+
+namespace ether::methods {
+namespace {
+
+using at::Tensor;
+using test::near;
+
+struct Inserted {
+    const char* name;
+    std::string method;
+    std::map<std::string, std::string> options;
+    int64_t trained;  // on two blocks of width 32, keys and values of a Llama 16 wide
+    bool starts_as_base;
+};
+
+void PrintTo(const Inserted& inserted, std::ostream* out) { *out << inserted.name; }
+
+class Insertion : public testing::TestWithParam<Inserted> {
+  protected:
+    const Inserted& kind = GetParam();
+    AdaptedModel on(const test::FixtureModel& fixture, at::ScalarType dtype = at::kFloat) const {
+        return {fixture.load(dtype),
+                AdapterConfig{.method = kind.method, .options = kind.options, .seed = 3}};
+    }
+    static std::vector<nn::Parameter> own(const AdaptedModel& adapted) {
+        auto parameters = adapted.parameters().trained();
+        std::erase_if(parameters,
+                      [](const auto& parameter) { return parameter.group != nn::ParameterGroup::adapter; });
+        return parameters;
+    }
+    static void randomise(const AdaptedModel& adapted, at::ScalarType dtype) {
+        uint64_t seed = 5;
+        for (const auto& parameter : own(adapted))
+            Tensor(parameter.value).set_data(0.3 * test::normal(parameter.value.sizes(), seed++, dtype));
+    }
+};
+
+TEST_P(Insertion, Gradcheck) {
+    for (const auto* fixture : {&test::kBert, &test::kLlamaTied}) {
+        auto adapted = on(*fixture, at::kDouble);
+        randomise(adapted, at::kDouble);
+        const auto batch = fixture->batch();
+        test::NamedInputs inputs;
+        for (const auto& parameter : own(adapted)) inputs.emplace_back(parameter.name, parameter.value);
+        EXPECT_TRUE(
+            test::gradcheck([&] { return fixture->loss(adapted.logits({.batch = batch}), batch); }, inputs));
+    }
+}
+
+TEST_P(Insertion, CountsAndStarts) {
+    const auto& llama = test::kLlamaTied;
+    auto adapted = on(llama);
+    EXPECT_EQ(adapted.parameters().count(), kind.trained);
+    const auto batch = llama.batch();
+    const auto base = llama.load()->logits({.batch = batch});
+    const double moved = test::distance(adapted.logits({.batch = batch}), base);
+    if (kind.starts_as_base)
+        EXPECT_EQ(moved, 0);
+    else
+        EXPECT_GT(moved, 1e-6);
+}
+
+TEST_P(Insertion, FilesHoldWhatActs) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+        auto adapted = on(test::kLlamaTied, dtype);
+        randomise(adapted, at::kFloat);
+        AdaptedModel loaded(test::kLlamaTied.load(dtype), adapted.files("base"));
+        const auto batch = test::kLlamaTied.batch();
+        EXPECT_TRUE(at::equal(loaded.logits({.batch = batch}), adapted.logits({.batch = batch})));
+        EXPECT_FAILS(adapter, "cannot be merged", loaded.merged_tensors(at::kFloat));
+    }
+}
+
+TEST_P(Insertion, SharesAModelWithOthers) {
+    const auto& llama = test::kLlamaTied;
+    auto adapted = on(llama);
+    randomise(adapted, at::kFloat);
+    const auto files = adapted.files("base");
+    const auto batch = llama.batch();
+    const auto base = llama.load()->logits({.batch = batch});
+    AdaptedModel lora(llama.load(), AdapterConfig{.method = "lora"});
+    AdaptedModel both(llama.load(),
+                      std::vector<NamedAdapter>{{"inserted", files}, {"lora", lora.files("base")}});
+    EXPECT_TRUE(near(both.logits({.batch = batch}), adapted.logits({.batch = batch}), 1e-6));
+    both.activate({{"lora", 1}});
+    EXPECT_TRUE(near(both.logits({.batch = batch}), base, 1e-6));
+    both.activate({{"inserted", 0.5}});
+    EXPECT_FAILS(adapter, "of which no part can be taken", both.logits({.batch = batch}));
+    AdaptedModel twice(llama.load(), std::vector<NamedAdapter>{{"a", files}, {"b", files}});
+    EXPECT_FAILS(usage, "two of them insert modules at the same place", twice.logits({.batch = batch}));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, Insertion,
+    testing::Values(
+        Inserted{"pfeiffer", "bottleneck", {{"bottleneck-size", "3"}}, 2 * (2 * 32 * 3 + 32 + 3), true},
+        Inserted{"houlsby",
+                 "bottleneck",
+                 {{"bottleneck-size", "3"}, {"placement", "houlsby"}, {"activation", "gelu"}},
+                 4 * (2 * 32 * 3 + 32 + 3),
+                 true},
+        Inserted{
+            "parallel",
+            "bottleneck",
+            {{"bottleneck-size", "2"}, {"placement", "parallel"}, {"activation", "silu"}, {"scale", "4"}},
+            2 * (2 * 32 * 2 + 32 + 2),
+            true},
+        Inserted{"prefix", "prefix", {{"prefix-length", "3"}}, 2 * 2 * 3 * 16, false},
+        Inserted{"projected",
+                 "prefix",
+                 {{"prefix-length", "3"}, {"projection", "4"}},
+                 3 * 32 + 4 * 33 + 2 * 2 * 16 * 5,
+                 false}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace ether::methods
