@@ -104,13 +104,16 @@ std::vector<Kind> low_rank_kinds() {
 }
 
 const std::vector<Kind> kRefused = {
-    {"oft", {{"block-size", "4"}}},  {"naive", {{"blocks", "4"}}},
-    {"boft", {{"block-size", "4"}}}, {"road", {{"group-size", "8"}}, {"llama_bare", nn::Head::causal_lm}},
-    {"lora", {{"dora", "true"}}},    {"ia3", {}, {"llama_bare", nn::Head::causal_lm}},
+    {"oft", {{"block-size", "4"}}},   {"naive", {{"blocks", "4"}}},
+    {"boft", {{"block-size", "4"}}},  {"road", {{"group-size", "8"}}, {"llama_bare", nn::Head::causal_lm}},
+    {"lora", {{"dora", "true"}}},     {"ia3", {}, {"llama_bare", nn::Head::causal_lm}},
+    {"oft-paper", {{"blocks", "4"}}}, {"magnitude", {}},
 };
 const std::vector<Kind> kNoWeights = {
     {"red", {}},  {"hiwi", {}}, {"bitfit", {}}, {"ln-tuning", {}},
     {"full", {}}, {"head", {}}, {"ia3", {}},    {"lora", {{"bias", "all"}}}};
+
+const std::vector<Kind> kInserting = {{"bottleneck", {}}, {"prefix", {}}};
 
 class Exact : public testing::TestWithParam<Kind> {};
 
@@ -193,13 +196,22 @@ TEST_P(NoWeights, AreForMerging) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, NoWeights, testing::ValuesIn(kNoWeights));
 
+TEST(Export, InsertedModulesAreForUseAsTheyAre) {
+    for (const auto& kind : kInserting) {
+        auto adapter = loaded(kind);
+        const test::TempFolder folder;
+        EXPECT_FAILS(adapter, "inserts modules, which no LoRA holds",
+                     export_lora(adapter, folder / "lora", {.base = "base"}));
+    }
+}
+
 TEST(Export, KnowsEveryMethod) {
     for (const auto& method : methods::all_methods()) {
         const auto lists = [&](const auto& kinds) {
             return std::any_of(kinds.begin(), kinds.end(),
                                [&](const Kind& kind) { return kind.method == method.name; });
         };
-        EXPECT_TRUE(lists(low_rank_kinds()) || lists(kRefused) || lists(kNoWeights) ||
+        EXPECT_TRUE(lists(low_rank_kinds()) || lists(kRefused) || lists(kNoWeights) || lists(kInserting) ||
                     std::string_view(method.name) == "id3")  // chooses its weights in training, then as pafi
             << method.name;
     }

@@ -25,7 +25,15 @@ constexpr int64_t kServedRanks[] = {1, 8, 16, 32, 64, 128, 256, 320, 512};
 constexpr int64_t kServedByDefault = 16;
 
 // Methods and parts of them that are no change of linear layers' weights.
-void refuse_other_changes(const methods::AdaptedModel& adapted) {
+void refuse_other_changes(methods::AdaptedModel& adapted) {
+    adapted.bind(nn::Pass{data::Batch{}});
+    for (const auto& points : adapted.model().points())
+        if (!points.empty())
+            fail(ErrorKind::adapter,
+                 "method {} inserts modules, which no LoRA holds and no merged model has a place for; use "
+                 "the adapter with "
+                 "--adapter",
+                 adapted.method_name());
     if (const auto* method = adapted.method_without_sites())
         fail(ErrorKind::adapter,
              "method {} ({}) is no change of chosen linear layers, which is all that a LoRA holds; ether "
@@ -82,7 +90,6 @@ double relative(double lost_square, double square) {
 // All sites' changes at no more than the rank asked for.
 std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport& options,
                                 LoraReport& report) {
-    adapted.bind(nn::Pass{data::Batch{}});
     double square = 0, lost_square = 0;
     std::vector<LowRank> changes;
     for (const nn::Site* site : adapted.sites()) {
