@@ -69,8 +69,8 @@ bool BlockPoints::join(const BlockPoints& other) {
         if (theirs) own = theirs;
         return true;
     };
-    return take(attn_in, other.attn_in) & take(attn_out, other.attn_out) & take(mlp_in, other.mlp_in) &
-           take(mlp_out, other.mlp_out) & take(extra_kv, other.extra_kv) & take(mlp, other.mlp);
+    return take(attn_in, other.attn_in) && take(attn_out, other.attn_out) && take(mlp_in, other.mlp_in) &&
+           take(mlp_out, other.mlp_out) && take(extra_kv, other.extra_kv) && take(mlp, other.mlp);
 }
 
 bool Model::can_checkpoint_blocks() const {

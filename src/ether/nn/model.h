@@ -36,7 +36,7 @@ struct BlockPoints {
     std::function<ExtraKeyValues(const Pass&)> extra_kv;
     std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
 
-    // Takes over what `other` does. False where both do something at one point.
+    // Takes over what `other` does, up to a point where both do something: then false.
     bool join(const BlockPoints& other);
     bool empty() const { return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp; }
 
