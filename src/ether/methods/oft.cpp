@@ -7,7 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "ether/core/error.h"
+#include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -16,23 +16,14 @@ namespace {
 using at::Tensor;
 
 struct OftOptions : MethodOptions {
-    int64_t blocks = 0, block_size = 32, terms = 5;
+    BlockDivision division{.size = 32};
+    int64_t terms = 5;
     bool share = false, neumann = true;
 
     Fields fields() override {
         return {
-            {.name = "block-size",
-             .value = &block_size,
-             .help = "width of a block; must divide a layer's input",
-             .low = 0,
-             .high = 1 << 16,
-             .key = "oft_block_size"},
-            {.name = "blocks",
-             .value = &blocks,
-             .help = "pieces of a layer's input, in place of --block-size; 0: by that",
-             .low = 0,
-             .high = 1 << 20,
-             .key = "r"},
+            division.size_field("oft_block_size"),
+            division.count_field("r"),
             {.name = "block-share", .value = &share, .help = "one rotation for all blocks of a layer"},
             {.name = "cayley-neumann",
              .value = &neumann,
@@ -49,13 +40,10 @@ struct OftOptions : MethodOptions {
 
     // As PEFT reads a file's settings: what does not divide the width is moved to the nearest that does.
     int64_t blocks_of(const nn::Site& site, bool loading) const {
-        const int64_t in = site.linear.in(), wanted = blocks > 0 ? blocks : block_size;
-        if (wanted == 0)
-            fail(ErrorKind::usage, "--block-size and --blocks: both are 0; one must say how {} is divided",
-                 site.name());
-        const int64_t found = loading ? nearest_divisor(in, wanted) : wanted;
-        const int64_t pieces = divided(site, "input", in, blocks > 0 ? "blocks" : "block-size", found);
-        return blocks > 0 ? found : pieces;
+        auto fitting = division;
+        auto& given = division.count > 0 ? fitting.count : fitting.size;
+        if (loading && given > 0) given = nearest_divisor(site.linear.in(), given);
+        return fitting.blocks_at(site);
     }
 
   private:
@@ -91,7 +79,7 @@ class Oft : public Adapter {
 
     // PEFT wants one of the two numbers alone.
     void to_config(nlohmann::json& config) const override {
-        if (options_.blocks > 0) config["oft_block_size"] = 0;
+        if (options_.division.count > 0) config["oft_block_size"] = 0;
     }
 
   private:

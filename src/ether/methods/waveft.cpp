@@ -5,73 +5,44 @@
 // db1.
 #include <ATen/Functions.h>
 
-#include <cmath>
-#include <map>
 #include <nlohmann/json.hpp>
 
-#include "ether/core/error.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/random_spectrum.h"
 
 namespace ether::methods {
 namespace {
 
 using at::Tensor;
 
-struct WaveftOptions : MethodOptions {
-    int64_t frequencies = 2592, seed = 777;
-    double scaling = 25;
+struct WaveftOptions : SpectrumOptions {
+    WaveftOptions() : SpectrumOptions(2592, 25, 1e9) {}
+
     bool idwt = true;
 
     Fields fields() override {
-        return {
-            {.name = "n-frequency",
-             .value = &frequencies,
-             .help = "n, values trained a layer",
-             .low = 1,
-             .high = 1e9},
-            {.name = "scaling", .value = &scaling, .help = "factor of the change", .low = 0, .high = 1e9},
-            {.name = "random-loc-seed",
-             .value = &seed,
-             .help = "seed of the places, as in PEFT",
-             .low = 0,
-             .high = 9e15},
-            {.name = "use-idwt",
-             .value = &idwt,
-             .help = "transform the values; else they are added to W where they stand"},
-        };
+        auto fields = SpectrumOptions::fields();
+        fields.push_back({.name = "use-idwt",
+                          .value = &idwt,
+                          .help = "transform the values; else they are added to W where they stand"});
+        return fields;
     }
 };
 
 class Waveft : public Adapter {
   public:
     Waveft(const WaveftOptions& options, const MethodContext& context)
-        : options_(options), sites_(context.model) {
-        std::map<int64_t, Tensor> drawn;  // they depend on the number of entries alone
-        for (const nn::Site* site : context.sites) {
-            const int64_t entries = site->linear.weight.numel();
-            if (options.frequencies > entries)
-                fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}",
-                     options.frequencies, entries, site->name());
-            auto& places = drawn[entries];
-            if (!places.defined()) places = random_places(entries, options.frequencies, options.seed);
-            sites_[*site] = {places, context.parameters.add(parameter_name(*site, "waveft_spectrum"),
-                                                            at::zeros({options.frequencies}))};
-        }
-    }
+        : scaling_(options.scaling),
+          idwt_(options.idwt),
+          spectrum_(options, context, "waveft_spectrum",
+                    [&](const nn::Site&) { return at::zeros({options.frequencies}); }) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [places, spectrum] = sites_[site];
-        const int64_t in = site.linear.in(), out = site.linear.out();
-        const auto entries =
-            at::zeros({out * in}, spectrum.options()).index_put({places}, spectrum).view({out, in});
-        return dense(options_.scaling * (options_.idwt ? inverse_haar(entries) : entries));
+        const auto entries = spectrum_.matrix(site);
+        return dense(scaling_ * (idwt_ ? inverse_haar(entries) : entries));
     }
 
   private:
-    struct Spectrum {
-        Tensor places, values;  // (n): row-major in W; trained
-    };
-
     // One level of the inverse transform of a matrix, padded to even sizes: its quarters are the means of
     // each 2 x 2 square, the differences of its rows (right), of its columns (below) and of both.
     static Tensor inverse_haar(const Tensor& entries) {
@@ -85,8 +56,9 @@ class Waveft : public Adapter {
         return squares.reshape({2 * rows, 2 * columns}).narrow(0, 0, out).narrow(1, 0, in);
     }
 
-    const WaveftOptions options_;
-    BySite<Spectrum> sites_;
+    double scaling_;
+    bool idwt_;
+    RandomSpectrum spectrum_;
 };
 
 // How a new adapter would start, and the one wavelet that is meant.

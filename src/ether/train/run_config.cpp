@@ -194,8 +194,6 @@ void with_method(const std::string& method, Set&& set) {
     }
 }
 
-constexpr const char* kBlanks = " \t";
-
 // One of --and's methods: a name, and options as on the command line. A flag alone is true.
 methods::PartConfig part_of(const std::string& text) {
     std::istringstream stream(text);
@@ -239,11 +237,20 @@ methods::PartConfig part_of(const std::string& text) {
     return part;
 }
 
-std::vector<methods::PartConfig> parts_of(const std::string& text) {
-    std::vector<methods::PartConfig> parts;
+// --and's methods, each without the blanks around it.
+std::vector<std::string> part_texts(const std::string& text) {
+    constexpr const char* kBlanks = " \t";
+    std::vector<std::string> parts;
     std::istringstream stream(text);
     for (std::string part; std::getline(stream, part, ';');)
-        if (part.find_first_not_of(kBlanks) != std::string::npos) parts.push_back(part_of(part));
+        if (const auto first = part.find_first_not_of(kBlanks); first != std::string::npos)
+            parts.push_back(part.substr(first, part.find_last_not_of(kBlanks) + 1 - first));
+    return parts;
+}
+
+std::vector<methods::PartConfig> parts_of(const std::string& text) {
+    std::vector<methods::PartConfig> parts;
+    for (const auto& part : part_texts(text)) parts.push_back(part_of(part));
     if (parts.empty() && !text.empty())
         fail(ErrorKind::usage, "--and: \"{}\" names no method, expected for example \"lora --rank 4\"", text);
     return parts;
@@ -251,17 +258,12 @@ std::vector<methods::PartConfig> parts_of(const std::string& text) {
 
 // The rates of --and's methods, too, are written down: another version's may differ.
 std::string with_rates(const std::string& text) {
-    std::string result;
-    std::istringstream stream(text);
-    for (std::string part; std::getline(stream, part, ';');) {
-        const auto first = part.find_first_not_of(kBlanks);
-        if (first == std::string::npos) continue;
+    auto parts = part_texts(text);
+    for (auto& part : parts) {
         std::replace(part.begin(), part.end(), '\t', ' ');
-        part = part.substr(first, part.find_last_not_of(kBlanks) + 1 - first);
-        result += fmt::format("{}{}", result.empty() ? "" : "; ", part);
-        if (part.find("--lr") == std::string::npos) result += fmt::format(" --lr {:g}", *part_of(part).lr);
+        if (part.find("--lr") == std::string::npos) part += fmt::format(" --lr {:g}", *part_of(part).lr);
     }
-    return result;
+    return fmt::format("{}", fmt::join(parts, "; "));
 }
 
 }  // namespace

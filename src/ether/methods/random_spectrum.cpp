@@ -1,0 +1,50 @@
+#include "ether/methods/random_spectrum.h"
+
+#include <ATen/Functions.h>
+
+#include <map>
+
+#include "ether/core/error.h"
+
+namespace ether::methods {
+
+Fields SpectrumOptions::fields() {
+    return {
+        {.name = "n-frequency",
+         .value = &frequencies,
+         .help = "n, values trained a layer",
+         .low = 1,
+         .high = 1e9},
+        {.name = "scaling",
+         .value = &scaling,
+         .help = "factor of the change",
+         .low = 0,
+         .high = largest_scaling},
+        {.name = "random-loc-seed",
+         .value = &seed,
+         .help = "seed of the places, as in PEFT",
+         .low = 0,
+         .high = 9e15},
+    };
+}
+
+void RandomSpectrum::draw_places(const SpectrumOptions& options, const MethodContext& context) {
+    std::map<int64_t, at::Tensor> drawn;  // they depend on the number of entries alone
+    for (const nn::Site* site : context.sites) {
+        const int64_t entries = site->linear.weight.numel();
+        if (options.frequencies > entries)
+            fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}", options.frequencies,
+                 entries, site->name());
+        auto& places = drawn[entries];
+        if (!places.defined()) places = random_places(entries, options.frequencies, options.seed);
+        sites_[*site].places = places;
+    }
+}
+
+at::Tensor RandomSpectrum::matrix(const nn::Site& site) const {
+    const auto& [places, values] = sites_[site];
+    const int64_t in = site.linear.in(), out = site.linear.out();
+    return at::zeros({out * in}, values.options()).index_put({places}, values).view({out, in});
+}
+
+}  // namespace ether::methods

@@ -1,0 +1,45 @@
+// RandomSpectrum: a matrix (out, in) for each adapted layer that is zero but for n trained values at random
+// places: what methods train that describe a weight's change in another domain.
+#pragma once
+
+#include "ether/methods/method.h"
+
+namespace ether::methods {
+
+struct SpectrumOptions : MethodOptions {
+    SpectrumOptions(int64_t frequencies, double scaling, double largest_scaling)
+        : frequencies(frequencies), scaling(scaling), largest_scaling(largest_scaling) {}
+
+    int64_t frequencies, seed = 777;
+    double scaling;
+    const double largest_scaling;
+
+    Fields fields() override;
+};
+
+class RandomSpectrum {
+  public:
+    // Registers each layer's values, (n), under `name`; start: of a layer's values. Places are those of PEFT
+    // for the same seed, alike in layers with as many entries.
+    template <typename Start>
+    RandomSpectrum(const SpectrumOptions& options, const MethodContext& context, const char* name,
+                   Start&& start)
+        : sites_(context.model) {
+        draw_places(options, context);
+        for (const nn::Site* site : context.sites)
+            sites_[*site].values = context.parameters.add(parameter_name(*site, name), start(*site));
+    }
+
+    // (out, in), differentiable in the values.
+    at::Tensor matrix(const nn::Site& site) const;
+
+  private:
+    struct Entries {
+        at::Tensor places, values;  // (n): row-major in W; trained
+    };
+    void draw_places(const SpectrumOptions& options, const MethodContext& context);
+
+    BySite<Entries> sites_;
+};
+
+}  // namespace ether::methods
