@@ -105,8 +105,8 @@ int64_t width_after(const Form& form, int64_t width);
 // x (T, d) through one form. Differentiable.
 at::Tensor apply_form(const Form& form, const at::Tensor& x, const FormPass& pass = {});
 
-// Whether a form treats each token by itself at no loss: reflections, scales, and all forms of a bank. Others
-// are products of all tokens with one matrix, or move features across the whole width.
+// Whether a form treats each token by itself at no loss: reflections, scales, moves of features, and all
+// forms of a bank. Others are products of all tokens with one matrix.
 bool acts_by_row(const Form& form);
 
 // A value of a graph through one form: one that acts by row joins the graph, others run it up to them.
