@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <set>
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
@@ -22,6 +23,15 @@ std::string range_text(const Field& field) {
 std::string help_text(const Field& field) {
     const auto initial = field.text();
     return field.help + range_text(field) + (initial.empty() ? "" : " (default " + initial + ")");
+}
+
+// Its text is several values, joined by commas.
+bool is_list(const Field& field) {
+    return std::holds_alternative<std::vector<std::string>*>(field.value) ||
+           std::holds_alternative<NumbersByName*>(field.value);
+}
+std::string joined(const std::vector<std::string>& values) {
+    return fmt::format("{}", fmt::join(values, ","));
 }
 
 // What transformers and PEFT call some of our options; no letters would lead from one to the other.
@@ -93,7 +103,7 @@ void CommandLine::add_one(const Field& field, bool required) {
                      ->take_last();
     } else {
         option = app_->add_option("--" + field.name, values, help_text(field));
-        if (std::holds_alternative<std::vector<std::string>*>(field.value))
+        if (is_list(field))
             option->delimiter(',')->type_name("NAMES");
         else
             (field.joined ? option->expected(1, 1000)
@@ -124,11 +134,13 @@ void CommandLine::add_method_options() {
     std::map<std::string, std::vector<std::pair<std::string, std::string>>>
         options;                        // name -> (methods, help)
     std::map<std::string, bool> flags;  // name -> whether it is on by default
+    std::set<std::string> lists;
     for (const auto& method : methods::all_methods()) {
         const auto method_options = method.options();
         for (const auto& field : method_options->fields()) {
             auto& variants = options[field.name];
             if (const auto* const* flag = std::get_if<bool*>(&field.value)) flags[field.name] |= **flag;
+            if (is_list(field)) lists.insert(field.name);
             const auto help = help_text(field);
             const auto same = std::find_if(variants.begin(), variants.end(),
                                            [&](const auto& variant) { return variant.second == help; });
@@ -147,11 +159,14 @@ void CommandLine::add_method_options() {
         auto* option =
             flag != flags.end()
                 ? app_->add_flag("--" + name + (flag->second ? ",!--no-" + name : ""), values, text)
-                : app_->add_option("--" + name, values, text)
-                      ->expected(1)
-                      ->allow_extra_args(false)
-                      ->type_name("VALUE");
-        option->take_last()->group("Options of methods");
+                : app_->add_option("--" + name, values, text)->type_name("VALUE");
+        if (lists.contains(name))
+            option->delimiter(',');
+        else if (flag == flags.end())
+            option->expected(1)->allow_extra_args(false)->take_last();
+        else
+            option->take_last();
+        option->group("Options of methods");
         method_option_names_.push_back(name);
     }
 }
@@ -208,7 +223,7 @@ bool CommandLine::parse(int argc, char** argv) {
     }
     for (const auto& field : fields_) {
         const auto& values = *values_.at(field.name);
-        if (!values.empty()) field.set(fmt::format("{}", fmt::join(values, ",")));
+        if (!values.empty()) field.set(joined(values));
     }
     return true;
 }
@@ -218,7 +233,7 @@ bool CommandLine::given(const std::string& name) const { return !values_.at(name
 std::map<std::string, std::string> CommandLine::method_options() const {
     std::map<std::string, std::string> options;
     for (const auto& name : method_option_names_)
-        if (given(name)) options[name] = values_.at(name)->back();
+        if (given(name)) options[name] = joined(*values_.at(name));
     return options;
 }
 

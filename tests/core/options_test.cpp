@@ -21,6 +21,7 @@ struct Sample {
     std::optional<double> share;
     std::string side = "input";
     std::vector<std::string> names;
+    NumbersByName ranks;
 
     Fields fields() {
         return {{.name = "flag", .value = &flag, .help = "a switch"},
@@ -28,6 +29,7 @@ struct Sample {
                 {.name = "learning-rate", .value = &rate, .help = "a rate", .low = 0, .high = 1, .key = "lr"},
                 {.name = "side", .value = &side, .help = "a side", .choices = {"input", "output"}},
                 {.name = "some-names", .value = &names, .help = "names"},
+                {.name = "ranks", .value = &ranks, .help = "ranks by name", .low = 1, .high = 100},
                 {.name = "share", .value = &share, .help = "a share, if any", .low = 0.1, .high = 1}};
     }
 };
@@ -70,6 +72,27 @@ TEST(Options, ANumberMayBeAbsent) {
     EXPECT_EQ(message_of([&] { share.set("0"); }), "--share: 0 is out of range, expected 0.1 to 1");
     share.from_json(nlohmann::json(), "test.json");
     EXPECT_EQ(sample.share, std::nullopt);
+}
+
+TEST(Options, NumbersByName) {
+    Sample sample;
+    const auto fields = sample.fields();
+    const auto& ranks = *find_field(fields, "ranks");
+    ranks.set("q_proj=16, layers.0.*=4.5");
+    EXPECT_EQ(sample.ranks, (NumbersByName{{"q_proj", 16}, {"layers.0.*", 4.5}}));
+    EXPECT_EQ(ranks.text(), "q_proj=16,layers.0.*=4.5");
+    EXPECT_EQ(ranks.to_json().dump(), R"({"layers.0.*":4.5,"q_proj":16})");
+    ranks.from_json({{"v_proj", 8}}, "test.json");
+    EXPECT_EQ(sample.ranks, (NumbersByName{{"v_proj", 8}}));
+    ranks.from_json(nlohmann::json(), "test.json");
+    EXPECT_TRUE(sample.ranks.empty());
+    EXPECT_EQ(message_of([&] { ranks.set("q_proj"); }), "--ranks: \"q_proj\" is not of the form NAME=NUMBER");
+    EXPECT_EQ(message_of([&] { ranks.set("q_proj=x"); }), "--ranks: expected a number, got \"x\"");
+    EXPECT_EQ(message_of([&] { ranks.set("q_proj=0"); }), "--ranks: 0 is out of range, expected 1 to 100");
+    for (const auto& wrong : {nlohmann::json::array(), nlohmann::json({{"q_proj", "8"}})})
+        EXPECT_NE(
+            message_of([&] { ranks.from_json(wrong, "test.json"); }).find("test.json: key \"ranks\" has"),
+            std::string::npos);
 }
 
 TEST(Options, ErrorsNameFieldValueAndRange) {

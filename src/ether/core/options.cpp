@@ -18,6 +18,14 @@ struct Overloaded : Cases... {
 template <typename... Cases>
 Overloaded(Cases...) -> Overloaded<Cases...>;
 
+// A number as text or JSON; one without a fraction has none there either.
+std::string number_text(double number) { return fmt::format("{}", number); }
+nlohmann::json number_json(double number) {
+    constexpr double kExact = 1LL << 53;
+    const bool whole = number == std::floor(number) && std::abs(number) < kExact;
+    return whole ? nlohmann::json(static_cast<int64_t>(number)) : nlohmann::json(number);
+}
+
 template <typename Number>
 Number parse_number(const Field& field, const std::string& text, const char* kind) {
     Number value{};
@@ -54,10 +62,16 @@ std::string Field::text() const {
         Overloaded{
             [](const bool* v) { return std::string(*v ? "true" : "false"); },
             [](const int64_t* v) { return std::to_string(*v); },
-            [](const double* v) { return fmt::format("{}", *v); },
-            [](const std::optional<double>* v) { return *v ? fmt::format("{}", **v) : ""; },
+            [](const double* v) { return number_text(*v); },
+            [](const std::optional<double>* v) { return *v ? number_text(**v) : ""; },
             [](const std::string* v) { return *v; },
             [](const std::vector<std::string>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
+            [](const NumbersByName* v) {
+                std::vector<std::string> entries;
+                for (const auto& [name, number] : *v)
+                    entries.push_back(fmt::format("{}={}", name, number_text(number)));
+                return fmt::format("{}", fmt::join(entries, ","));
+            },
         },
         value);
 }
@@ -74,6 +88,17 @@ void Field::set(const std::string& text) const {
                    [&](std::optional<double>* v) { *v = parse_number<double>(*this, text, "a number"); },
                    [&](std::string* v) { *v = text; },
                    [&](std::vector<std::string>* v) { *v = split_list(text); },
+                   [&](NumbersByName* v) {
+                       v->clear();
+                       for (const auto& entry : split_list(text)) {
+                           const auto sign = entry.rfind('=');
+                           if (sign == std::string::npos || sign == 0)
+                               fail(ErrorKind::usage, "--{}: \"{}\" is not of the form NAME=NUMBER", name,
+                                    entry);
+                           v->emplace_back(entry.substr(0, sign),
+                                           parse_number<double>(*this, entry.substr(sign + 1), "a number"));
+                       }
+                   },
                },
                value);
     check();
@@ -91,6 +116,8 @@ void Field::check() const {
     if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
     if (const auto* number = std::get_if<std::optional<double>*>(&value); number && **number)
         in_range(***number);
+    if (const auto* numbers = std::get_if<NumbersByName*>(&value))
+        for (const auto& [module, number] : **numbers) in_range(number);
     if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
         if (std::find(choices.begin(), choices.end(), **word) == choices.end())
             fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}{}", name, **word,
@@ -101,6 +128,11 @@ nlohmann::json Field::to_json() const {
     return std::visit(
         Overloaded{
             [](const std::optional<double>* v) { return *v ? nlohmann::json(**v) : nlohmann::json(); },
+            [](const NumbersByName* v) {
+                auto object = nlohmann::json::object();
+                for (const auto& [module, number] : *v) object[module] = number_json(number);
+                return object;
+            },
             [](const auto* v) { return nlohmann::json(*v); },
         },
         value);
@@ -112,13 +144,24 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
             try {
                 using Value = std::remove_pointer_t<decltype(v)>;
                 using Type = std::conditional_t<std::is_same_v<Value, std::optional<double>>, double, Value>;
-                if (!std::is_same_v<Value, Type> && json.is_null()) return static_cast<void>(*v = Value());
+                constexpr bool is_numbers = std::is_same_v<Value, NumbersByName>;
+                if ((!std::is_same_v<Value, Type> || is_numbers) && json.is_null())
+                    return static_cast<void>(*v = Value());
                 const bool fits = std::is_same_v<Type, bool>      ? json.is_boolean()
                                   : std::is_same_v<Type, int64_t> ? json.is_number_integer()
                                   : std::is_same_v<Type, double>  ? json.is_number()
+                                  : is_numbers                    ? json.is_object()
                                                                   : true;
                 if (!fits) throw std::invalid_argument("");
-                *v = json.get<Type>();
+                if constexpr (is_numbers) {
+                    v->clear();
+                    for (const auto& [module, number] : json.items()) {
+                        if (!number.is_number()) throw std::invalid_argument("");
+                        v->emplace_back(module, number.template get<double>());
+                    }
+                } else {
+                    *v = json.get<Type>();
+                }
                 check();
             } catch (const std::exception&) {
                 fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}", where,

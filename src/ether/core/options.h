@@ -7,6 +7,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -15,15 +16,18 @@ namespace ether {
 // "a, b" -> {"a", "b"}; empty parts are left out.
 std::vector<std::string> split_list(const std::string& text);
 
+// "q_proj=16,v_proj=4": numbers of what these names or expressions fit.
+using NumbersByName = std::vector<std::pair<std::string, double>>;
+
 struct Field {
     // An optional number that is absent stands for what its help says, and has no text.
     using Value = std::variant<bool*, int64_t*, double*, std::optional<double>*, std::string*,
-                               std::vector<std::string>*>;
+                               std::vector<std::string>*, NumbersByName*>;
 
     std::string name;  // as on the command line, without dashes: "max-length"
     Value value;
     std::string help;                           // meaning and unit, one line
-    std::optional<double> low = {}, high = {};  // inclusive bounds of a number
+    std::optional<double> low = {}, high = {};  // inclusive bounds of numbers
     std::vector<std::string> choices = {};      // of a string; empty: any
     std::string key = {};                       // in adapter_config.json; empty: the name with '_' for '-'
     bool joined = false;                        // of a string: several values are one, comma-separated

@@ -28,9 +28,6 @@ const std::set<std::string> kCommonKeys = {"peft_type",
 
 // What PEFT can do and this version cannot: a name that looks like one of ours would be a wrong hint.
 const std::set<std::string> kPeftFeatures = {"alpha_pattern",
-                                             "block_size_pattern",
-                                             "n_frequency_pattern",
-                                             "lambda_pattern",
                                              "proportional_parameters",
                                              "alora_invocation_tokens",
                                              "corda_config",

@@ -5,8 +5,10 @@
 #include <ATen/Functions.h>
 
 #include <cmath>
+#include <map>
 
 #include "ether/methods/methods.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 namespace {
@@ -15,12 +17,18 @@ using at::Tensor;
 
 struct C3aOptions : MethodOptions {
     int64_t block_size = 256;
+    NumbersByName block_sizes;
 
     Fields fields() override {
         return {
             {.name = "block-size",
              .value = &block_size,
              .help = "b, the width of a circulant block; must divide a layer's widths. Larger: fewer values",
+             .low = 1,
+             .high = 1 << 20},
+            {.name = "block-size-pattern",
+             .value = &block_sizes,
+             .help = "another b for layers whose paths end so: q_proj=64",
              .low = 1,
              .high = 1 << 20},
         };
@@ -30,31 +38,34 @@ struct C3aOptions : MethodOptions {
 class C3a : public Adapter {
   public:
     C3a(const C3aOptions& options, const MethodContext& context) : kernels_(context.model) {
-        const int64_t b = options.block_size;
+        const auto sizes =
+            site_numbers(context, "block-size-pattern", options.block_sizes, options.block_size);
         for (const nn::Site* site : context.sites) {
-            const int64_t in = site->linear.in(), out = site->linear.out();
+            const int64_t b = sizes[*site], in = site->linear.in(), out = site->linear.out();
             const int64_t rows = divided(*site, "output", out, "block-size", b),
                           columns = divided(*site, "input", in, "block-size", b);
             kernels_[*site] = context.parameters.add(
                 parameter_name(*site, "c3a_kernel"),
                 uniform({rows, columns, b}, std::sqrt(6 / static_cast<double>(in + out)),
                         context.random.stream(site->name())));
+            if (auto& around = around_[b]; !around.defined()) {
+                const auto place = at::arange(b);
+                around = (place.unsqueeze(0) - place.unsqueeze(1)).remainder(b).flatten();
+            }
         }
-        const auto place = at::arange(b);
-        around_ = (place.unsqueeze(0) - place.unsqueeze(1)).remainder(b).flatten();
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& kernels = kernels_[site];
         const int64_t rows = kernels.size(0), columns = kernels.size(1), b = kernels.size(2);
         const auto blocks = (kernels / static_cast<double>(site.linear.in()))
-                                .index_select(2, around_)
+                                .index_select(2, around_.at(b))
                                 .view({rows, columns, b, b});
         return dense(blocks.transpose(1, 2).reshape({rows * b, columns * b}));
     }
 
   private:
-    Tensor around_;  // (b b): which value of its kernel a block's entry is
+    std::map<int64_t, Tensor> around_;  // by b, (b b): which value of its kernel a block's entry is
     BySite<Tensor> kernels_;
 };
 

@@ -5,6 +5,7 @@
 #include <ATen/Functions.h>
 
 #include "ether/methods/methods.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 namespace {
@@ -14,6 +15,7 @@ using at::Tensor;
 struct DeloraOptions : MethodOptions {
     int64_t rank = 8;
     double boundary = 15, dropout = 0;
+    NumbersByName ranks, boundaries;
 
     Fields fields() override {
         return {
@@ -24,6 +26,12 @@ struct DeloraOptions : MethodOptions {
              .low = 0,
              .high = 1e6,
              .key = "delora_lambda"},
+            rank_pattern_field(&ranks),
+            {.name = "lambda-pattern",
+             .value = &boundaries,
+             .help = "another lambda for layers whose paths end so: q_proj=3",
+             .low = 0,
+             .high = 1e6},
             dropout_field(&dropout, "module_dropout"),
         };
     }
@@ -32,18 +40,20 @@ struct DeloraOptions : MethodOptions {
 class Delora : public Adapter {
   public:
     Delora(const DeloraOptions& options, const MethodContext& context)
-        : rank_(options.rank), dropout_(options.dropout), sites_(context.model) {
+        : dropout_(options.dropout), sites_(context.model) {
+        const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
+        const auto boundaries = site_numbers(context, "lambda-pattern", options.boundaries, options.boundary);
         for (const nn::Site* site : context.sites) {
             const auto& linear = site->linear;
+            const int64_t rank = ranks[*site];
             auto add = [&](const char* name, const Tensor& value, bool trained = true) {
                 return context.parameters.add(parameter_name(*site, name), value, nn::ParameterGroup::adapter,
                                               trained);
             };
             sites_[*site] = {
-                add("delora_A",
-                    kaiming_uniform({options.rank, linear.in()}, context.random.stream(site->name()))),
-                add("delora_B", at::zeros({linear.out(), options.rank})),
-                add("delora_lambda", at::full({1}, options.boundary, at::kFloat)),
+                add("delora_A", kaiming_uniform({rank, linear.in()}, context.random.stream(site->name()))),
+                add("delora_B", at::zeros({linear.out(), rank})),
+                add("delora_lambda", at::full({1}, boundaries[*site], at::kFloat)),
                 add("delora_w_norm",
                     at::linalg_vector_norm(linear.weight.detach().to(at::kFloat), 2, {0}, false), false)};
         }
@@ -52,7 +62,7 @@ class Delora : public Adapter {
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         constexpr double kLeastNorm = 1e-4;
         const auto& [a, b, lambda, w] = sites_[site];
-        const auto factor = lambda / static_cast<double>(rank_) /
+        const auto factor = lambda / static_cast<double>(a.size(0)) /
                             (a.norm(2, {1}).clamp_min(kLeastNorm) * b.norm(2, {0}).clamp_min(kLeastNorm));
         return low_rank(a * w, b * factor, 1, dropout_);
     }
@@ -61,7 +71,6 @@ class Delora : public Adapter {
     struct Site {
         Tensor a, b, lambda, w;
     };
-    int64_t rank_;
     double dropout_;
     BySite<Site> sites_;
 };

@@ -18,8 +18,8 @@ class Fourierft : public Adapter {
   public:
     Fourierft(const FourierftOptions& options, const MethodContext& context)
         : scaling_(options.scaling),
-          spectrum_(options, context, "fourierft_spectrum", [&](const nn::Site& site) {
-              return normal({options.frequencies}, 1, context.random.stream(site.name()));
+          spectrum_(options, context, "fourierft_spectrum", [&](const nn::Site& site, int64_t count) {
+              return normal({count}, 1, context.random.stream(site.name()));
           }) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {

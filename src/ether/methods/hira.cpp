@@ -49,7 +49,10 @@ class Hira : public Adapter {
     BySite<Factors> factors_;
 };
 
-bool ignores(const std::string& key, const nlohmann::json&) { return key == "init_weights"; }
+// PEFT 0.21 reads rank_pattern and gives every layer r all the same.
+bool ignores(const std::string& key, const nlohmann::json&) {
+    return key == "init_weights" || key == "rank_pattern";
+}
 
 }  // namespace
 

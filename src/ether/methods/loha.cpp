@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "ether/methods/methods.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 namespace {
@@ -14,22 +15,25 @@ using at::Tensor;
 struct LohaOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 8;
+    NumbersByName ranks, alphas;
 
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width of each of the four factors"),
             alpha_field(&alpha, "alpha"),
+            rank_pattern_field(&ranks),
+            alpha_pattern_field(&alphas),
         };
     }
 };
 
 class Loha : public Adapter {
   public:
-    Loha(const LohaOptions& options, const MethodContext& context)
-        : scale_(options.alpha / static_cast<double>(options.rank)), factors_(context.model) {
-        const int64_t r = options.rank;
+    Loha(const LohaOptions& options, const MethodContext& context) : factors_(context.model) {
+        const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
+        const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         for (const nn::Site* site : context.sites) {
-            const int64_t in = site->linear.in(), out = site->linear.out();
+            const int64_t r = ranks[*site], in = site->linear.in(), out = site->linear.out();
             auto add = [&](const char* name, at::IntArrayRef shape) {
                 const auto random = context.random.stream(site->name()).stream(name);
                 return context.parameters.add(parameter_name(*site, name),
@@ -38,21 +42,22 @@ class Loha : public Adapter {
                                                   : kaiming_uniform(shape, random));
             };
             factors_[*site] = {add("hada_w1_a", {out, r}), add("hada_w1_b", {r, in}),
-                               add("hada_w2_a", {out, r}), add("hada_w2_b", {r, in})};
+                               add("hada_w2_a", {out, r}), add("hada_w2_b", {r, in}),
+                               alphas[*site] / static_cast<double>(r)};
         }
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [w1_a, w1_b, w2_a, w2_b] = factors_[site];
+        const auto& [w1_a, w1_b, w2_a, w2_b, scale] = factors_[site];
         return low_rank((w1_b.unsqueeze(1) * w2_b).flatten(0, 1),
-                        (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1), scale_, 0);
+                        (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1), scale, 0);
     }
 
   private:
     struct Factors {
         Tensor w1_a, w1_b, w2_a, w2_b;
+        double scale = 0;
     };
-    double scale_;
     BySite<Factors> factors_;
 };
 

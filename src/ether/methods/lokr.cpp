@@ -6,6 +6,7 @@
 #include <ATen/Functions.h>
 
 #include "ether/methods/methods.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 namespace {
@@ -16,11 +17,14 @@ struct LokrOptions : MethodOptions {
     int64_t rank = 8, factor = -1;
     double alpha = 8;
     bool both = false;
+    NumbersByName ranks, alphas;
 
     Fields fields() override {
         return {
             rank_field(&rank, "r, the rank of factors that are larger than twice r"),
             alpha_field(&alpha, "alpha"),
+            rank_pattern_field(&ranks),
+            alpha_pattern_field(&alphas),
             {.name = "decompose-both", .value = &both, .help = "let the smaller factor be of rank r, too"},
             {.name = "decompose-factor",
              .value = &factor,
@@ -59,9 +63,11 @@ Tensor transposition(int64_t rows, int64_t columns) {
 
 class Lokr : public Adapter {
   public:
-    Lokr(const LokrOptions& options, const MethodContext& context)
-        : scale_(options.alpha / static_cast<double>(options.rank)), products_(context.model) {
+    Lokr(const LokrOptions& options, const MethodContext& context) : products_(context.model) {
+        const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
+        const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         for (const nn::Site* site : context.sites) {
+            const int64_t r = ranks[*site];
             const auto [i1, i2] = options.split(site->linear.in());
             const auto [o1, o2] = options.split(site->linear.out());
             auto factor = [&](const std::string& name, int64_t rows, int64_t columns, bool may_be_low,
@@ -72,23 +78,22 @@ class Lokr : public Adapter {
                         parameter_name(*site, name + suffix),
                         is_zero ? at::zeros({m, n}) : kaiming_uniform({m, n}, random));
                 };
-                if (!may_be_low || 2 * options.rank >= std::max(rows, columns))
+                if (!may_be_low || 2 * r >= std::max(rows, columns))
                     return Kronecker{add("", rows, columns, zero), {}, {}};
-                return Kronecker{
-                    {}, add("_a", rows, options.rank, zero), add("_b", options.rank, columns, false)};
+                return Kronecker{{}, add("_a", rows, r, zero), add("_b", r, columns, false)};
             };
             products_[*site] = {factor("lokr_w1", o1, i1, options.both, true),
                                 factor("lokr_w2", o2, i2, true, false), transposition(i1, o2),
-                                transposition(o2, o1)};
+                                transposition(o2, o1), alphas[*site] / static_cast<double>(r)};
         }
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [w1, w2, to_columns, to_rows] = products_[site];
+        const auto& [w1, w2, to_columns, to_rows, scale] = products_[site];
         auto along = [](const Tensor& weight) { return nn::BlockDiagonal{weight.t().unsqueeze(0)}; };
         nn::SiteForms forms;
         forms.delta.push_back(
-            {along(w2.value()), nn::Permute{to_columns}, along(w1.value() * scale_), nn::Permute{to_rows}});
+            {along(w2.value()), nn::Permute{to_columns}, along(w1.value() * scale), nn::Permute{to_rows}});
         return forms;
     }
 
@@ -96,8 +101,8 @@ class Lokr : public Adapter {
     struct Product {
         Kronecker w1, w2;
         Tensor to_columns, to_rows;
+        double scale = 0;
     };
-    double scale_;
     BySite<Product> products_;
 };
 

@@ -1,14 +1,22 @@
-// LoRA (Hu et al., arXiv 2106.09685): W + s B A with A (r, in) kaiming-uniform (a = sqrt(5)), B (out, r) zero
-// and s = alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732). DoRA (Liu et al., arXiv 2402.09353) gives
-// each row of that sum a trained norm m, which starts as W's: diag(m / |W + s B A|) (W + s B A), the norms
-// constant in backward (section 4.3). Keys and defaults as in PEFT's lora tuner.
+// LoRA (Hu et al., arXiv 2106.09685): W + s B A with A (r, in), B (out, r) and s = alpha / r, or
+// alpha / sqrt(r) (rsLoRA, arXiv 2312.03732). DoRA (Liu et al., arXiv 2402.09353) gives each row of that sum
+// a trained norm m, which starts as W's: diag(m / |W + s B A|) (W + s B A), the norms constant in backward
+// (section 4.3). Starts (lora_starts.h) whose B0 A0 is not zero train W + s (B A - B0 A0), which is PEFT's
+// change of the base, but on a base that stays as it is: their files hold [A; A0] and [B, -B0], a LoRA of
+// rank 2 r that needs nothing else. Keys and defaults as in PEFT's lora tuner.
 #include <ATen/Functions.h>
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
+#include "ether/core/error.h"
+#include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
+#include "ether/methods/lora_starts.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 namespace {
@@ -19,12 +27,15 @@ struct LoraOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 16, dropout = 0;
     bool rslora = false, dora = false;
-    std::string bias = "none";
+    std::string bias = "none", start = "default";
+    NumbersByName ranks, alphas;
 
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width of A and B"),
             alpha_field(&alpha, "lora_alpha"),
+            rank_pattern_field(&ranks),
+            alpha_pattern_field(&alphas),
             rslora_field(&rslora),
             {.name = "dora",
              .value = &dora,
@@ -35,12 +46,34 @@ struct LoraOptions : MethodOptions {
              .value = &bias,
              .help = "biases to train as well: none, those of adapted layers, or all of the model",
              .choices = {"none", "lora_only", "all"}},
+            {.name = "init-lora-weights",
+             .value = &start,
+             .help =
+                 "how A and B start: default (kaiming-uniform, 0), gaussian, orthogonal, or from W: pissa, "
+                 "pissa_niter_4 (faster), olora"},
         };
+    }
+
+    // What a trained adapter's start says: nothing, or by how much PEFT has changed the base.
+    void from_config(nlohmann::json& config) override {
+        auto& value = config["init_lora_weights"];
+        if (value == "olora" || value == "pissa") return;
+        const auto changed = value.is_string() ? value.get<std::string>() : "";
+        if (changed.starts_with("pissa") || changed == "corda" || changed == "loftq")
+            fail(ErrorKind::adapter,
+                 "adapter_config.json: init_lora_weights = \"{}\": PEFT has changed the base's weights in a "
+                 "way "
+                 "that this file does not tell; save the adapter with PEFT's "
+                 "path_initial_model_for_weight_conversion, or merge it there",
+                 printable(changed, 40));
+        value = "default";
     }
 };
 
 struct LoraSite {
     Tensor a, b;
+    Tensor a0, b0;  // of starts that move the base, else undefined
+    double scale = 0;
     // DoRA's: m (out), and the squared norms of W's rows.
     Tensor magnitude, squares;
 };
@@ -48,42 +81,94 @@ struct LoraSite {
 class Lora : public Adapter {
   public:
     Lora(const LoraOptions& options, const MethodContext& context)
-        : scale_(lora_scale(options.alpha, options.rank, options.rslora)),
-          dropout_(options.dropout),
-          dora_(options.dora),
-          sites_(context.model) {
-        for (const nn::Site* site : context.sites) {
-            auto& [a, b, magnitude, squares] = sites_[*site];
-            auto add = [&](const char* name, const Tensor& value) {
-                return context.parameters.add(parameter_name(*site, name), value);
-            };
-            a = add("lora_A.weight",
-                    kaiming_uniform({options.rank, site->linear.in()}, context.random.stream(site->name())));
-            b = add("lora_B.weight", at::zeros({site->linear.out(), options.rank}));
-            if (!options.dora) continue;
-            const auto& weight = site->linear.weight;
-            const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-            squares = at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
-            magnitude = add("lora_magnitude_vector", squares.sqrt().to(at::kFloat));
-        }
+        : options_(options), targets_(context.sites), sites_(context.model) {
+        check_start(options.start);
+        const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
+        const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
+        for (const nn::Site* site : context.sites)
+            add(*site, ranks[*site], lora_scale(alphas[*site], ranks[*site], options.rslora), context);
         if (options.bias != "none") train_biases(options.bias == "all", context);
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [a, b, magnitude, squares] = sites_[site];
-        if (!magnitude.defined()) return low_rank(a, b, scale_, dropout_);
-        const auto factor = magnitude / row_norms(site);
-        // Dropout acts in the low-rank branch alone. PEFT also drops x before W for the part of the factor
+        const auto& lora = sites_[site];
+        Tensor factor, b = lora.b;
+        if (lora.magnitude.defined()) {
+            factor = lora.magnitude / row_norms(site);
+            b = factor.unsqueeze(1) * b;
+        }
+        // Dropout acts in the low-rank branch alone. PEFT also drops x before W for the part of DoRA's factor
         // that differs from 1, which takes a second product with W.
-        auto forms = low_rank(a, factor.unsqueeze(1) * b, scale_, dropout_);
-        forms.post.emplace_back(nn::Scale{factor});
+        auto forms = low_rank(lora.a, b, lora.scale, options_.dropout);
+        if (moves_base()) {
+            const auto b0 = factor.defined() ? factor.unsqueeze(1) * lora.b0 : lora.b0;
+            forms.delta.push_back({nn::LowRank{lora.a0, b0, -lora.scale}});
+        }
+        if (factor.defined()) forms.post.emplace_back(nn::Scale{factor});
         return forms;
     }
 
-    // DoRA takes the norms of W's rows.
-    bool reads_weights() const override { return dora_; }
+    // DoRA takes the norms of W's rows, other starts its largest parts.
+    bool reads_weights() const override { return options_.dora || moves_base(); }
+
+    void to_config(nlohmann::json& config) const override {
+        const bool is_name = options_.start == "gaussian" || options_.start == "orthogonal";
+        config["init_lora_weights"] = is_name ? nlohmann::json(options_.start) : nlohmann::json(true);
+        if (!moves_base()) return;
+        // Twice the rank at the same scale.
+        const double factor = options_.rslora ? std::sqrt(2.0) : 2;
+        config["r"] = 2 * options_.rank;
+        config["lora_alpha"] = factor * options_.alpha;
+        for (auto& rank : config["rank_pattern"]) rank = 2 * rank.get<int64_t>();
+        for (auto& alpha : config["alpha_pattern"]) alpha = factor * alpha.get<double>();
+    }
+
+    void to_tensors(io::NamedTensors& tensors) const override {
+        if (!moves_base()) return;
+        std::map<std::string, Tensor> values;
+        for (const nn::Site* site : targets_) {
+            const auto& lora = sites_[*site];
+            values[parameter_name(*site, kA)] = at::cat({lora.a.detach(), lora.a0});
+            values[parameter_name(*site, kB)] = at::cat({lora.b.detach(), -lora.b0}, 1);
+        }
+        for (auto& [name, tensor] : tensors)
+            if (const auto found = values.find(name); found != values.end()) tensor = found->second;
+    }
 
   private:
+    static constexpr const char *kA = "lora_A.weight", *kB = "lora_B.weight";
+
+    static void check_start(const std::string& start) {
+        const auto known = lora_start_names();
+        if (pissa_rounds(start) > 0 || std::find(known.begin(), known.end(), start) != known.end()) return;
+        fail(ErrorKind::usage,
+             "--init-lora-weights: \"{}\" is not known, expected one of {}, pissa_niter_4{}", start,
+             fmt::join(known, ", "), did_you_mean(start, known));
+    }
+
+    void add(const nn::Site& site, int64_t rank, double scale, const MethodContext& context) {
+        auto& lora = sites_[site];
+        lora.scale = scale;
+        auto add = [&](const char* name, const Tensor& value, bool trained = true) {
+            return context.parameters.add(parameter_name(site, name), value, nn::ParameterGroup::adapter,
+                                          trained, /*saved=*/trained);
+        };
+        const auto start = lora_start(options_.start, site, rank, scale, context.random.stream(site.name()));
+        lora.a = add(kA, start.a);
+        lora.b = add(kB, start.b);
+        if (moves_base()) {
+            lora.a0 = add("lora_A.start", start.a.clone(), false);
+            lora.b0 = add("lora_B.start", start.b.clone(), false);
+        }
+        if (!options_.dora) return;
+        const auto& weight = site.linear.weight;
+        const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+        lora.squares = at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
+        lora.magnitude = add("lora_magnitude_vector", lora.squares.sqrt().to(at::kFloat));
+    }
+
+    bool moves_base() const { return methods::moves_base(options_.start); }
+
     static void train_biases(bool all, const MethodContext& context) {
         const std::string suffix = ".bias";
         for (const auto& [name, slots] : context.model.tensors()) {
@@ -100,22 +185,22 @@ class Lora : public Adapter {
     // |W + s B A| by row, without forming B A: |w|^2 + 2 s (W A^T)_o . b_o + s^2 b_o (A A^T) b_o.
     Tensor row_norms(const nn::Site& site) const {
         const at::NoGradGuard no_grad;
-        const auto& [a, b, magnitude, squares] = sites_[site];
+        const auto& lora = sites_[site];
+        const auto a = moves_base() ? at::cat({lora.a, lora.a0}) : lora.a;
+        const auto b = moves_base() ? at::cat({lora.b, -lora.b0}, 1) : lora.b;
+        const double s = lora.scale;
         const auto mixed = (site.linear.weight.to(a.scalar_type()).mm(a.t()) * b).sum(1);
         const auto own = (b.mm(a.mm(a.t())) * b).sum(1);
-        return (squares + 2 * scale_ * mixed + scale_ * scale_ * own).clamp_min(0).sqrt();
+        return (lora.squares + 2 * s * mixed + s * s * own).clamp_min(0).sqrt();
     }
 
-    double scale_, dropout_;
-    bool dora_;
+    const LoraOptions options_;
+    const std::vector<nn::Site*> targets_;
     BySite<LoraSite> sites_;
 };
 
-// How a new adapter would start, and settings of features that are off. Starts that move the base's weights
-// (PiSSA, OLoRA, ...) move them again at every load, so their adapters need a base that is not at hand.
-bool ignores(const std::string& key, const nlohmann::json& value) {
-    if (key == "init_lora_weights")
-        return value.is_boolean() || value == "gaussian" || value == "orthogonal" || value == "mica";
+// Settings of features that are off.
+bool ignores(const std::string& key, const nlohmann::json&) {
     return key == "megatron_core" || key == "qalora_group_size" || key == "arrow_config";
 }
 

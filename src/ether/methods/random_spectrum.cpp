@@ -5,6 +5,7 @@
 #include <map>
 
 #include "ether/core/error.h"
+#include "ether/methods/site_numbers.h"
 
 namespace ether::methods {
 
@@ -13,6 +14,11 @@ Fields SpectrumOptions::fields() {
         {.name = "n-frequency",
          .value = &frequencies,
          .help = "n, values trained a layer",
+         .low = 1,
+         .high = 1e9},
+        {.name = "n-frequency-pattern",
+         .value = &frequency_pattern,
+         .help = "another n for layers whose paths end so: q_proj=500",
          .low = 1,
          .high = 1e9},
         {.name = "scaling",
@@ -29,14 +35,17 @@ Fields SpectrumOptions::fields() {
 }
 
 void RandomSpectrum::draw_places(const SpectrumOptions& options, const MethodContext& context) {
-    std::map<int64_t, at::Tensor> drawn;  // they depend on the number of entries alone
+    const auto counts =
+        site_numbers(context, "n-frequency-pattern", options.frequency_pattern, options.frequencies);
+    std::map<std::pair<int64_t, int64_t>, at::Tensor> drawn;  // they depend on these two alone
     for (const nn::Site* site : context.sites) {
         const int64_t entries = site->linear.weight.numel();
-        if (options.frequencies > entries)
-            fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}", options.frequencies,
-                 entries, site->name());
-        auto& places = drawn[entries];
-        if (!places.defined()) places = random_places(entries, options.frequencies, options.seed);
+        const int64_t count = counts[*site];
+        if (count > entries)
+            fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}", count, entries,
+                 site->name());
+        auto& places = drawn[{entries, count}];
+        if (!places.defined()) places = random_places(entries, count, options.seed);
         sites_[*site].places = places;
     }
 }

@@ -11,6 +11,7 @@ struct SpectrumOptions : MethodOptions {
         : frequencies(frequencies), scaling(scaling), largest_scaling(largest_scaling) {}
 
     int64_t frequencies, seed = 777;
+    NumbersByName frequency_pattern;
     double scaling;
     const double largest_scaling;
 
@@ -19,15 +20,17 @@ struct SpectrumOptions : MethodOptions {
 
 class RandomSpectrum {
   public:
-    // Registers each layer's values, (n), under `name`; start: of a layer's values. Places are those of PEFT
-    // for the same seed, alike in layers with as many entries.
+    // Registers each layer's values, (n), under `name`; start(site, n): a layer's first values. Places are
+    // those of PEFT for the same seed, alike in layers with as many entries.
     template <typename Start>
     RandomSpectrum(const SpectrumOptions& options, const MethodContext& context, const char* name,
                    Start&& start)
         : sites_(context.model) {
         draw_places(options, context);
-        for (const nn::Site* site : context.sites)
-            sites_[*site].values = context.parameters.add(parameter_name(*site, name), start(*site));
+        for (const nn::Site* site : context.sites) {
+            auto& [places, values] = sites_[*site];
+            values = context.parameters.add(parameter_name(*site, name), start(*site, places.size(0)));
+        }
     }
 
     // (out, in), differentiable in the values.

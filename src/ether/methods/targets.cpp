@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <functional>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
@@ -47,12 +46,12 @@ bool is_list(const std::string& expression) {
 
 // Expressions come from downloaded files as well: libstdc++ compiles them by recursion and, but for its
 // polynomial mode (which has no back-references), searches for a match in exponential time.
-std::regex compiled(const std::string& expression, const char* option) {
+std::regex compiled(const std::string& expression, const char* option, const char* form = "{}") {
     if (expression.size() > kLongestPattern)
         fail(ErrorKind::usage, "{}: the regular expression has {} characters, more than {}; name the layers",
              option, expression.size(), kLongestPattern);
     try {
-        return std::regex(expression,
+        return std::regex(fmt::format(fmt::runtime(form), expression),
                           std::regex::ECMAScript | std::regex::nosubs | std::regex_constants::__polynomial);
     } catch (const std::regex_error& error) {
         fail(ErrorKind::usage, "{}: \"{}\" is not a regular expression: {}", option,
@@ -172,6 +171,13 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const Ta
              targets.layers.empty() ? "" : fmt::format(" in {} {}", words.layers, targets.layers),
              last_parts(model));
     return sites;
+}
+
+std::function<bool(const nn::Site&)> path_end(const std::string& expression, const char* option) {
+    const bool is_name = expression.find(',') == std::string::npos && is_list(expression);
+    if (is_name) return [expression](const nn::Site& site) { return ends_path(site.name(), expression); };
+    const auto pattern = compiled(expression, option, "(.*\\.)?({})");
+    return [pattern](const nn::Site& site) { return std::regex_match(site.name(), pattern); };
 }
 
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,

@@ -1,6 +1,7 @@
 // Which sites an adapter changes, in PEFT's words.
 #pragma once
 
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -42,6 +43,10 @@ inline constexpr size_t kShownPattern = 120;  // bytes of an expression in a mes
 // characters.
 std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
                               const TargetWords& words = kTypedTargets);
+
+// Whether a name or regular expression fits the end of a site's path, as PEFT asks of the keys of its
+// patterns: the whole path, or what follows one of its dots. An error as in `select` where it is not regular.
+std::function<bool(const nn::Site&)> path_end(const std::string& expression, const char* option);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.

@@ -35,7 +35,7 @@ class Waveft : public Adapter {
         : scaling_(options.scaling),
           idwt_(options.idwt),
           spectrum_(options, context, "waveft_spectrum",
-                    [&](const nn::Site&) { return at::zeros({options.frequencies}); }) {}
+                    [](const nn::Site&, int64_t count) { return at::zeros({count}); }) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto entries = spectrum_.matrix(site);

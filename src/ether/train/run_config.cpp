@@ -324,7 +324,8 @@ std::string to_toml(RunConfig config) {
     auto add = [&](const Field& field) {
         if (field.text().empty()) return;
         const auto value = field.to_json();
-        text += fmt::format("{} = {}\n", field.name, value.is_string() ? quoted(field) : value.dump());
+        text += fmt::format("{} = {}\n", field.name,
+                            value.is_string() || value.is_object() ? quoted(field) : value.dump());
     };
     for (const auto& field : config.fields()) add(field);
     const auto options = methods::method_named(config.method).options();
