@@ -28,6 +28,7 @@ std::string help_text(const Field& field) {
 // Its text is several values, joined by commas.
 bool is_list(const Field& field) {
     return std::holds_alternative<std::vector<std::string>*>(field.value) ||
+           std::holds_alternative<std::vector<int64_t>*>(field.value) ||
            std::holds_alternative<NumbersByName*>(field.value);
 }
 std::string joined(const std::vector<std::string>& values) {

@@ -22,6 +22,7 @@ struct Sample {
     std::string side = "input";
     std::vector<std::string> names;
     NumbersByName ranks;
+    std::vector<int64_t> tokens;
 
     Fields fields() {
         return {{.name = "flag", .value = &flag, .help = "a switch"},
@@ -29,6 +30,7 @@ struct Sample {
                 {.name = "learning-rate", .value = &rate, .help = "a rate", .low = 0, .high = 1, .key = "lr"},
                 {.name = "side", .value = &side, .help = "a side", .choices = {"input", "output"}},
                 {.name = "some-names", .value = &names, .help = "names"},
+                {.name = "tokens", .value = &tokens, .help = "numbers of tokens", .low = 0},
                 {.name = "ranks", .value = &ranks, .help = "ranks by name", .low = 1, .high = 100},
                 {.name = "share", .value = &share, .help = "a share, if any", .low = 0.1, .high = 1}};
     }
@@ -72,6 +74,26 @@ TEST(Options, ANumberMayBeAbsent) {
     EXPECT_EQ(message_of([&] { share.set("0"); }), "--share: 0 is out of range, expected 0.1 to 1");
     share.from_json(nlohmann::json(), "test.json");
     EXPECT_EQ(sample.share, std::nullopt);
+}
+
+TEST(Options, Integers) {
+    Sample sample;
+    const auto fields = sample.fields();
+    const auto& tokens = *find_field(fields, "tokens");
+    tokens.set("7, 50257");
+    EXPECT_EQ(sample.tokens, (std::vector<int64_t>{7, 50257}));
+    EXPECT_EQ(tokens.text(), "7,50257");
+    EXPECT_EQ(tokens.to_json().dump(), "[7,50257]");
+    tokens.from_json({3}, "test.json");
+    EXPECT_EQ(sample.tokens, std::vector<int64_t>{3});
+    tokens.from_json(nlohmann::json(), "test.json");
+    EXPECT_TRUE(sample.tokens.empty());
+    EXPECT_EQ(message_of([&] { tokens.set("a"); }), "--tokens: expected integers, got \"a\"");
+    EXPECT_EQ(message_of([&] { tokens.set("-1"); }), "--tokens: -1 is out of range, expected at least 0");
+    for (const auto& wrong :
+         {nlohmann::json{1.5}, nlohmann::json{"7"}, nlohmann::json{true}, nlohmann::json(7)})
+        EXPECT_NE(message_of([&] { tokens.from_json(wrong, "test.json"); }).find("key \"tokens\" has"),
+                  std::string::npos);
 }
 
 TEST(Options, NumbersByName) {

@@ -166,15 +166,17 @@ std::vector<std::pair<const char*, FixtureModel>> peft_folders() {
                              "bert_hira_patterns",
                              "bert_c3a_patterns",
                              "bert_fourierft_patterns",
-                             "bert_waveft_patterns"})
+                             "bert_waveft_patterns",
+                             "bert_tokens",
+                             "bert_lora_tokens"})
         folders.emplace_back(name, test::kBert);
     for (const char* name :
-         {"llama_rslora",   "llama_tied_head", "llama_ia3",       "llama_dora",      "llama_hra",
-          "llama_vera",     "llama_delora",    "llama_adalora",   "llama_ln_tuning", "llama_loha",
-          "llama_randlora", "llama_vblora",    "llama_fourierft", "llama_miss",      "llama_waveft",
-          "llama_c3a",      "llama_hira",      "llama_road",      "llama_road4",     "llama_gralora",
-          "llama_lokr",     "llama_shira",     "llama_boft",      "llama_oft",       "llama_olora",
-          "llama_patterns"})
+         {"llama_rslora",   "llama_tied_head", "llama_ia3",        "llama_dora",      "llama_hra",
+          "llama_vera",     "llama_delora",    "llama_adalora",    "llama_ln_tuning", "llama_loha",
+          "llama_randlora", "llama_vblora",    "llama_fourierft",  "llama_miss",      "llama_waveft",
+          "llama_c3a",      "llama_hira",      "llama_road",       "llama_road4",     "llama_gralora",
+          "llama_lokr",     "llama_shira",     "llama_boft",       "llama_oft",       "llama_olora",
+          "llama_patterns", "llama_tokens",    "llama_lora_tokens"})
         folders.emplace_back(name, test::kLlamaTied);
     return folders;
 }

@@ -56,7 +56,7 @@ class Prefix : public Adapter {
         for (size_t layer = 0; layer < model.points().size(); ++layer) {
             keys.push_back(leaf({length, width}, 2 * layer)),
                 values.push_back(leaf({length, width}, 2 * layer + 1));
-            model.points()[layer].extra_kv = [this, layer](const nn::Pass&) {
+            model.points()[layer].extra_kv = [this, layer](const Tensor&, const nn::Pass&) {
                 return nn::ExtraKeyValues{keys[layer], values[layer]};
             };
         }
@@ -74,7 +74,7 @@ TEST_P(Slices, Prefix) {
     EXPECT_GT(test::distance(with, base), 1e-3);
     // One prefix for all sequences, or the same one for each.
     auto& point = model->points()[0].extra_kv;
-    point = [&](const nn::Pass&) {
+    point = [&](const Tensor&, const nn::Pass&) {
         return nn::ExtraKeyValues{prefix.keys[0].expand({4, -1, -1}), prefix.values[0].expand({4, -1, -1})};
     };
     EXPECT_TRUE(near(model->logits({.batch = batch}), with, 1e-14));

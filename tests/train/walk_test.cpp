@@ -23,12 +23,20 @@ using Walked = std::tuple<size_t, FixtureModel>;  // a method by its place in th
 
 // Defaults that are too large for such models.
 const std::map<std::string, std::map<std::string, std::string>> kSmall = {
-    {"oft", {{"block-size", "4"}}},         {"naive", {{"blocks", "4"}}},
-    {"delora", {{"lambda", "1"}}},          {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
-    {"fourierft", {{"n-frequency", "64"}}}, {"miss", {{"rank", "8"}}},
-    {"waveft", {{"n-frequency", "64"}}},    {"c3a", {{"block-size", "4"}}},
-    {"road", {{"group-size", "8"}}},        {"shira", {{"rank", "4"}}},
-    {"pafi", {{"budget", "0.2"}}},          {"id3", {{"budget", "0.1"}}},
+    {"oft", {{"block-size", "4"}}},
+    {"naive", {{"blocks", "4"}}},
+    {"delora", {{"lambda", "1"}}},
+    {"vblora", {{"vector-length", "4"}, {"num-vectors", "16"}}},
+    {"fourierft", {{"n-frequency", "64"}}},
+    {"miss", {{"rank", "8"}}},
+    {"waveft", {{"n-frequency", "64"}}},
+    {"c3a", {{"block-size", "4"}}},
+    {"road", {{"group-size", "8"}}},
+    {"shira", {{"rank", "4"}}},
+    {"unipelt", {{"projection", "0"}, {"prefix-length", "3"}, {"bottleneck-size", "4"}}},
+    {"trainable-tokens", {{"token-indices", "34,43,17,9,13,22,30,12"}}},
+    {"pafi", {{"budget", "0.2"}}},
+    {"id3", {{"budget", "0.1"}}},
 };
 
 class Walk : public testing::TestWithParam<Walked> {
@@ -102,7 +110,8 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
     // Files of some hold less than what was trained: what is left of it, computed in another order.
     const bool folds = loaded.parameters().count() < adapted.parameters().count();
     EXPECT_EQ(folds, std::string(method.name) == "adalora" || std::string(method.name) == "hiwi");
-    const bool inserts = std::string(method.name) == "bottleneck" || std::string(method.name) == "prefix";
+    const bool inserts = std::string(method.name) == "bottleneck" || std::string(method.name) == "prefix" ||
+                         std::string(method.name) == "unipelt";
     EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
 
     if (inserts) {

@@ -66,6 +66,7 @@ std::string Field::text() const {
             [](const std::optional<double>* v) { return *v ? number_text(**v) : ""; },
             [](const std::string* v) { return *v; },
             [](const std::vector<std::string>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
+            [](const std::vector<int64_t>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
             [](const NumbersByName* v) {
                 std::vector<std::string> entries;
                 for (const auto& [name, number] : *v)
@@ -88,6 +89,11 @@ void Field::set(const std::string& text) const {
                    [&](std::optional<double>* v) { *v = parse_number<double>(*this, text, "a number"); },
                    [&](std::string* v) { *v = text; },
                    [&](std::vector<std::string>* v) { *v = split_list(text); },
+                   [&](std::vector<int64_t>* v) {
+                       v->clear();
+                       for (const auto& entry : split_list(text))
+                           v->push_back(parse_number<int64_t>(*this, entry, "integers"));
+                   },
                    [&](NumbersByName* v) {
                        v->clear();
                        for (const auto& entry : split_list(text)) {
@@ -116,6 +122,8 @@ void Field::check() const {
     if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
     if (const auto* number = std::get_if<std::optional<double>*>(&value); number && **number)
         in_range(***number);
+    if (const auto* numbers = std::get_if<std::vector<int64_t>*>(&value))
+        for (const auto number : **numbers) in_range(static_cast<double>(number));
     if (const auto* numbers = std::get_if<NumbersByName*>(&value))
         for (const auto& [module, number] : **numbers) in_range(number);
     if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
@@ -145,13 +153,17 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
                 using Value = std::remove_pointer_t<decltype(v)>;
                 using Type = std::conditional_t<std::is_same_v<Value, std::optional<double>>, double, Value>;
                 constexpr bool is_numbers = std::is_same_v<Value, NumbersByName>;
-                if ((!std::is_same_v<Value, Type> || is_numbers) && json.is_null())
+                constexpr bool is_integers = std::is_same_v<Value, std::vector<int64_t>>;
+                if ((!std::is_same_v<Value, Type> || is_numbers || is_integers) && json.is_null())
                     return static_cast<void>(*v = Value());
-                const bool fits = std::is_same_v<Type, bool>      ? json.is_boolean()
-                                  : std::is_same_v<Type, int64_t> ? json.is_number_integer()
-                                  : std::is_same_v<Type, double>  ? json.is_number()
-                                  : is_numbers                    ? json.is_object()
-                                                                  : true;
+                const bool fits =
+                    std::is_same_v<Type, bool>      ? json.is_boolean()
+                    : std::is_same_v<Type, int64_t> ? json.is_number_integer()
+                    : std::is_same_v<Type, double>  ? json.is_number()
+                    : is_numbers                    ? json.is_object()
+                    : is_integers                   ? std::all_of(json.begin(), json.end(),
+                                                                  [](const auto& entry) { return entry.is_number_integer(); })
+                                                    : true;
                 if (!fits) throw std::invalid_argument("");
                 if constexpr (is_numbers) {
                     v->clear();

@@ -22,7 +22,7 @@ using NumbersByName = std::vector<std::pair<std::string, double>>;
 struct Field {
     // An optional number that is absent stands for what its help says, and has no text.
     using Value = std::variant<bool*, int64_t*, double*, std::optional<double>*, std::string*,
-                               std::vector<std::string>*, NumbersByName*>;
+                               std::vector<std::string>*, std::vector<int64_t>*, NumbersByName*>;
 
     std::string name;  // as on the command line, without dashes: "max-length"
     Value value;

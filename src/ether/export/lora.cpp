@@ -34,6 +34,11 @@ void refuse_other_changes(methods::AdaptedModel& adapted) {
                  "the adapter with "
                  "--adapter",
                  adapted.method_name());
+    if (adapted.model().embeddings().rows)
+        fail(ErrorKind::adapter,
+             "the adapter trained embeddings of tokens as well, which are no part of a LoRA; ether merge "
+             "writes a "
+             "whole model");
     if (const auto* method = adapted.method_without_sites())
         fail(ErrorKind::adapter,
              "method {} ({}) is no change of chosen linear layers, which is all that a LoRA holds; ether "

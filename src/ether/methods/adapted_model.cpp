@@ -227,6 +227,7 @@ void AdaptedModel::bind(const nn::Pass& pass) {
         }
     }
     bind_points(pass);
+    bind_tokens(pass);
     model_->checkpoint_blocks(pass.checkpoint_activations);
 }
 
@@ -247,6 +248,30 @@ void AdaptedModel::bind_points(const nn::Pass& pass) {
                      method_name());
         }
     }
+}
+
+void AdaptedModel::bind_tokens(const nn::Pass& pass) {
+    const nn::TokenRows*& bound = model_->embeddings().rows;
+    bound = nullptr;
+    for (auto& part : parts_) {
+        const auto* rows = part.weight == 0 ? nullptr : part.adapter->tokens(pass);
+        if (!rows) continue;
+        if (part.weight != 1)
+            fail(ErrorKind::adapter,
+                 "{}: replaces embeddings of the base, of which no part can be taken; give it the weight 1",
+                 part.name);
+        if (bound)
+            fail(ErrorKind::usage, "methods {}: two of them train embeddings of tokens; take one of them",
+                 method_name());
+        bound = rows;
+    }
+    // As if it had been there before all methods.
+    auto& head = model_->output_site();
+    const bool adapted = std::find(sites_.begin(), sites_.end(), &head) != sites_.end();
+    if (!adapted) head.forms = {};
+    if (bound && model_->has_tied_output())
+        head.forms =
+            adapted ? nn::composed(bound->as_forms(), head.forms, head.linear.bias) : bound->as_forms();
 }
 
 void AdaptedModel::activate(const std::map<std::string, double>& weights) {
@@ -335,6 +360,10 @@ std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at:
                  method_name());
     std::map<std::string, at::Tensor> tensors;
     for (const auto& [name, slots] : model_->tensors()) tensors[name] = slots.front()->detach();
+    if (const auto* rows = model_->embeddings().rows) {
+        auto& table = tensors.at(model_->embeddings().name);
+        table = rows->in(table.to(wide));
+    }
     for (const nn::Site* site : sites_) {
         const auto& bias = site->linear.bias;
         const auto [weight, shifted] = nn::merged(site->forms, site->linear.weight.detach().to(wide),

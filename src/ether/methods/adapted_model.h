@@ -113,12 +113,14 @@ class AdaptedModel {
     void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
     void bind_points(const nn::Pass& pass);
+    void bind_tokens(const nn::Pass& pass);
     bool holds(const Part& part, const nn::Site& site) const;
     nlohmann::json common_config(const std::string& base) const;
     void add_whole_modules(io::AdapterFiles& files) const;
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
-    // Whether it is a layer's copy of a shared buffer, which PEFT saves beside RandLoRA's.
+    // Whether it is a layer's copy of what is shared, as PEFT saves beside RandLoRA's buffers, and of trained
+    // tokens for a tied output layer.
     bool is_shared_copy(const std::string& key, const at::Tensor& tensor) const;
 
     std::unique_ptr<nn::Model> model_;

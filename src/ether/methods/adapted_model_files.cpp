@@ -8,6 +8,7 @@
 #include "ether/core/error.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/methods/adapter_config.h"
+#include "ether/methods/trained_tokens.h"
 #include "ether/nn/weights.h"
 
 namespace ether::methods {
@@ -102,9 +103,13 @@ bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tens
 
 bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tensor) const {
     const auto name = key.substr(key.rfind('.') + 1);
+    const bool of_tied_head = name == kTrainedTokens && model_->has_tied_output() &&
+                              key == fmt::format("{}{}.{}", kPrefix, model_->output_site().name(), name);
     const auto& all = parameters_.all();
     return std::any_of(all.begin(), all.end(), [&](const auto& shared) {
-        return shared.bare() == name && shared.value.sizes() == tensor.sizes() &&
+        const auto own = shared.bare();
+        return (own == name || (of_tied_head && own.ends_with("." + name))) &&
+               shared.value.sizes() == tensor.sizes() &&
                at::equal(shared.value, tensor.to(shared.value.scalar_type()));
     });
 }

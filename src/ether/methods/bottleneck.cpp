@@ -5,6 +5,7 @@
 // d + r for each. Not mergeable.
 #include <ATen/Functions.h>
 
+#include "ether/methods/bottleneck_module.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -19,11 +20,7 @@ struct BottleneckOptions : MethodOptions {
 
     Fields fields() override {
         return {
-            {.name = "bottleneck-size",
-             .value = &size,
-             .help = "r, the inner width",
-             .low = 1,
-             .high = 1 << 16},
+            bottleneck_size_field(&size),
             {.name = "placement",
              .value = &placement,
              .help = "where in a block: pfeiffer (after the MLP), houlsby (after attention, too), parallel "
@@ -54,7 +51,7 @@ class Bottleneck : public Adapter {
     nn::BlockPoints points(int64_t layer, const nn::Pass&) override {
         const auto at = static_cast<size_t>(layer);
         nn::BlockPoints points;
-        auto after = [this](const Module& module) {
+        auto after = [this](const BottleneckModule& module) {
             return [this, &module](const Tensor& x, const nn::Pass&) { return x + branch(module, x); };
         };
         if (options_.placement == "parallel")
@@ -68,31 +65,18 @@ class Bottleneck : public Adapter {
     }
 
   private:
-    struct Module {
-        Tensor down, down_bias, up, up_bias;
-    };
-
-    Module module(int64_t layer, const char* place, const MethodContext& context) const {
-        const int64_t width = context.model.shape().hidden_size;
-        const auto name = fmt::format("adapters.{}.{}", layer, place);
-        auto add = [&](const char* part, const Tensor& value) {
-            return context.parameters.add(fmt::format("{}.{}", name, part), value);
-        };
-        return {add("down.weight", normal({options_.size, width}, 0.02, context.random.stream(name))),
-                add("down.bias", at::zeros({options_.size})),
-                add("up.weight", at::zeros({width, options_.size})), add("up.bias", at::zeros({width}))};
+    BottleneckModule module(int64_t layer, const char* place, const MethodContext& context) const {
+        const auto start = at::zeros({context.model.shape().hidden_size, options_.size});
+        return BottleneckModule::add(fmt::format("adapters.{}.{}", layer, place), options_.size, start,
+                                     context);
     }
 
-    Tensor branch(const Module& module, const Tensor& x) const {
-        const auto inner = at::addmm(module.down_bias, x.to(module.down.scalar_type()), module.down.t());
-        const auto active = options_.activation == "relu"   ? at::relu(inner)
-                            : options_.activation == "gelu" ? at::gelu(inner)
-                                                            : at::silu(inner);
-        return (at::addmm(module.up_bias, active, module.up.t()) * options_.scale).to(x.scalar_type());
+    Tensor branch(const BottleneckModule& module, const Tensor& x) const {
+        return (module(x, options_.activation) * options_.scale).to(x.scalar_type());
     }
 
     const BottleneckOptions options_;
-    std::vector<Module> attention_, mlp_;  // by layer
+    std::vector<BottleneckModule> attention_, mlp_;  // by layer
 };
 
 }  // namespace

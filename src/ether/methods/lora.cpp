@@ -10,6 +10,7 @@
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
@@ -17,6 +18,7 @@
 #include "ether/methods/lora_starts.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
+#include "ether/methods/trained_tokens.h"
 
 namespace ether::methods {
 namespace {
@@ -29,6 +31,8 @@ struct LoraOptions : MethodOptions {
     bool rslora = false, dora = false;
     std::string bias = "none", start = "default";
     NumbersByName ranks, alphas;
+    std::vector<int64_t> tokens;
+    std::string token_table;  // of a file
 
     Fields fields() override {
         return {
@@ -46,6 +50,11 @@ struct LoraOptions : MethodOptions {
              .value = &bias,
              .help = "biases to train as well: none, those of adapted layers, or all of the model",
              .choices = {"none", "lora_only", "all"}},
+            {.name = "token-indices",
+             .value = &tokens,
+             .help = "numbers of tokens whose embeddings to train as well",
+             .low = 0,
+             .key = "trainable_token_indices"},
             {.name = "init-lora-weights",
              .value = &start,
              .help =
@@ -54,8 +63,13 @@ struct LoraOptions : MethodOptions {
         };
     }
 
-    // What a trained adapter's start says: nothing, or by how much PEFT has changed the base.
+    // What a trained adapter's start says is nothing, or by how much PEFT has changed the base.
     void from_config(nlohmann::json& config) override {
+        // A list of tokens, or that of each table.
+        if (auto& indices = config["trainable_token_indices"]; indices.is_object() && indices.size() == 1) {
+            token_table = indices.begin().key();
+            indices = nlohmann::json(*indices.begin());
+        }
         auto& value = config["init_lora_weights"];
         if (value == "olora" || value == "pissa") return;
         const auto changed = value.is_string() ? value.get<std::string>() : "";
@@ -88,6 +102,8 @@ class Lora : public Adapter {
         for (const nn::Site* site : context.sites)
             add(*site, ranks[*site], lora_scale(alphas[*site], ranks[*site], options.rslora), context);
         if (options.bias != "none") train_biases(options.bias == "all", context);
+        if (!options.tokens.empty())
+            tokens_.emplace(options.tokens, options.token_table, "token_adapter.", context);
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
@@ -107,6 +123,8 @@ class Lora : public Adapter {
         if (factor.defined()) forms.post.emplace_back(nn::Scale{factor});
         return forms;
     }
+
+    const nn::TokenRows* tokens(const nn::Pass&) override { return tokens_ ? tokens_->rows() : nullptr; }
 
     // DoRA takes the norms of W's rows, other starts its largest parts.
     bool reads_weights() const override { return options_.dora || moves_base(); }
@@ -196,6 +214,7 @@ class Lora : public Adapter {
 
     const LoraOptions options_;
     const std::vector<nn::Site*> targets_;
+    std::optional<TrainedTokens> tokens_;
     BySite<LoraSite> sites_;
 };
 

@@ -50,6 +50,9 @@ class Adapter {
     // What the adapter does at the points of a block in this pass, for methods that insert modules.
     virtual nn::BlockPoints points(int64_t /*layer*/, const nn::Pass&) { return {}; }
 
+    // Embeddings that stand in the place of the base's; null: none.
+    virtual const nn::TokenRows* tokens(const nn::Pass&) { return nullptr; }
+
     // Whether it works on the base's own weights, and so cannot stand behind a method that has changed them.
     virtual bool reads_weights() const { return false; }
 

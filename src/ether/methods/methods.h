@@ -29,6 +29,7 @@ Method loha();
 Method lokr();
 Method gralora();
 Method randlora();
+Method trainable_tokens();
 Method vblora();
 Method fourierft();
 Method waveft();
@@ -39,6 +40,7 @@ Method hiwi();
 Method magnitude();
 Method bottleneck();
 Method prefix();
+Method unipelt();
 Method full();
 Method head();
 

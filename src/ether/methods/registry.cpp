@@ -24,11 +24,13 @@ const Method& find(const std::string& wanted, const char* what, Name&& name_of) 
 
 std::span<const Method> all_methods() {
     static const std::array methods = {
-        ether_plus(), ether(),  hra(),   oft(),     oft_paper(), boft(),    naive(),     lora(),
-        ia3(),        red(),    road(),  vera(),    delora(),    adalora(), bitfit(),    ln_tuning(),
-        lorta(),      loha(),   lokr(),  gralora(), randlora(),  vblora(),  fourierft(), waveft(),
-        c3a(),        hira(),   shira(), pafi(),    id3(),       miss(),    hiwi(),      magnitude(),
-        bottleneck(), prefix(), full(),  head()};
+        ether_plus(), ether(),     hra(),        oft(),       oft_paper(), boft(),
+        naive(),      lora(),      ia3(),        red(),       road(),      vera(),
+        delora(),     adalora(),   bitfit(),     ln_tuning(), lorta(),     loha(),
+        lokr(),       gralora(),   randlora(),   vblora(),    fourierft(), waveft(),
+        c3a(),        hira(),      shira(),      pafi(),      id3(),       miss(),
+        hiwi(),       magnitude(), bottleneck(), prefix(),    unipelt(),   trainable_tokens(),
+        full(),       head()};
     return methods;
 }
 

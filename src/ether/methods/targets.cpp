@@ -18,14 +18,15 @@ constexpr size_t kLongestPattern = 1000;
 constexpr int64_t kAttentionSites = 4;  // q, k, v, o
 
 bool is_keyword(const std::string& expression) {
-    return expression == "all-linear" || expression == "attention" || expression == "mlp" ||
-           expression == "mlp-output";
+    return expression == "all-linear" || expression == "attention" || expression == "query-value" ||
+           expression == "mlp" || expression == "mlp-output";
 }
 
 bool fits_keyword(const std::string& keyword, const nn::Site& site, const nn::Model& model) {
     if (keyword == "all-linear") return !site.is_output;
     const int64_t place = place_in_block(site, model);
     if (keyword == "attention") return place >= 0 && place < kAttentionSites;
+    if (keyword == "query-value") return place == 0 || place == 2;
     if (keyword == "mlp") return place >= kAttentionSites;
     const auto next = static_cast<size_t>(site.index) + 1;  // mlp-output
     return place >= 0 && (next == model.sites().size() || model.sites()[next].layer != site.layer);

@@ -53,8 +53,10 @@ class BertLayer {
         const auto context = attention(
             before_attention, BlockPoints::at(points.attn_in, before_attention, stream, pass), points, pass);
         const Projections output(before_output, before_output.input(context), {attention_output_}, pass);
-        const auto attended =
-            sublayer_end(rows, rows.input(x), output, "attention", points.attn_out, attention_norm_, pass);
+        const auto attention_result = drop(rows, output.finish(0, rows), "attention", pass);
+        const auto attended = attention_norm_(
+            rows,
+            ops::add(rows, rows.input(x), BlockPoints::at(points.attn_out, rows, attention_result, pass)));
         const auto input = BlockPoints::at(points.mlp_in, rows, attended, pass);
         if (points.mlp) {
             const auto tensors = rows.run({attended, input});
@@ -63,19 +65,19 @@ class BertLayer {
                 const auto end = mlp({from, from.input(h), {intermediate_}, pass}, pass);
                 return to.run(drop(to, end.finish(0, to), "mlp", pass));
             };
-            const auto result =
-                BlockPoints::at(points.mlp_out, last, last.input(points.mlp(tensors[1], mlp_of, pass)), pass);
-            return last.run(output_norm_(last, ops::add(last, last.input(tensors[0]), result)));
+            return last.run(block_end(last, last.input(tensors[0]),
+                                      last.input(points.mlp(tensors[1], mlp_of, pass)), points, pass));
         }
         const Projections intermediate(rows, input, {intermediate_}, pass, {attended});
-        return last.run(sublayer_end(last, last.input(intermediate.other(0)), mlp(intermediate, pass), "mlp",
-                                     points.mlp_out, output_norm_, pass));
+        const auto result = drop(last, mlp(intermediate, pass).finish(0, last), "mlp", pass);
+        return last.run(block_end(last, last.input(intermediate.other(0)), result, points, pass));
     }
 
   private:
     // What the sublayer's output layer reads.
     Tensor attention(Rows& rows, Rows::Value input, const BlockPoints& points, const Pass& pass) const {
-        const Projections qkv(rows, input, {query_, key_, value_}, pass);
+        const Projections qkv(rows, input, {query_, key_, value_}, pass,
+                              points.extra_kv ? std::vector{input} : std::vector<Rows::Value>{});
         Rows heads;
         const auto tensors = heads.run({qkv.finish(0, heads), qkv.finish(1, heads), qkv.finish(2, heads)});
         ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.heads};
@@ -83,7 +85,8 @@ class BertLayer {
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
-        return attend(tensors[0], tensors[1], tensors[2], points, pass, options);
+        return attend(tensors[0], tensors[1], tensors[2], points.extra_kv ? qkv.other(0) : Tensor(), points,
+                      pass, options);
     }
 
     // The sublayer from its first layer to the product of its second.
@@ -93,11 +96,20 @@ class BertLayer {
         return {rows, h, {output_}, pass};
     }
 
-    // norm(x + point(dropout(the sublayer's output))).
-    Rows::Value sublayer_end(Rows& rows, Rows::Value x, const Projections& output, std::string_view place,
-                             const BlockPoints::Map& point, const LayerNorm& norm, const Pass& pass) const {
-        const auto result = drop(rows, output.finish(0, rows), place, pass);
-        return norm(rows, ops::add(rows, x, BlockPoints::at(point, rows, result, pass)));
+    // From the MLP's dropped result and what it is added to.
+    Rows::Value block_end(Rows& rows, Rows::Value x, Rows::Value result, const BlockPoints& points,
+                          const Pass& pass) const {
+        result = BlockPoints::at(points.mlp_out, rows, result, pass);
+        if (points.mlp_end) {
+            const auto tensors = rows.run({x, result});
+            auto finish = [&](const Tensor& h) {
+                Rows own;
+                return own.run(output_norm_(own, ops::add(own, own.input(tensors[0]), own.input(h))));
+            };
+            x = rows.input(tensors[0]);
+            result = rows.input(points.mlp_end(tensors[1], finish, pass));
+        }
+        return output_norm_(rows, ops::add(rows, x, result));
     }
 
     Rows::Value drop(Rows& rows, Rows::Value x, std::string_view place, const Pass& pass) const {
@@ -139,7 +151,8 @@ BertEncoder::BertEncoder(const io::Checkpoint& checkpoint, const LoadOptions& op
     Weights weights(*this, checkpoint, prefix, options.seed);
     const int64_t d = config_.hidden_size;
     const std::string at = prefix + "embeddings.";
-    weights.load(&words_, at + "word_embeddings.weight", {config_.vocab_size, d});
+    embeddings_.name = at + "word_embeddings.weight";
+    weights.load(&embeddings_.table, embeddings_.name, {config_.vocab_size, d});
     weights.load(&positions_, at + "position_embeddings.weight", {config_.max_positions, d});
     weights.load(&types_, at + "token_type_embeddings.weight", {config_.type_vocab_size, d});
     norm_.load(weights, at + "LayerNorm", d, config_.layer_norm_eps);
@@ -169,14 +182,17 @@ Tensor BertEncoder::position_rows(const data::Batch& batch) const {
 
 Tensor BertEncoder::hidden(const Pass& pass) const {
     const auto& batch = pass.batch;
-    auto x = at::embedding(words_, batch.token_ids) + at::embedding(types_, batch.type_ids) +
+    auto x = embeddings_(batch.token_ids) + at::embedding(types_, batch.type_ids) +
              at::embedding(positions_, position_rows(batch));
     Rows rows;
     auto normed = norm_(rows, rows.input(x));
     if (pass.training)
         normed = ops::dropout(rows, normed, config_.hidden_dropout, pass.stream(-1, "embeddings"),
                               pass.first_token);
-    x = rows.run(normed);
+    return encode(rows.run(normed), pass);
+}
+
+Tensor BertEncoder::encode(Tensor x, const Pass& pass) const {
     for (size_t i = 0; i < layers_.size(); ++i)
         x = through(i, x, [this, i, pass](const Tensor& h) { return (*layers_[i])(h, points_[i], pass); });
     return x;

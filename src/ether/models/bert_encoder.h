@@ -39,6 +39,8 @@ class BertEncoder : public nn::Model {
   public:
     ~BertEncoder() override;
     at::Tensor hidden(const nn::Pass& pass) const override;
+    // x (T, hidden_size), as the embeddings make it, through all blocks.
+    at::Tensor encode(at::Tensor x, const nn::Pass& pass) const;
 
   protected:
     // Its tensors are named "<architecture>.embeddings..." and so on. A sequence's positions are the rows of
@@ -58,7 +60,7 @@ class BertEncoder : public nn::Model {
     at::Tensor position_rows(const data::Batch& batch) const;
 
     const int64_t first_position_;
-    at::Tensor words_, positions_, types_;
+    at::Tensor positions_, types_;
     LayerNorm norm_;
     std::vector<std::unique_ptr<BertLayer>> layers_;  // slots point into them
 };

@@ -92,11 +92,11 @@ ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows:
     ETHER_ASSERT(false);
 }
 
-Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const nn::BlockPoints& points,
-              const nn::Pass& pass, const ops::AttentionOptions& options) {
+Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& x,
+              const nn::BlockPoints& points, const nn::Pass& pass, const ops::AttentionOptions& options) {
     const auto& offsets = pass.batch.cu_seqlens;
     if (!points.extra_kv) return ops::attention(q, k, v, offsets, offsets, options);
-    const auto extra = points.extra_kv(pass);
+    const auto extra = points.extra_kv(x, pass);
     const int64_t prefix = extra.keys.size(-2);
     const auto key_offsets = offsets + prefix * at::arange(offsets.size(0), offsets.options());
     return ops::attention(q, with_extra(extra.keys, k, offsets), with_extra(extra.values, v, offsets),

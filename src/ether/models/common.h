@@ -32,8 +32,9 @@ void divides(const io::JsonObject& config, const char* divisor_key, int64_t divi
 std::string checked_activation(const io::JsonObject& config, const char* key, const char* fallback);
 ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows::Value x);
 
-// Attention over the batch's sequences, with the block's extra keys and values in front of each one's own.
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+// Attention over the batch's sequences, with the block's extra keys and values in front of each one's own; x:
+// what the sublayer reads, if there are any.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& x,
                   const nn::BlockPoints& points, const nn::Pass& pass, const ops::AttentionOptions& options);
 
 // The pass for a module that reads one token of each sequence: tokens (B) are their indices in the batch.

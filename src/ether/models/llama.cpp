@@ -86,7 +86,14 @@ class Layer {
             residual = last.input(gate_up.other(0));
             result = mlp(gate_up, pass).finish(0, last);
         }
-        return last.run(ops::add(last, residual, BlockPoints::at(points.mlp_out, last, result, pass)));
+        result = BlockPoints::at(points.mlp_out, last, result, pass);
+        if (points.mlp_end) {
+            const auto tensors = last.run({residual, result});
+            auto finish = [&](const Tensor& h) { return tensors[0] + h; };
+            residual = last.input(tensors[0]);
+            result = last.input(points.mlp_end(tensors[1], finish, pass));
+        }
+        return last.run(ops::add(last, residual, result));
     }
 
   private:
@@ -100,7 +107,8 @@ class Layer {
         Rows rows, heads;
         const auto input =
             BlockPoints::at(points.attn_in, rows, norm(rows, rows.input(x), attention_norm_), pass);
-        const Projections qkv(rows, input, {q_, k_, v_}, pass);
+        const Projections qkv(rows, input, {q_, k_, v_}, pass,
+                              points.extra_kv ? std::vector{input} : std::vector<Rows::Value>{});
         auto rotated = [&](size_t i, const Tensor& head_norm) {
             auto h = qkv.finish(i, heads);
             if (head_norm.defined()) h = norm(heads, h, head_norm);
@@ -114,7 +122,8 @@ class Layer {
         options.dropout = pass.training ? config_.attention_dropout : 0;
         options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
-        return attend(tensors[0], tensors[1], tensors[2], points, pass, options);
+        return attend(tensors[0], tensors[1], tensors[2], points.extra_kv ? qkv.other(0) : Tensor(), points,
+                      pass, options);
     }
 
     // The sublayer from gate and up to down's product.
@@ -149,7 +158,8 @@ class Llama : public nn::Model {
                   .causal = true};
         dtype_ = options.dtype;
         Weights weights(*this, checkpoint, "model.", options.seed);
-        weights.load(&embeddings_, "model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size});
+        embeddings_.name = "model.embed_tokens.weight";
+        weights.load(&embeddings_.table, embeddings_.name, {config_.vocab_size, config_.hidden_size});
         layers_.reserve(static_cast<size_t>(config_.layers));  // slots point into the layers
         for (int64_t i = 0; i < config_.layers; ++i) layers_.emplace_back(weights, config_, i);
         points_.resize(static_cast<size_t>(config_.layers));
@@ -158,14 +168,14 @@ class Llama : public nn::Model {
             output_site_ = weights.head("score", shape_.classes, config_.hidden_size, false,
                                         config_.initializer_range, options.new_head);
         else if (config_.tied_embeddings)
-            output_site_ = weights.tied_head("lm_head", "model.embed_tokens.weight");
+            output_site_ = weights.tied_head("lm_head", embeddings_.name);
         else
             output_site_ = weights.site("lm_head", config_.vocab_size, config_.hidden_size, false, -1, true);
     }
 
     Tensor hidden(const Pass& pass) const override {
         const RotaryTables tables(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
-        auto x = at::embedding(embeddings_, pass.batch.token_ids);
+        auto x = embeddings_(pass.batch.token_ids);
         for (size_t i = 0; i < layers_.size(); ++i)
             x = through(i, x, [this, i, tables, pass](const Tensor& h) {
                 return layers_[i](h, tables, points_[i], pass);
@@ -185,7 +195,7 @@ class Llama : public nn::Model {
 
   private:
     const LlamaConfig config_;
-    Tensor embeddings_, norm_;
+    Tensor norm_;
     std::vector<Layer> layers_;
 };
 

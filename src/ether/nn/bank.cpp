@@ -73,6 +73,9 @@ struct Stack {
         result.values = at::cat(values);
         return result;
     }
+    Form operator()(const SequenceGate&) const {
+        fail(ErrorKind::adapter, "adapters that are gated by each text cannot share a batch");
+    }
     // Alike in all entries.
     Form operator()(const Permute& first) const { return first; }
     Form operator()(const Dropout& first) const { return first; }

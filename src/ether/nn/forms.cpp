@@ -21,6 +21,7 @@ bool is_banked(const BlockDiagonal& form) { return form.blocks.dim() == 4; }
 // Forms that are products of all tokens with one matrix (not acts_by_row).
 struct ApplyToAll {
     const Tensor& x;
+    const FormPass& pass;
 
     Tensor operator()(const LowRank& form) const {
         const auto wide = x.to(form.a.scalar_type());
@@ -33,6 +34,13 @@ struct ApplyToAll {
         if (n == 1) return wide.reshape({-1, in}).mm(blocks[0]).view({tokens, -1}).to(x.scalar_type());
         const auto pieces = wide.reshape({tokens, n, in}).transpose(0, 1);
         return pieces.bmm(blocks).transpose(0, 1).reshape({tokens, -1}).to(x.scalar_type());
+    }
+    Tensor operator()(const SequenceGate& form) const {
+        if (!pass.offsets.defined())
+            fail(ErrorKind::adapter,
+                 "this adapter's changes are gated by each text, so no weight holds them; use it with "
+                 "--adapter");
+        return gated(x, gate_of(form, x, pass.offsets).to(x.scalar_type()), pass.offsets);
     }
     template <typename Other>
     Tensor operator()(const Other&) const {
@@ -74,6 +82,7 @@ struct ApplyToRows {
     ops::Rows::Value operator()(const Overlay& form) const {
         return ops::overlay(rows, x, form.patterns, form.values, pass.rows);
     }
+    ops::Rows::Value operator()(const SequenceGate&) const { ETHER_ASSERT(false); }
 };
 
 // The transpose of a form that keeps the width, acting on rows.
@@ -152,6 +161,7 @@ struct Tensors {
     std::vector<Tensor*> operator()(PairRotate& form) const { return {&form.cosine, &form.sine}; }
     std::vector<Tensor*> operator()(Dropout&) const { return {}; }
     std::vector<Tensor*> operator()(Overlay& form) const { return {&form.values}; }
+    std::vector<Tensor*> operator()(SequenceGate& form) const { return {&form.weight, &form.bias}; }
 };
 
 // Factors (A (r, in), B (out, r)) of a chain of linear forms, r being its smallest width.
@@ -186,7 +196,7 @@ std::pair<Tensor, Tensor> factors_of(const Chain& chain, const Tensor& weight) {
 bool acts_by_row(const Form& form) {
     if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->a.dim() == 3;
     if (const auto* diagonal = std::get_if<BlockDiagonal>(&form)) return is_banked(*diagonal);
-    return true;
+    return !std::holds_alternative<SequenceGate>(form);
 }
 
 int64_t width_after(const Form& form, int64_t width) {
@@ -211,7 +221,7 @@ std::vector<Tensor*> tensors_of(SiteForms& forms) {
 }
 
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {
-    if (!acts_by_row(form)) return std::visit(ApplyToAll{x}, form);
+    if (!acts_by_row(form)) return std::visit(ApplyToAll{x, pass}, form);
     ops::Rows rows;
     return rows.run(apply_form(form, rows, rows.input(x), pass));
 }

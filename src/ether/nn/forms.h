@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ether/core/random.h"
+#include "ether/nn/sequence_gate.h"
 #include "ether/ops/overlay/overlay.h"
 #include "ether/ops/rows/rows.h"
 
@@ -68,7 +69,9 @@ struct Overlay {
     at::Tensor values;
 };
 
-using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Permute, PairRotate, Dropout, Overlay>;
+// Besides, SequenceGate: x times its sequence's factor, which follows from x. Never merged.
+using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Permute, PairRotate, Dropout, Overlay,
+                          SequenceGate>;
 // Forms one after the other.
 using Chain = std::vector<Form>;
 
@@ -95,8 +98,9 @@ std::vector<at::Tensor*> tensors_of(SiteForms& forms);
 struct FormPass {
     bool training = false;
     Random random{0};
-    at::Tensor rows = {};   // (T) int32 or undefined
-    int64_t first_row = 0;  // Pass::first_token
+    at::Tensor rows = {};     // (T) int32 or undefined
+    int64_t first_row = 0;    // Pass::first_token
+    at::Tensor offsets = {};  // Batch::cu_seqlens, for gates
 };
 
 // The width of what a form makes of x, which is `width` wide.

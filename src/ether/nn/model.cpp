@@ -70,7 +70,8 @@ bool BlockPoints::join(const BlockPoints& other) {
         return true;
     };
     return take(attn_in, other.attn_in) && take(attn_out, other.attn_out) && take(mlp_in, other.mlp_in) &&
-           take(mlp_out, other.mlp_out) && take(extra_kv, other.extra_kv) && take(mlp, other.mlp);
+           take(mlp_out, other.mlp_out) && take(extra_kv, other.extra_kv) && take(mlp, other.mlp) &&
+           take(mlp_end, other.mlp_end);
 }
 
 bool Model::can_checkpoint_blocks() const {
@@ -105,6 +106,7 @@ void Model::unbind() {
         site.weight_grad = {};
     }
     for (auto& points : points_) points = {};
+    embeddings_.rows = nullptr;
 }
 
 }  // namespace ether::nn

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ether/nn/checkpointing.h"
+#include "ether/nn/embeddings.h"
 #include "ether/nn/parameters.h"
 #include "ether/nn/pass.h"
 #include "ether/nn/site.h"
@@ -28,17 +29,22 @@ struct ExtraKeyValues {
 
 // The named points of one transformer block where methods that are no linear site plug in. An empty function
 // does nothing. attn_in and mlp_in see what the sublayer reads; attn_out and mlp_out its result, before the
-// residual is added; mlp replaces the sublayer and receives it as a function.
+// residual is added; extra_kv sees what attention reads; mlp replaces the sublayer and receives it as a
+// function. mlp_end, like mlp_out, changes the sublayer's result, knowing what the block would make of it:
+// norm(x + result) or x + result.
 struct BlockPoints {
     using Map = std::function<at::Tensor(const at::Tensor& x, const Pass&)>;
     using Sublayer = std::function<at::Tensor(const at::Tensor& x)>;
     Map attn_in, attn_out, mlp_in, mlp_out;
-    std::function<ExtraKeyValues(const Pass&)> extra_kv;
+    std::function<ExtraKeyValues(const at::Tensor& x, const Pass&)> extra_kv;
     std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
+    std::function<at::Tensor(const at::Tensor& result, const Sublayer& finish, const Pass&)> mlp_end;
 
     // Takes over what `other` does, up to a point where both do something: then false.
     bool join(const BlockPoints& other);
-    bool empty() const { return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp; }
+    bool empty() const {
+        return !attn_in && !attn_out && !mlp_in && !mlp_out && !extra_kv && !mlp && !mlp_end;
+    }
 
     // A value of a graph through a point's function, for which the graph runs up to it.
     static ops::Rows::Value at(const Map& point, ops::Rows& rows, ops::Rows::Value x, const Pass& pass) {
@@ -77,7 +83,12 @@ class Model {
     std::deque<Site>& sites() { return sites_; }
     const std::deque<Site>& sites() const { return sites_; }
     std::vector<BlockPoints>& points() { return points_; }
+    Embeddings& embeddings() { return embeddings_; }  // of words
+    const Embeddings& embeddings() const { return embeddings_; }
+    Site& output_site() { return *output_site_; }
     const Site& output_site() const { return *output_site_; }
+    // Whether the output layer's weight is the table of embeddings.
+    bool has_tied_output() const { return output_site_->linear.weight.is_same(embeddings_.table); }
 
     // All tensors by their names in the Auto class for this head; a slot may be assigned (trained copies,
     // merges).
@@ -112,6 +123,7 @@ class Model {
     std::vector<BlockPoints> points_;
     std::map<std::string, std::vector<at::Tensor*>> slots_;
     std::vector<std::string> new_modules_;
+    Embeddings embeddings_;
     Site* output_site_ = nullptr;
     std::vector<BlockInputs> checkpoints_;  // by block; empty: not checkpointed
 

@@ -20,8 +20,8 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
     std::vector<Rows::Value> wanted = others;
     std::vector<Rows::Value> inputs;  // of a site's forms: x, dropped
     for (const auto* site : sites_) {
-        passes_.push_back(
-            {pass.training, pass.stream(site->index, "forms"), pass.adapter_rows, pass.first_token});
+        passes_.push_back({pass.training, pass.stream(site->index, "forms"), pass.adapter_rows,
+                           pass.first_token, pass.batch.cu_seqlens});
         const auto& forms = site->forms;
         inputs.push_back(pass.training ? ops::dropout(rows, x, forms.input_dropout,
                                                       pass.stream(site->index, "input"), pass.first_token)

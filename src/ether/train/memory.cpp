@@ -60,12 +60,16 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const data::Batch nothing;
     model.bind({.batch = nothing});
     for (const auto* site : model.sites()) per_token += kept_by(*site);
+    const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
     // One block's values, half as much again for their gradients, and every block's input.
     if (checkpoint_activations)
         per_token = 3 * per_token / (2 * shape.layers) + shape.layers * shape.hidden_size;
-    const int64_t logits =
-        shape.head == nn::Head::causal_lm ? int64_t{1} << 26 : 0;  // linear_cross_entropy's chunk
+    // linear_cross_entropy's chunk; where the head is adapted, the logits, their logarithms and gradient.
+    constexpr int64_t kChunk = 1 << 26;
+    const int64_t logits = shape.head != nn::Head::causal_lm ? 0
+                           : whole_logits ? 3 * training.tokens * shape.vocab_size * int64_t{sizeof(float)}
+                                          : kChunk;
     const auto scores = [](int64_t longest) {
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads

@@ -67,7 +67,8 @@ Fields RunConfig::fields() {
          .choices = known_methods()},
         {.name = "targets",
          .value = &targets,
-         .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), attention, mlp, mlp-output "
+         .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), attention, query-value, "
+                 "mlp, mlp-output "
                  "(each block's last), names that end a module path (query,value), or a regular expression "
                  "of whole paths; where none are named, the method's own: " +
                  own_targets(),

@@ -1,0 +1,37 @@
+#include "ether/nn/embeddings.h"
+
+#include <ATen/Functions.h>
+
+namespace ether::nn {
+
+TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, const at::Tensor& table)
+    : ids_(ids), rows_(std::move(rows)) {
+    std::tie(sorted_, order_) = ids.sort();
+    replaced_ = table.detach().index_select(0, ids);
+    const int64_t width = table.size(1);
+    entries_ = std::make_shared<ops::SparsePattern>((ids.unsqueeze(1) * width + at::arange(width)).flatten(),
+                                                    table.size(0), width);
+}
+
+at::Tensor TokenRows::embed(const at::Tensor& table, const at::Tensor& token_ids) const {
+    const auto place = at::searchsorted(sorted_, token_ids).clamp_max(sorted_.size(0) - 1);
+    const auto hit = sorted_.index_select(0, place).eq(token_ids);
+    const auto own = at::embedding(rows_, order_.index_select(0, place)).to(table.scalar_type());
+    return at::where(hit.unsqueeze(1), own, at::embedding(table, token_ids));
+}
+
+at::Tensor TokenRows::in(const at::Tensor& table) const {
+    return table.index_copy(0, ids_, rows_.to(table.scalar_type()));
+}
+
+SiteForms TokenRows::as_forms() const {
+    SiteForms forms;
+    forms.delta.push_back({Overlay{{entries_}, (rows_ - replaced_).flatten()}});
+    return forms;
+}
+
+at::Tensor Embeddings::operator()(const at::Tensor& token_ids) const {
+    return rows ? rows->embed(table, token_ids) : at::embedding(table, token_ids);
+}
+
+}  // namespace ether::nn
