@@ -170,7 +170,9 @@ class FaultsTest(ProgramTest):
             return subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True,
                                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
 
-        least = next(size for size in range(256, 4096, 16) if within(size, "--version").returncode == 0)
+        least = next((size for size in range(256, 4096, 16) if within(size, "--version").returncode == 0), None)
+        if least is None:
+            self.skipTest("a program under AddressSanitizer reserves terabytes")
         self.assertIn("(ulimit -v) leaves", within(least - 16, "--version").stderr)
         ended = set()
         for size in range(least, least + 2000, 90):

@@ -360,7 +360,7 @@ class Evaluate(ProgramTest):
         adapter = self.folder / "adapter"
         shutil.copytree(PEFT / "bert_lora", adapter)
         config = json.loads((adapter / "adapter_config.json").read_text())
-        for key, value in {"alpha_pattern": {"query": 3}, "use_qalora": True}.items():
+        for key, value in {"layer_replication": [[0, 2]], "use_qalora": True}.items():
             (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
             told = refusal("eval", "--model", BERT, "--adapter", adapter, "--data", "x.csv")
             self.assertIn(f'key "{key}"', told)

@@ -88,6 +88,7 @@ TEST(Options, Integers) {
     EXPECT_EQ(sample.tokens, std::vector<int64_t>{3});
     tokens.from_json(nlohmann::json(), "test.json");
     EXPECT_TRUE(sample.tokens.empty());
+    EXPECT_TRUE(tokens.to_json().is_null());
     EXPECT_EQ(message_of([&] { tokens.set("a"); }), "--tokens: expected integers, got \"a\"");
     EXPECT_EQ(message_of([&] { tokens.set("-1"); }), "--tokens: -1 is out of range, expected at least 0");
     for (const auto& wrong :

@@ -40,7 +40,7 @@ TEST_P(LoraStarts, BeginAsTheBaseAndAreSavedAsAPlainLora) {
         EXPECT_TRUE(start == true || start == "gaussian" || start == "orthogonal") << start;
         EXPECT_EQ(files.config["r"], moves_base(GetParam()) ? 8 : 4);
         AdaptedModel again(test::kBert.load(), files);
-        EXPECT_TRUE(near(again.logits({.batch = batch}), trained, 1e-6));
+        EXPECT_TRUE(near(again.logits({.batch = batch}), trained, 1e-5));
     }
 }
 

@@ -1,25 +1,36 @@
 """PEFT's methods both ways: what PEFT saves loads in ether with the same logits, and what ether trains loads in PEFT; every
 method's merged folder gives transformers the logits that ether has with the adapter, and so does in PEFT the LoRA that a low-rank
-one is exported as."""
+one is exported as; three steps of AdamW from the same start move both to the same values."""
 
+import json
 import pathlib
 
 import peft
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
                     ether_logits, finish, python_logits, report, rng_for, workplace)
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
-         "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"],
+         "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"], "lora pissa": ["--init-lora-weights", "pissa", "--rank", 2], "lora olora": ["--init-lora-weights", "olora", "--rank", 2],
+         "trainable-tokens": ["--token-indices", "5,9,12"], "lora tokens": ["--token-indices", "5,9"],
          "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
          "gralora": ["--rank", 4], "pafi": ["--budget", 0.2], "id3": ["--budget", 0.1], "oft-paper": ["--blocks", 4],
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
 LOW_RANK = ("ether", "ether+", "hra", "lora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
-PEFT_METHODS = ("lora", "lora dora", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira")
+
+
+# Of AdamW's way: where a gradient is no more than rounding, its step is as long as others, and may lead elsewhere.
+STEPS_TOLERANCE = 5e-3
+# AdaLoRA counts steps otherwise, PEFT's gradients of C3A are another function's, and PiSSA's and OLoRA's bases differ
+# (docs/methods.md); PEFT trains no head beside trainable tokens.
+STEPS_DIFFER = {"adalora", "c3a", "lora pissa", "lora olora", "trainable-tokens"}
 
 
 def draw_config(method, family, rng):
@@ -32,10 +43,16 @@ def draw_config(method, family, rng):
                               feedforward_modules=[name for name in targets if name in ("down_proj", "output.dense")])
     if method == "ln-tuning":
         return peft.LNTuningConfig(task_type=task, target_modules=NORMS.get(family, ["input_layernorm", "norm"]))
+    if method == "trainable-tokens":
+        table = "word_embeddings" if family in ENCODERS else "embed_tokens"
+        return peft.TrainableTokensConfig(task_type=task, token_indices=[9, 5, 12], target_modules=[table])
     rank, alpha = rng.randint(1, 6), rng.randint(1, 8)
     config_class, options = {
         "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
+        "lora pissa": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="pissa")),
+        "lora olora": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="olora")),
+        "lora tokens": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, trainable_token_indices=[5, 9])),
         "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
         "oft": (peft.OFTConfig, dict(oft_block_size=rng.choice([4, 8]), block_share=rng.random() < 0.5,
                                      use_cayley_neumann=rng.random() < 0.5, num_cayley_neumann_terms=rank)),
@@ -101,6 +118,47 @@ def merged(family, method, rng, folder):
            difference(python_logits(auto_class(family)(folder / "merged" / method), rows), ours))
 
 
+def stepped(family, method, rng, folder):
+    """How far three steps with PEFT end from ours, in the length of their way. One batch holds all examples, so that no order matters."""
+    data = draw_examples(rng, folder / "steps.jsonl", count=9)
+    run = folder / "steps" / method
+    ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data, "--method",
+          method.split()[0], *SMALL.get(method, []), "--out", run, "--max-steps", 3, "--batch", 9, "--save-every", 1, "--keep", 9, "--lr", 5e-3,
+          "--head-lr", 5e-3, "--schedule", "constant", "--warmup", 0)
+
+    def values(step):
+        tensors = load_file(run / "checkpoints" / f"step-{step:09}" / "state.safetensors")
+        return {("base_model.model." if "." in name else "base_model.") + name: tensor
+                for name, tensor in ((key.removeprefix("parameter/"), tensor) for key, tensor in tensors.items() if key.startswith("parameter/"))}
+
+    start = folder / "steps" / f"{method} start"
+    start.mkdir()
+    (start / "adapter_config.json").write_text((run / "adapter_config.json").read_text())
+    save_file(values(0), start / "adapter_model.safetensors")
+    model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), start, is_trainable=True).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "base" / "tokenizer.json"))
+    examples = [json.loads(line) for line in data.read_text().splitlines()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        rows = [torch.tensor([tokenizer(example["text"])["input_ids"]]) for example in examples]
+        if family in ENCODERS:
+            losses = [torch.nn.functional.cross_entropy(model(input_ids=ids).logits, torch.tensor(["abc".index(example["label"])]))
+                      for ids, example in zip(rows, examples)]
+            loss = sum(losses) / len(losses)
+        else:
+            loss = sum(torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum") for ids in rows)
+            loss = loss / sum(ids.shape[1] - 1 for ids in rows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1)
+        optimizer.step()
+    theirs, ours, before = peft.get_peft_model_state_dict(model), values(3), values(0)
+    way = sum((theirs[name] - before[name]).square().sum() for name in ours if name in theirs)
+    apart = sum((theirs[name] - ours[name]).square().sum() for name in ours if name in theirs)
+    report(f"{family}: {method}, three steps", (apart / way).sqrt().item(), tolerance=STEPS_TOLERANCE)
+
+
 def exported(family, method, rng, folder):
     """The LoRA that is the run's adapter, in PEFT, against ours and against the merged model in transformers."""
     rows, tokens = draw_tokens(rng, folder)
@@ -119,9 +177,12 @@ for family in FAMILIES:
         folder = pathlib.Path(folder)
         draw_model(family, rng, folder / "base")
         (folder / "merged").mkdir()
+        (folder / "steps").mkdir()
         for method in PEFT_METHODS:
             peft_to_ether(method, family, rng, folder)
             ether_to_peft(method, family, rng, folder)
+            if method not in STEPS_DIFFER:
+                stepped(family, method, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
         for method in (*PEFT_METHODS, "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):

@@ -69,7 +69,8 @@ def draw_config(family, rng):
                   pad_token_id=0)
     if family in ENCODERS:
         config.update(num_labels=3, hidden_act=rng.choice(["gelu", "gelu_new", "relu"]),
-                      layer_norm_eps=rng.choice([1e-12, 1e-5]), type_vocab_size=rng.choice([1, 2]))
+                      layer_norm_eps=rng.choice([1e-12, 1e-5]), type_vocab_size=rng.choice([1, 2]),
+                      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # training, too, is compared
         return config
     config.update(num_key_value_heads=rng.choice([n for n in (1, 2, 4) if heads % n == 0]), bos_token_id=1,
                   eos_token_id=2, tie_word_embeddings=rng.random() < 0.5, rms_norm_eps=rng.choice([1e-6, 1e-5]))

@@ -136,6 +136,8 @@ nlohmann::json Field::to_json() const {
     return std::visit(
         Overloaded{
             [](const std::optional<double>* v) { return *v ? nlohmann::json(**v) : nlohmann::json(); },
+            // PEFT takes an empty list of tokens for one.
+            [](const std::vector<int64_t>* v) { return v->empty() ? nlohmann::json() : nlohmann::json(*v); },
             [](const NumbersByName* v) {
                 auto object = nlohmann::json::object();
                 for (const auto& [module, number] : *v) object[module] = number_json(number);

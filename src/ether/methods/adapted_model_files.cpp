@@ -32,6 +32,7 @@ void add_method(const Method& method, MethodOptions& options, const Targets& tar
     config["peft_type"] = method.peft_type;
     if (method.takes_sites) to_config(targets, sites, config);
     for (const auto& field : options.fields()) config[field.config_key()] = field.to_json();
+    options.to_config(config);
 }
 
 }  // namespace

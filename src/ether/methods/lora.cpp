@@ -82,6 +82,11 @@ struct LoraOptions : MethodOptions {
                  printable(changed, 40));
         value = "default";
     }
+    // Others are written as the plain LoRA that they are (Lora::to_config).
+    void to_config(nlohmann::json& config) const override {
+        const bool is_peft_name = start == "gaussian" || start == "orthogonal";
+        config["init_lora_weights"] = is_peft_name ? nlohmann::json(start) : nlohmann::json(true);
+    }
 };
 
 struct LoraSite {
@@ -130,8 +135,6 @@ class Lora : public Adapter {
     bool reads_weights() const override { return options_.dora || moves_base(); }
 
     void to_config(nlohmann::json& config) const override {
-        const bool is_name = options_.start == "gaussian" || options_.start == "orthogonal";
-        config["init_lora_weights"] = is_name ? nlohmann::json(options_.start) : nlohmann::json(true);
         if (!moves_base()) return;
         // Twice the rank at the same scale.
         const double factor = options_.rslora ? std::sqrt(2.0) : 2;

@@ -23,6 +23,8 @@ struct MethodOptions {
     virtual Fields fields() = 0;
     // Takes what no field can hold out of an adapter_config.json.
     virtual void from_config(nlohmann::json& /*config*/) {}
+    // Puts what the fields have written there in PEFT's words.
+    virtual void to_config(nlohmann::json& /*config*/) const {}
 };
 
 // A step of a run whose gradients are there.
