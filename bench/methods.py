@@ -6,7 +6,7 @@
 
 In full: 20,000 glosses, two epochs, judged by the 4,000 test glosses (some minutes a run). --mini: 3,200 glosses, one epoch
 of batches of 32, judged by 1,000 of dev.jsonl (half a minute a run), which serves development; there --rates tries other
-learning rates, and --peft runs PEFT's own implementation as well, on the same batches. Each run is a line of bench/results/methods.jsonl as
+learning rates, and --peft runs PEFT's own implementation as well, on batches of its own. Each run is a line of bench/results/methods.jsonl as
 soon as it ends, and none is done twice, so the script may be stopped. --report writes bench/results/methods.md and methods.svg
 from these lines. Data and model as `make demo` leaves them (`tools/wordnet FOLDER --dev`).
 """
@@ -16,10 +16,10 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -63,10 +63,11 @@ def make_mini(data):
 def timed(command, **options):
     """The process's output, and the seconds of processor time it took, which other work beside it does not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT if "train" in command else subprocess.PIPE,
+                          text=True, **options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr or done.stdout}")
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -83,16 +84,13 @@ def run_ours(options, form, method, rate, seed):
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
     with tempfile.TemporaryDirectory(prefix="ether-methods-") as folder:
         run = pathlib.Path(folder) / "run"
-        _, seconds = timed([*training(options, form, method, rate, seed, run), "--epochs", shape["epochs"]], env=environment)
+        told, seconds = timed([*training(options, form, method, rate, seed, run), "--epochs", shape["epochs"]], env=environment)
         found, _ = timed([options.ether, "eval", "--model", options.model, "--adapter", run, "--data", options.data / shape["judge"], "--json"],
                          env=environment)
         config = dict(line.split(" = ", 1) for line in (run / "run.toml").read_text().splitlines() if " = " in line)
-        shown = json.loads(timed([options.ether, "inspect", run, "--json"])[0])
-        head = {"classifier.weight", "classifier.bias"}
-        parameters = sum(math.prod(tensor["shape"]) for tensor in shown["tensors"]
-                         if tensor["dtype"] != "i64" and not any(tensor["name"].endswith(name) for name in head))
+        parameters = re.search(r"(\d+) adapter", told)
         scores = json.loads(found)
-        return {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "parameters": parameters, "lr": rate or float(config["lr"]),
+        return {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "parameters": int(parameters[1]) if parameters else 0, "lr": rate or float(config["lr"]),
                 "processor_seconds": seconds, "bytes": (run / "adapter_model.safetensors").stat().st_size}
 
 
@@ -101,9 +99,15 @@ def run_peft(options, method, rate, seed):
     shape = FORMS["mini"]
     with tempfile.TemporaryDirectory(prefix="ether-methods-") as folder:
         run = pathlib.Path(folder) / "run"
-        timed([*training(options, "mini", method, rate, seed, run), "--max-steps", 1])
-        if json.loads((run / "adapter_config.json").read_text())["peft_type"] not in PEFT_HAS:
+        steps = MINI_TRAIN // shape["batch"]
+        timed([*training(options, "mini", method, rate, seed, run), "--max-steps", 1,
+               *(["--total-step", steps] if method == "adalora" else [])])
+        config = json.loads((run / "adapter_config.json").read_text())
+        if config["peft_type"] not in PEFT_HAS:
             return None
+        if method == "adalora":  # of ours, after one step
+            config["rank_pattern"] = None
+            (run / "adapter_config.json").write_text(json.dumps(config))
         out, seconds = timed([ROOT / ".venv-oracle/bin/python", ROOT / "bench/methods_peft.py", run, rate, seed, options.model,
                               options.data / shape["train"], options.data / shape["judge"], shape["batch"]],
                              env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())})
@@ -239,7 +243,11 @@ def main():
                     ours = finished.get((form, "ether", method, extra, seed))
                     if ours is None or (form, "peft", method, extra, seed) in finished:
                         continue
-                    found = run_peft(options, method, ours, seed)
+                    try:
+                        found = run_peft(options, method, ours, seed)
+                    except RuntimeError as failed:
+                        print(f"peft {method}: {str(failed).strip().splitlines()[-1]}", flush=True)
+                        continue
                     if found:
                         add_record(named | {"lr": ours} | found)
                 else:

@@ -109,6 +109,9 @@ TEST(Options, NumbersByName) {
     EXPECT_EQ(sample.ranks, (NumbersByName{{"v_proj", 8}}));
     ranks.from_json(nlohmann::json(), "test.json");
     EXPECT_TRUE(sample.ranks.empty());
+    ranks.set(R"(layer\.[0-9]{1,2}\.q=4,v=2)");
+    EXPECT_EQ(sample.ranks, (NumbersByName{{R"(layer\.[0-9]{1,2}\.q)", 4}, {"v", 2}}));
+    EXPECT_EQ(message_of([&] { ranks.set("=4"); }), "--ranks: \"=4\" is not of the form NAME=NUMBER");
     EXPECT_EQ(message_of([&] { ranks.set("q_proj"); }), "--ranks: \"q_proj\" is not of the form NAME=NUMBER");
     EXPECT_EQ(message_of([&] { ranks.set("q_proj=x"); }), "--ranks: expected a number, got \"x\"");
     EXPECT_EQ(message_of([&] { ranks.set("q_proj=0"); }), "--ranks: 0 is out of range, expected 1 to 100");

@@ -194,12 +194,13 @@ TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {
 
 TEST(PeftConfig, StartsThatMoveTheBaseUnseenAreRefused) {
     auto files = io::read_adapter("tests/fixtures/peft/bert_lora");
-    for (const char* start : {"corda", "loftq", "pissa_niter_4"}) {
+    for (const char* start : {"corda", "loftq", "lora_ga", "pissa_niter_4"}) {
         files.config["init_lora_weights"] = start;
         EXPECT_FAILS(adapter, "init_lora_weights", AdaptedModel(test::kBert.load(), files));
     }
     for (const char* start : {"gaussian", "eva"}) {
         files.config["init_lora_weights"] = start;
+        files.config["eva_config"] = {{"rho", 2}};
         EXPECT_NO_THROW(AdaptedModel(test::kBert.load(), files));
     }
 }

@@ -21,6 +21,7 @@ struct Inserted {
     std::map<std::string, std::string> options;
     int64_t trained;  // on two blocks of width 32, keys and values of a Llama 16 wide
     bool starts_as_base;
+    bool of_language_models = true;
 };
 
 void PrintTo(const Inserted& inserted, std::ostream* out) { *out << inserted.name; }
@@ -28,6 +29,7 @@ void PrintTo(const Inserted& inserted, std::ostream* out) { *out << inserted.nam
 class Insertion : public testing::TestWithParam<Inserted> {
   protected:
     const Inserted& kind = GetParam();
+    const test::FixtureModel& llama = kind.of_language_models ? test::kLlamaTied : test::kFixtureModels[4];
     AdaptedModel on(const test::FixtureModel& fixture, at::ScalarType dtype = at::kFloat) const {
         return {fixture.load(dtype),
                 AdapterConfig{.method = kind.method, .options = kind.options, .seed = 3}};
@@ -46,7 +48,7 @@ class Insertion : public testing::TestWithParam<Inserted> {
 };
 
 TEST_P(Insertion, Gradcheck) {
-    for (const auto* fixture : {&test::kBert, &test::kLlamaTied}) {
+    for (const auto* fixture : {&test::kBert, &llama}) {
         auto adapted = on(*fixture, at::kDouble);
         randomise(adapted, at::kDouble);
         const auto batch = fixture->batch();
@@ -58,7 +60,6 @@ TEST_P(Insertion, Gradcheck) {
 }
 
 TEST_P(Insertion, CountsAndStarts) {
-    const auto& llama = test::kLlamaTied;
     auto adapted = on(llama);
     EXPECT_EQ(adapted.parameters().count(), kind.trained);
     const auto batch = llama.batch();
@@ -72,17 +73,16 @@ TEST_P(Insertion, CountsAndStarts) {
 
 TEST_P(Insertion, FilesHoldWhatActs) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-        auto adapted = on(test::kLlamaTied, dtype);
+        auto adapted = on(llama, dtype);
         randomise(adapted, at::kFloat);
-        AdaptedModel loaded(test::kLlamaTied.load(dtype), adapted.files("base"));
-        const auto batch = test::kLlamaTied.batch();
+        AdaptedModel loaded(llama.load(dtype), adapted.files("base"));
+        const auto batch = llama.batch();
         EXPECT_TRUE(at::equal(loaded.logits({.batch = batch}), adapted.logits({.batch = batch})));
         EXPECT_FAILS(adapter, "cannot be merged", loaded.merged_tensors(at::kFloat));
     }
 }
 
 TEST_P(Insertion, SharesAModelWithOthers) {
-    const auto& llama = test::kLlamaTied;
     auto adapted = on(llama);
     randomise(adapted, at::kFloat);
     const auto files = adapted.files("base");
@@ -125,11 +125,13 @@ INSTANTIATE_TEST_SUITE_P(
                  "unipelt",
                  {{"rank", "2"}, {"prefix-length", "3"}, {"projection", "0"}, {"bottleneck-size", "3"}},
                  2 * (2 * (32 + 32) + 2 * (32 + 16) + 4 * 33 + 2 * 32 * 3 + 32 + 3) + 2 * 2 * 3 * 16,
+                 false,
                  false},
         Inserted{"unipelt_houlsby",
                  "unipelt",
                  {{"modules", "adapter"}, {"placement", "houlsby"}, {"bottleneck-size", "3"}},
                  4 * (2 * 32 * 3 + 32 + 3 + 33),
+                 false,
                  false},
         Inserted{"unipelt_central",
                  "unipelt",
@@ -139,6 +141,7 @@ INSTANTIATE_TEST_SUITE_P(
                   {"prefix-length", "3"},
                   {"projection", "2"}},
                  2 * (2 * (32 + 32) + 2 * (32 + 16) + 2 * 33) + 3 * 32 + 2 * 33 + 2 * 2 * 16 * 3,
+                 false,
                  false}),
     [](const auto& info) { return std::string(info.param.name); });
 

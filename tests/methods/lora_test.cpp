@@ -89,6 +89,7 @@ TEST(LoraStart, WhatCannotBeIsSaid) {
         EXPECT_FAILS(usage, "is not known", make({{"init-lora-weights", rounds}}));
     EXPECT_FAILS(usage, "needs an even rank, got 3",
                  make({{"init-lora-weights", "orthogonal"}, {"rank", "3"}}));
+    EXPECT_FAILS(usage, "needs a scale above 0", make({{"init-lora-weights", "pissa"}, {"alpha", "0"}}));
     EXPECT_FAILS(usage, "singular values, rank is 900",
                  make({{"init-lora-weights", "pissa"}, {"rank", "900"}}));
 }
@@ -108,6 +109,14 @@ TEST(SiteNumbers, NamesAndExpressionsAsInPeft) {
     EXPECT_EQ(rank("1.self_attn.k_proj"), 8);
     EXPECT_EQ(adapted.files("base").config["rank_pattern"].dump(),
               R"({".*0\\.self_attn\\.[ko]_proj":5,"layers.1.mlp.up_proj":4,"q_proj":3})");
+}
+
+TEST(SiteNumbers, FitPathsWithoutTheModelsName) {
+    AdaptedModel adapted(test::kBert.load(),
+                         lora({{"rank-pattern", R"(^encoder\.layer\.0\.attention\.self\.query=3)"}}));
+    EXPECT_EQ(
+        adapted.parameters().find("bert.encoder.layer.0.attention.self.query.lora_A.weight")->value.size(0),
+        3);
 }
 
 TEST(SiteNumbers, WhatCannotBeIsSaid) {

@@ -66,6 +66,21 @@ TEST(TrainableTokens, StandBesideOtherMethods) {
                  AdaptedModel(test::kLlamaTied.load(), config).logits({.batch = batch}));
 }
 
+TEST(TrainableTokens, FollowATrainedTable) {
+    AdaptedModel adapted(test::kLlamaTied.load(), {.method = "trainable-tokens",
+                                                   .options = {{"token-indices", kLlamaTokens}},
+                                                   .also = {{.method = "full"}}});
+    change(adapted);
+    const auto batch = test::kLlamaTied.batch();
+    const auto logits = adapted.logits({.batch = batch});
+    const auto merged = test::kLlamaTied.load();
+    for (const auto& [name, tensor] : adapted.merged_tensors(at::kFloat)) merged->replace(name, tensor);
+    EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 1e-5));
+    auto config = tokens("3");
+    config.modules_to_save = {"word_embeddings"};
+    EXPECT_FAILS(usage, "is trained whole already", AdaptedModel(test::kBert.load(), config));
+}
+
 TEST(TrainableTokens, WhatCannotBeIsSaid) {
     auto make = [](const char* indices) { AdaptedModel(test::kBert.load(), tokens(indices)); };
     EXPECT_FAILS(usage, "--token-indices: 5000 is no token of this model, whose embeddings have",

@@ -165,6 +165,8 @@ TEST(Unipelt, GatesOfLoraAloneAreNotMerged) {
 }
 
 TEST(Unipelt, WhatCannotBeIsSaid) {
+    EXPECT_FAILS(usage, "a language model would be told what it is to predict",
+                 AdaptedModel(test::kLlamaTied.load(), AdapterConfig{.method = "unipelt"}));
     auto make = [](std::map<std::string, std::string> options, const char* targets = "") {
         AdaptedModel(test::kBert.load(), AdapterConfig{.method = "unipelt",
                                                        .options = std::move(options),
@@ -178,6 +180,9 @@ TEST(Unipelt, WhatCannotBeIsSaid) {
     EXPECT_FAILS(usage, "does not read what attention reads",
                  make({{"gates", "central"}, {"modules", "lora,prefix"}}, "attention"));
     EXPECT_NO_THROW(make({{"gates", "central"}, {"modules", "lora,prefix"}}, "query,key,value"));
+    AdaptedModel both(test::kBert.load(), {.method = "unipelt", .also = {{.method = "bottleneck"}}});
+    const auto batch = test::kBert.batch();
+    EXPECT_FAILS(usage, "two of them insert modules at the same place", both.logits({.batch = batch}));
 }
 
 }  // namespace

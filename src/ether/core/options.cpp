@@ -96,14 +96,17 @@ void Field::set(const std::string& text) const {
                    },
                    [&](NumbersByName* v) {
                        v->clear();
-                       for (const auto& entry : split_list(text)) {
-                           const auto sign = entry.rfind('=');
-                           if (sign == std::string::npos || sign == 0)
-                               fail(ErrorKind::usage, "--{}: \"{}\" is not of the form NAME=NUMBER", name,
-                                    entry);
-                           v->emplace_back(entry.substr(0, sign),
-                                           parse_number<double>(*this, entry.substr(sign + 1), "a number"));
+                       std::string entry;  // names may be expressions with commas: a number ends an entry
+                       for (const auto& piece : split_list(text)) {
+                           entry += (entry.empty() ? "" : ",") + piece;
+                           const auto sign = piece.rfind('=');
+                           if (sign == std::string::npos || entry.front() == '=') continue;
+                           v->emplace_back(entry.substr(0, entry.rfind('=')),
+                                           parse_number<double>(*this, piece.substr(sign + 1), "a number"));
+                           entry.clear();
                        }
+                       if (!entry.empty())
+                           fail(ErrorKind::usage, "--{}: \"{}\" is not of the form NAME=NUMBER", name, entry);
                    },
                },
                value);

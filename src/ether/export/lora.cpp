@@ -26,14 +26,12 @@ constexpr int64_t kServedByDefault = 16;
 
 // Methods and parts of them that are no change of linear layers' weights.
 void refuse_other_changes(methods::AdaptedModel& adapted) {
+    if (adapted.inserts_modules())
+        fail(ErrorKind::adapter,
+             "method {} inserts modules, which no LoRA holds and no merged model has a place for; use the "
+             "adapter with --adapter",
+             adapted.method_name());
     adapted.bind(nn::Pass{data::Batch{}});
-    for (const auto& points : adapted.model().points())
-        if (!points.empty())
-            fail(ErrorKind::adapter,
-                 "method {} inserts modules, which no LoRA holds and no merged model has a place for; use "
-                 "the adapter with "
-                 "--adapter",
-                 adapted.method_name());
     if (adapted.model().embeddings().rows)
         fail(ErrorKind::adapter,
              "the adapter trained embeddings of tokens as well, which are no part of a LoRA; ether merge "

@@ -270,8 +270,7 @@ void AdaptedModel::bind_tokens(const nn::Pass& pass) {
     const bool adapted = std::find(sites_.begin(), sites_.end(), &head) != sites_.end();
     if (!adapted) head.forms = {};
     if (bound && model_->has_tied_output())
-        head.forms =
-            adapted ? nn::composed(bound->as_forms(), head.forms, head.linear.bias) : bound->as_forms();
+        head.forms = nn::composed(bound->as_forms(model_->embeddings().table), head.forms, head.linear.bias);
 }
 
 void AdaptedModel::activate(const std::map<std::string, double>& weights) {
@@ -337,6 +336,14 @@ const Method* AdaptedModel::method_without_sites() const {
     return nullptr;
 }
 
+bool AdaptedModel::inserts_modules() {
+    const data::Batch nothing;
+    for (auto& part : parts_)
+        for (int64_t layer = 0; part.weight != 0 && layer < model_->shape().layers; ++layer)
+            if (!part.adapter->points(layer, {.batch = nothing}).empty()) return true;
+    return false;
+}
+
 int64_t AdaptedModel::method_parameters() const {
     return parameters_.count(nn::ParameterGroup::adapter) + parameters_.count(nn::ParameterGroup::base);
 }
@@ -350,14 +357,12 @@ double AdaptedModel::learning_rate(const nn::Parameter& parameter, double rate) 
 std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at::ScalarType dtype) {
     const at::NoGradGuard no_grad;
     const auto wide = model_->dtype() == at::kDouble ? at::kDouble : at::kFloat;
+    if (inserts_modules())
+        fail(ErrorKind::adapter,
+             "method {} inserts modules, for which the base model has no place, so it cannot be merged; use "
+             "the adapter with --adapter",
+             method_name());
     bind(nn::Pass{data::Batch{}});
-    for (const auto& points : model_->points())
-        if (!points.empty())
-            fail(ErrorKind::adapter,
-                 "method {} inserts modules, for which the base model has no place, so it cannot be merged; "
-                 "use the "
-                 "adapter with --adapter",
-                 method_name());
     std::map<std::string, at::Tensor> tensors;
     for (const auto& [name, slots] : model_->tensors()) tensors[name] = slots.front()->detach();
     if (const auto* rows = model_->embeddings().rows) {

@@ -67,6 +67,9 @@ class AdaptedModel {
     // The methods' names, and for one that adapts no chosen layers what it does: for messages.
     std::string method_name() const;
     const Method* method_without_sites() const;
+    // Whether a method inserts modules at points of blocks: such adapters cannot be merged, nor their blocks
+    // run again.
+    bool inserts_modules();
     // Values that the methods train, whether their own or the base's; heads are not their doing.
     int64_t method_parameters() const;
     // How fast a parameter of a method learns; rate: of the first method.

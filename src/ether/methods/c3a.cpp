@@ -42,8 +42,9 @@ class C3a : public Adapter {
             site_numbers(context, "block-size-pattern", options.block_sizes, options.block_size);
         for (const nn::Site* site : context.sites) {
             const int64_t b = sizes[*site], in = site->linear.in(), out = site->linear.out();
-            const int64_t rows = divided(*site, "output", out, "block-size", b),
-                          columns = divided(*site, "input", in, "block-size", b);
+            const char* option = b == options.block_size ? "block-size" : "block-size-pattern";
+            const int64_t rows = divided(*site, "output", out, option, b),
+                          columns = divided(*site, "input", in, option, b);
             kernels_[*site] = context.parameters.add(
                 parameter_name(*site, "c3a_kernel"),
                 uniform({rows, columns, b}, std::sqrt(6 / static_cast<double>(in + out)),

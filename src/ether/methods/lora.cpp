@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -66,20 +67,28 @@ struct LoraOptions : MethodOptions {
     // What a trained adapter's start says is nothing, or by how much PEFT has changed the base.
     void from_config(nlohmann::json& config) override {
         // A list of tokens, or that of each table.
-        if (auto& indices = config["trainable_token_indices"]; indices.is_object() && indices.size() == 1) {
+        if (auto& indices = config["trainable_token_indices"]; indices.is_object() && !indices.empty()) {
+            if (indices.size() > 1)
+                fail(ErrorKind::adapter,
+                     "adapter_config.json: trainable_token_indices names {} tables; trained tokens of one, "
+                     "the word "
+                     "embeddings, can be read",
+                     indices.size());
             token_table = indices.begin().key();
             indices = nlohmann::json(*indices.begin());
         }
         auto& value = config["init_lora_weights"];
         if (value == "olora" || value == "pissa") return;
-        const auto changed = value.is_string() ? value.get<std::string>() : "";
-        if (changed.starts_with("pissa") || changed == "corda" || changed == "loftq")
+        const auto name = value.is_string() ? value.get<std::string>() : "";
+        constexpr std::array<std::string_view, 5> kLeaveTheBase = {"", "gaussian", "orthogonal", "eva",
+                                                                   "mica"};
+        if (std::find(kLeaveTheBase.begin(), kLeaveTheBase.end(), name) == kLeaveTheBase.end())
             fail(ErrorKind::adapter,
                  "adapter_config.json: init_lora_weights = \"{}\": PEFT has changed the base's weights in a "
                  "way "
                  "that this file does not tell; save the adapter with PEFT's "
                  "path_initial_model_for_weight_conversion, or merge it there",
-                 printable(changed, 40));
+                 printable(name, 40));
         value = "default";
     }
     // Others are written as the plain LoRA that they are (Lora::to_config).
@@ -221,9 +230,10 @@ class Lora : public Adapter {
     BySite<LoraSite> sites_;
 };
 
-// Settings of features that are off.
+// Settings of features that are off, or of a start.
 bool ignores(const std::string& key, const nlohmann::json&) {
-    return key == "megatron_core" || key == "qalora_group_size" || key == "arrow_config";
+    return key == "eva_config" || key == "megatron_core" || key == "qalora_group_size" ||
+           key == "arrow_config";
 }
 
 }  // namespace

@@ -82,6 +82,9 @@ LoraStart lora_start(const std::string& name, const nn::Site& site, int64_t rank
     if (rank > std::min(in, out))
         fail(ErrorKind::usage, "--init-lora-weights {}: {} has no more than {} singular values, rank is {}",
              name, site.name(), std::min(in, out), rank);
+    if (scale == 0)
+        fail(ErrorKind::usage, "--init-lora-weights {}: needs a scale above 0, but {} has --alpha 0", name,
+             site.name());
     const at::NoGradGuard no_grad;
     const auto weight = site.linear.weight.to(at::kFloat);
     if (name != "olora") return pissa(weight, rank, pissa_rounds(name), scale, random);

@@ -42,8 +42,8 @@ void RandomSpectrum::draw_places(const SpectrumOptions& options, const MethodCon
         const int64_t entries = site->linear.weight.numel();
         const int64_t count = counts[*site];
         if (count > entries)
-            fail(ErrorKind::usage, "--n-frequency: {} is more than the {} entries of {}", count, entries,
-                 site->name());
+            fail(ErrorKind::usage, "--n-frequency{}: {} is more than the {} entries of {}",
+                 count == options.frequencies ? "" : "-pattern", count, entries, site->name());
         auto& places = drawn[{entries, count}];
         if (!places.defined()) places = random_places(entries, count, options.seed);
         sites_[*site].places = places;

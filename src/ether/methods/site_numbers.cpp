@@ -23,7 +23,7 @@ BySite<Number> site_numbers(const MethodContext& context, const char* option, co
         if (std::is_integral_v<Number> && number != std::floor(number))
             fail(ErrorKind::usage, "{}: \"{}\" has the value {}, expected a whole number", told,
                  printable(expression, kShownPattern), number);
-        const auto fits = path_end(expression, told.c_str());
+        const auto fits = path_end(expression, context.model, told.c_str());
         bool fits_any = false;
         for (const nn::Site* site : context.sites) {
             if (!fits(*site)) continue;

@@ -174,11 +174,16 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const Ta
     return sites;
 }
 
-std::function<bool(const nn::Site&)> path_end(const std::string& expression, const char* option) {
+std::function<bool(const nn::Site&)> path_end(const std::string& expression, const nn::Model& model,
+                                              const char* option) {
     const bool is_name = expression.find(',') == std::string::npos && is_list(expression);
     if (is_name) return [expression](const nn::Site& site) { return ends_path(site.name(), expression); };
     const auto pattern = compiled(expression, option, "(.*\\.)?({})");
-    return [pattern](const nn::Site& site) { return std::regex_match(site.name(), pattern); };
+    return [pattern, prefix = model.shape().prefix](const nn::Site& site) {
+        const auto& path = site.name();
+        return std::regex_match(path, pattern) ||
+               (path.starts_with(prefix) && std::regex_match(path.substr(prefix.size()), pattern));
+    };
 }
 
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,

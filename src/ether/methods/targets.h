@@ -45,8 +45,10 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
                               const TargetWords& words = kTypedTargets);
 
 // Whether a name or regular expression fits the end of a site's path, as PEFT asks of the keys of its
-// patterns: the whole path, or what follows one of its dots. An error as in `select` where it is not regular.
-std::function<bool(const nn::Site&)> path_end(const std::string& expression, const char* option);
+// patterns: the whole path, or what follows one of its dots; with or without the base model's name in the
+// path, which an adapter made on the base model lacks. An error as in `select` where it is not regular.
+std::function<bool(const nn::Site&)> path_end(const std::string& expression, const nn::Model& model,
+                                              const char* option);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.

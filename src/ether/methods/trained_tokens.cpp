@@ -33,13 +33,17 @@ nn::TokenRows make_rows(std::vector<int64_t> ids, const std::string& named, cons
                  "of its "
                  "own in the base (transformers: resize_token_embeddings)",
                  option, id, table.size(0));
+    for (const auto& parameter : context.parameters.all())
+        if (parameter.value.is_same(table))
+            fail(ErrorKind::usage, "{}: \"{}\" is trained whole already; leave one of them out", option,
+                 context.model.embeddings().name);
     const auto wanted = at::tensor(ids, at::kLong);
     std::sort(ids.begin(), ids.end());
     if (const auto twice = std::adjacent_find(ids.begin(), ids.end()); twice != ids.end())
         fail(ErrorKind::usage, "{}: {} is there twice", option, *twice);
     const auto name = table_module(context.model) + "." + infix + kTrainedTokens;
     const auto rows = context.parameters.add(name, table.detach().index_select(0, wanted).to(at::kFloat));
-    return {wanted, rows, table};
+    return {wanted, rows, table.size(0)};
 }
 
 }  // namespace

@@ -146,6 +146,12 @@ class Unipelt : public Adapter {
                      fmt::join(known, ", "), did_you_mean(module, known));
         if (options_.modules.empty())
             fail(ErrorKind::usage, "--modules: names none of lora, prefix, adapter");
+        // A gate knows a text's end at its beginning.
+        if (options_.gates != "none" && context.model.shape().head == nn::Head::causal_lm)
+            fail(ErrorKind::usage,
+                 "method unipelt: a gate is a mean over the whole text, so a language model would be told "
+                 "what it is "
+                 "to predict; give --gates none, or --task classify");
         if (options_.gates != "central") return;
         if (!options_.has("lora") || !options_.has("prefix") || options_.has("adapter"))
             fail(ErrorKind::usage,

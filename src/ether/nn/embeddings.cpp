@@ -4,13 +4,12 @@
 
 namespace ether::nn {
 
-TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, const at::Tensor& table)
+TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary)
     : ids_(ids), rows_(std::move(rows)) {
     std::tie(sorted_, order_) = ids.sort();
-    replaced_ = table.detach().index_select(0, ids);
-    const int64_t width = table.size(1);
+    const int64_t width = rows_.size(1);
     entries_ = std::make_shared<ops::SparsePattern>((ids.unsqueeze(1) * width + at::arange(width)).flatten(),
-                                                    table.size(0), width);
+                                                    vocabulary, width);
 }
 
 at::Tensor TokenRows::embed(const at::Tensor& table, const at::Tensor& token_ids) const {
@@ -24,9 +23,9 @@ at::Tensor TokenRows::in(const at::Tensor& table) const {
     return table.index_copy(0, ids_, rows_.to(table.scalar_type()));
 }
 
-SiteForms TokenRows::as_forms() const {
+SiteForms TokenRows::as_forms(const at::Tensor& table) const {
     SiteForms forms;
-    forms.delta.push_back({Overlay{{entries_}, (rows_ - replaced_).flatten()}});
+    forms.delta.push_back({Overlay{{entries_}, (rows_ - table.index_select(0, ids_)).flatten()}});
     return forms;
 }
 

@@ -13,20 +13,19 @@ namespace ether::nn {
 // Rows that stand in the place of the table's.
 class TokenRows {
   public:
-    // ids: (k) int64, each once and all within the table (V, d). rows: (k, d), perhaps trained.
-    TokenRows(const at::Tensor& ids, at::Tensor rows, const at::Tensor& table);
+    // ids: (k) int64, each once and all within the table (vocabulary, d). rows: (k, d), perhaps trained.
+    TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary);
 
     // table[token_ids] with these rows, (T, d) in the table's dtype. Differentiable in the rows.
     at::Tensor embed(const at::Tensor& table, const at::Tensor& token_ids) const;
     // table with these rows.
     at::Tensor in(const at::Tensor& table) const;
     // What they change of a linear layer whose weight is the table (a tied output layer).
-    SiteForms as_forms() const;
+    SiteForms as_forms(const at::Tensor& table) const;
 
   private:
     at::Tensor ids_, rows_;
     at::Tensor sorted_, order_;  // ids in ascending order, and whose rows those are
-    at::Tensor replaced_;        // the table's own rows
     std::shared_ptr<const ops::SparsePattern> entries_;
 };
 

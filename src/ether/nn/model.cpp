@@ -69,19 +69,18 @@ bool BlockPoints::join(const BlockPoints& other) {
         if (theirs) own = theirs;
         return true;
     };
+    // Each would act on what the other has made, in an order of ours, not theirs.
+    if ((mlp_out && other.mlp_end) || (mlp_end && other.mlp_out)) return false;
     return take(attn_in, other.attn_in) && take(attn_out, other.attn_out) && take(mlp_in, other.mlp_in) &&
            take(mlp_out, other.mlp_out) && take(extra_kv, other.extra_kv) && take(mlp, other.mlp) &&
            take(mlp_end, other.mlp_end);
 }
 
-bool Model::can_checkpoint_blocks() const {
-    return std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); });
-}
-
 void Model::checkpoint_blocks(bool on) {
     checkpoints_.clear();
     if (!on) return;
-    ETHER_ASSERT(can_checkpoint_blocks());
+    ETHER_ASSERT(
+        std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); }));
     checkpoints_.resize(points_.size());
     for (auto& site : sites_) {
         if (site.layer < 0) continue;

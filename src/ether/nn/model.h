@@ -104,10 +104,9 @@ class Model {
     // Reads all weights; NaN or infinity is an error that names `folder` and the tensor.
     void check_finite(const std::string& folder) const;
 
-    // Not where a point is set: nobody knows what its function trains.
-    bool can_checkpoint_blocks() const;
     // Whether blocks of the passes to come keep their input alone (checkpointing.h). Called after forms are
-    // bound: those of blocks then hold leaves.
+    // bound: those of blocks then hold leaves. Not where a point is set: nobody knows what its function
+    // trains.
     void checkpoint_blocks(bool on);
 
     // Removes what adapters bound: forms, sinks, points.

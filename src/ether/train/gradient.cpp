@@ -79,7 +79,7 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
 }  // namespace
 
 bool can_checkpoint(methods::AdaptedModel& model) {
-    return model.forward_passes() == 1 && !model.wants_weight_grad() && model.model().can_checkpoint_blocks();
+    return model.forward_passes() == 1 && !model.wants_weight_grad() && !model.inserts_modules();
 }
 
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
