@@ -109,11 +109,18 @@ const std::vector<Kind> kRefused = {
     {"lora", {{"dora", "true"}}},     {"ia3", {}, {"llama_bare", nn::Head::causal_lm}},
     {"oft-paper", {{"blocks", "4"}}}, {"magnitude", {}},
 };
-const std::vector<Kind> kNoWeights = {
-    {"red", {}},  {"hiwi", {}}, {"bitfit", {}}, {"ln-tuning", {}},
-    {"full", {}}, {"head", {}}, {"ia3", {}},    {"lora", {{"bias", "all"}}}};
+const std::vector<Kind> kNoWeights = {{"red", {}},
+                                      {"hiwi", {}},
+                                      {"bitfit", {}},
+                                      {"ln-tuning", {}},
+                                      {"full", {}},
+                                      {"head", {}},
+                                      {"ia3", {}},
+                                      {"lora", {{"bias", "all"}}},
+                                      {"lora", {{"token-indices", "3"}}},
+                                      {"trainable-tokens", {{"token-indices", "3,9"}}}};
 
-const std::vector<Kind> kInserting = {{"bottleneck", {}}, {"prefix", {}}};
+const std::vector<Kind> kInserting = {{"bottleneck", {}}, {"prefix", {}}, {"unipelt", {}}};
 
 class Exact : public testing::TestWithParam<Kind> {};
 

@@ -20,7 +20,7 @@ SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vec
          "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
          "gralora": ["--rank", 4], "pafi": ["--budget", 0.2], "id3": ["--budget", 0.1], "oft-paper": ["--blocks", 4],
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
-LOW_RANK = ("ether", "ether+", "hra", "lora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
+LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
 PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira")
