@@ -78,7 +78,7 @@ Method c3a() {
     return {"c3a",
             "C3A",
             "additions made of circulant blocks",
-            1e-2,
+            3e-1,
             true,
             make_options<C3aOptions>,
             make_adapter<C3a, C3aOptions>,

@@ -112,7 +112,7 @@ Method id3() {
     return {"id3",
             "ID3",
             "weights of the adapted layers, chosen step by step by their gradients",
-            1e-3,
+            1e-2,
             true,
             make_options<Id3Options>,
             make_adapter<Id3, Id3Options>,

@@ -54,7 +54,7 @@ Method pafi() {
     return {"pafi",
             "PAFI",
             "the smallest weights of the adapted layers, trained in their place",
-            1e-3,
+            3e-2,
             true,
             make_options<PafiOptions>,
             make_adapter<Pafi, PafiOptions>,

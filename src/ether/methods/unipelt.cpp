@@ -102,7 +102,7 @@ class Unipelt : public Adapter {
         nn::BlockPoints points;
         if (prefix_) {
             if (layer == 0) vectors_ = prefix_->value().to(dtype_);
-            points.extra_kv = [this, &block, own = vectors_[layer]](const Tensor& x, const nn::Pass& pass) {
+            points.extra_kv = [&block, own = vectors_[layer]](const Tensor& x, const nn::Pass& pass) {
                 return gated_prefix(block, own, x, pass);
             };
         }
