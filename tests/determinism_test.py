@@ -22,7 +22,8 @@ TASKS = {"classify": "bert", "causal-lm": "llama_tied"}
 SMALL = {"oft": "--block-size 8", "naive": "--blocks 4", "vblora": "--vector-length 4 --num-vectors 16", "fourierft": "--n-frequency 64",
          "waveft": "--n-frequency 64", "miss": "--rank 8", "c3a": "--block-size 4", "road": "--group-size 8", "shira": "--rank 4",
          "pafi": "--budget 0.1", "id3": "--budget 0.1", "trainable-tokens": "--token-indices 34,43,17,9,13,22,30,12"}
-LACKING = {("causal-lm", "head"), ("causal-lm", "bitfit"), ("causal-lm", "hiwi")}  # a head of its own, biases
+LACKING = {("causal-lm", "head"), ("causal-lm", "bitfit"), ("causal-lm", "hiwi"),
+           ("causal-lm", "unipelt")}  # a head of its own, biases; gates are for classification
 
 
 def copy_with_header_room(model, to, room):
