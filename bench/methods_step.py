@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-from train_step import MAKE_MODEL, ROOT, TARGETS, last_json
+from train_step import MAKE_MODEL, ROOT, our_step, peer_step
 
 # PEFT's configuration, and our options for the same adapter.
 PEERS = {
@@ -46,33 +46,7 @@ PEERS = {
 # Those without a peer in PEFT.
 OWN = {"ether": [], "ether+": [], "ether --blocks 32": ["--blocks", "32"], "ether+ --blocks 32": ["--blocks", "32"], "none": [], "naive": ["--blocks", "32"],
        "oft-paper": ["--blocks", "32"], "lorta": [], "red": [], "pafi": [], "id3": [], "magnitude": [], "bottleneck": [], "prefix": [],
-       "unipelt": [], "full": []}
-
-PEER = """
-import json, resource, statistics, sys, time
-import peft, torch
-from transformers import AutoModelForCausalLM
-
-folder, batch, tokens, steps = sys.argv[1], *map(int, sys.argv[2:5])
-kind, options = sys.argv[5], json.loads(sys.argv[6])
-torch.manual_seed(0)
-model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), getattr(peft, kind)(**options)).train()
-trained = [p for p in model.parameters() if p.requires_grad]
-optimizer = torch.optim.AdamW(trained, lr=1e-4)
-ids = torch.randint(0, model.config.vocab_size, (batch, tokens))
-seconds = []
-for step in range(steps + 1):
-    start = time.perf_counter()
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    if hasattr(model.base_model, "update_and_allocate"):
-        model.base_model.update_and_allocate(step + 1)
-    optimizer.zero_grad()
-    seconds.append(time.perf_counter() - start)
-print(json.dumps({"tokens_per_second": batch * tokens / statistics.median(seconds[1:]), "trainable_parameters": sum(p.numel() for p in trained),
-                  "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
-"""
-
+       "unipelt": ["--gates", "none"], "full": []}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,12 +64,7 @@ def main():
 
         def ours(name):
             words = PEERS[name][2] if name in PEERS else OWN[name]
-            return last_json([options.ether, "bench", "train-step", "--model", model, "--method", name.split()[0], *words, "--batch", sizes[0],
-                              "--tokens", sizes[1], "--steps", sizes[2], "--dtype", "f32", "--json"])
-
-        def peer(name):
-            kind, config, _ = PEERS[name]
-            return last_json([sys.executable, "-c", PEER, model, *sizes, kind, json.dumps({"target_modules": TARGETS.split(",")} | config)])
+            return our_step(options.ether, model, "f32", sizes, name.split()[0], words)
 
         yardsticks = {name: ours(name)["tokens_per_second"] for name in ("ether", "lora")}
         for name in options.methods.split(",") if options.methods else [*PEERS, *OWN]:
@@ -104,7 +73,7 @@ def main():
             row = {"method": name, "ours": ours(name), "peft": None}
             if name in PEERS:
                 try:
-                    row["peft"] = peer(name)
+                    row["peft"] = peer_step(model, "f32", sizes, *PEERS[name][:2])
                 except SystemExit as failed:  # one of PEFT's may need more memory than there is
                     print(f"{name}: PEFT failed: {str(failed).strip().splitlines()[-1]}", flush=True)
             row["of_our_ether"] = row["ours"]["tokens_per_second"] / yardsticks["ether"]

@@ -22,17 +22,21 @@ import json, resource, statistics, sys, time
 import peft, torch
 from transformers import AutoModelForCausalLM
 
-folder, dtype, batch, tokens, steps, targets = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6].split(",")
+folder, dtype, batch, tokens, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+kind, options = sys.argv[6], json.loads(sys.argv[7])
+torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
-model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets)).train()
+model = peft.get_peft_model(model, getattr(peft, kind)(**options)).train()
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=1e-4)
 ids = torch.randint(0, model.config.vocab_size, (batch, tokens))
 seconds = []
-for _ in range(steps + 1):
+for step in range(steps + 1):
     start = time.perf_counter()
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
+    if hasattr(model.base_model, "update_and_allocate"):  # AdaLoRA's
+        model.base_model.update_and_allocate(step + 1)
     optimizer.zero_grad()
     seconds.append(time.perf_counter() - start)
 median = statistics.median(seconds[1:])
@@ -58,6 +62,16 @@ def last_json(command):
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def peer_step(model, dtype, sizes, kind="LoraConfig", options={"r": 8, "lora_alpha": 16}):
+    """PEFT's step with a configuration of that class; sizes: batch, tokens, steps, as text."""
+    return last_json([sys.executable, "-c", PEER, model, dtype, *sizes, kind, json.dumps({"target_modules": TARGETS.split(",")} | options)])
+
+
+def our_step(ether, model, dtype, sizes, method, options=()):
+    return last_json([ether, "bench", "train-step", "--model", model, "--method", method, *options, "--batch", sizes[0], "--tokens", sizes[1],
+                      "--steps", sizes[2], "--dtype", dtype, "--json"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
@@ -74,11 +88,10 @@ def main():
             model = folder
             subprocess.run([sys.executable, "-c", MAKE_MODEL, folder], check=True, capture_output=True)
         sizes = [options.batch, options.tokens, options.steps]
-        peer = last_json([sys.executable, "-c", PEER, model, options.dtype, *sizes, TARGETS])
+        peer = peer_step(model, options.dtype, sizes)
         print(f"PEFT LoRA r=8   {peer['tokens_per_second']:7.0f} tok/s  {peer['peak_rss_bytes'] / 1e9:5.2f} GB")
         for method in options.methods.split(","):
-            ours = last_json([options.ether, "bench", "train-step", "--model", model, "--method", method, "--batch", sizes[0],
-                              "--tokens", sizes[1], "--steps", sizes[2], "--dtype", options.dtype, "--json"])
+            ours = our_step(options.ether, model, options.dtype, sizes, method)
             print(f"ether {method:9} {ours['tokens_per_second']:7.0f} tok/s  {ours['peak_rss_bytes'] / 1e9:5.2f} GB  "
                   f"{ours['tokens_per_second'] / peer['tokens_per_second']:.2f} x PEFT LoRA, "
                   f"{ours['peak_rss_bytes'] / peer['peak_rss_bytes']:.2f} of its memory, "

@@ -18,8 +18,7 @@ struct Overloaded : Cases... {
 template <typename... Cases>
 Overloaded(Cases...) -> Overloaded<Cases...>;
 
-// A number as text or JSON; one without a fraction has none there either.
-std::string number_text(double number) { return fmt::format("{}", number); }
+// One without a fraction is an integer there.
 nlohmann::json number_json(double number) {
     constexpr double kExact = 1LL << 53;
     const bool whole = number == std::floor(number) && std::abs(number) < kExact;
@@ -62,15 +61,14 @@ std::string Field::text() const {
         Overloaded{
             [](const bool* v) { return std::string(*v ? "true" : "false"); },
             [](const int64_t* v) { return std::to_string(*v); },
-            [](const double* v) { return number_text(*v); },
-            [](const std::optional<double>* v) { return *v ? number_text(**v) : ""; },
+            [](const double* v) { return fmt::format("{}", *v); },
+            [](const std::optional<double>* v) { return *v ? fmt::format("{}", **v) : ""; },
             [](const std::string* v) { return *v; },
             [](const std::vector<std::string>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
             [](const std::vector<int64_t>* v) { return fmt::format("{}", fmt::join(*v, ",")); },
             [](const NumbersByName* v) {
                 std::vector<std::string> entries;
-                for (const auto& [name, number] : *v)
-                    entries.push_back(fmt::format("{}={}", name, number_text(number)));
+                for (const auto& [name, number] : *v) entries.push_back(fmt::format("{}={}", name, number));
                 return fmt::format("{}", fmt::join(entries, ","));
             },
         },
@@ -152,40 +150,51 @@ nlohmann::json Field::to_json() const {
 }
 
 void Field::from_json(const nlohmann::json& json, const std::string& where) const {
-    std::visit(
-        [&](auto* v) {
-            try {
-                using Value = std::remove_pointer_t<decltype(v)>;
-                using Type = std::conditional_t<std::is_same_v<Value, std::optional<double>>, double, Value>;
-                constexpr bool is_numbers = std::is_same_v<Value, NumbersByName>;
-                constexpr bool is_integers = std::is_same_v<Value, std::vector<int64_t>>;
-                if ((!std::is_same_v<Value, Type> || is_numbers || is_integers) && json.is_null())
-                    return static_cast<void>(*v = Value());
-                const bool fits =
-                    std::is_same_v<Type, bool>      ? json.is_boolean()
-                    : std::is_same_v<Type, int64_t> ? json.is_number_integer()
-                    : std::is_same_v<Type, double>  ? json.is_number()
-                    : is_numbers                    ? json.is_object()
-                    : is_integers                   ? std::all_of(json.begin(), json.end(),
-                                                                  [](const auto& entry) { return entry.is_number_integer(); })
-                                                    : true;
-                if (!fits) throw std::invalid_argument("");
-                if constexpr (is_numbers) {
-                    v->clear();
-                    for (const auto& [module, number] : json.items()) {
-                        if (!number.is_number()) throw std::invalid_argument("");
-                        v->emplace_back(module, number.template get<double>());
-                    }
-                } else {
-                    *v = json.get<Type>();
-                }
-                check();
-            } catch (const std::exception&) {
-                fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}", where,
-                     config_key(), json.dump(), help);
-            }
-        },
-        value);
+    auto need = [](bool fits) {
+        if (!fits) throw std::invalid_argument("");
+    };
+    try {
+        std::visit(Overloaded{
+                       [&](bool* v) {
+                           need(json.is_boolean());
+                           *v = json.get<bool>();
+                       },
+                       [&](int64_t* v) {
+                           need(json.is_number_integer());
+                           *v = json.get<int64_t>();
+                       },
+                       [&](double* v) {
+                           need(json.is_number());
+                           *v = json.get<double>();
+                       },
+                       [&](std::optional<double>* v) {
+                           need(json.is_number() || json.is_null());
+                           *v = json.is_null() ? std::nullopt : std::optional(json.get<double>());
+                       },
+                       [&](std::vector<int64_t>* v) {
+                           need(json.is_array() || json.is_null());
+                           v->clear();
+                           for (const auto& entry : json) {
+                               need(entry.is_number_integer());
+                               v->push_back(entry.get<int64_t>());
+                           }
+                       },
+                       [&](NumbersByName* v) {
+                           need(json.is_object() || json.is_null());
+                           v->clear();
+                           for (const auto& [module, number] : json.items()) {
+                               need(number.is_number());
+                               v->emplace_back(module, number.get<double>());
+                           }
+                       },
+                       [&](auto* v) { json.get_to(*v); },
+                   },
+                   value);
+        check();
+    } catch (const std::exception&) {
+        fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}", where,
+             config_key(), json.dump(), help);
+    }
 }
 
 const Field* find_field(const Fields& fields, const std::string& name) {

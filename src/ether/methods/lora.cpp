@@ -155,11 +155,12 @@ class Lora : public Adapter {
 
     void to_tensors(io::NamedTensors& tensors) const override {
         if (!moves_base()) return;
+        const at::NoGradGuard no_grad;
         std::map<std::string, Tensor> values;
         for (const nn::Site* site : targets_) {
-            const auto& lora = sites_[*site];
-            values[parameter_name(*site, kA)] = at::cat({lora.a.detach(), lora.a0});
-            values[parameter_name(*site, kB)] = at::cat({lora.b.detach(), -lora.b0}, 1);
+            const auto [a, b] = whole(sites_[*site]);
+            values[parameter_name(*site, kA)] = a;
+            values[parameter_name(*site, kB)] = b;
         }
         for (auto& [name, tensor] : tensors)
             if (const auto found = values.find(name); found != values.end()) tensor = found->second;
@@ -199,6 +200,12 @@ class Lora : public Adapter {
 
     bool moves_base() const { return methods::moves_base(options_.start); }
 
+    // Factors of all that is added to W, what was taken from it included.
+    std::pair<Tensor, Tensor> whole(const LoraSite& lora) const {
+        if (!moves_base()) return {lora.a, lora.b};
+        return {at::cat({lora.a, lora.a0}), at::cat({lora.b, -lora.b0}, 1)};
+    }
+
     static void train_biases(bool all, const MethodContext& context) {
         const std::string suffix = ".bias";
         for (const auto& [name, slots] : context.model.tensors()) {
@@ -216,8 +223,7 @@ class Lora : public Adapter {
     Tensor row_norms(const nn::Site& site) const {
         const at::NoGradGuard no_grad;
         const auto& lora = sites_[site];
-        const auto a = moves_base() ? at::cat({lora.a, lora.a0}) : lora.a;
-        const auto b = moves_base() ? at::cat({lora.b, -lora.b0}, 1) : lora.b;
+        const auto [a, b] = whole(lora);
         const double s = lora.scale;
         const auto mixed = (site.linear.weight.to(a.scalar_type()).mm(a.t()) * b).sum(1);
         const auto own = (b.mm(a.mm(a.t())) * b).sum(1);
