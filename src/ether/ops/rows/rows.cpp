@@ -31,7 +31,8 @@ struct Plan : torch::CustomClassHolder {
     };
     std::vector<Step> steps;
     std::vector<int64_t> widths;  // of each value
-    std::vector<size_t> outputs;
+    std::vector<size_t> outputs;  // a value that several products read is several outputs
+    std::vector<size_t> stored;   // each of these once
     size_t inputs = 0, parameters = 0;
 };
 using PlanPtr = c10::intrusive_ptr<Plan>;
@@ -145,7 +146,7 @@ void set_arguments(const Plan::Step& step, const std::vector<const P*>& values, 
 }
 
 template <typename X>
-void run_forward(const Plan& plan, const std::vector<at::Tensor>& inputs, std::vector<at::Tensor>& outputs) {
+void run_forward(const Plan& plan, const std::vector<at::Tensor>& inputs, std::vector<at::Tensor>& stored) {
     using P = accumulate_t<X>;
     const int64_t tokens = inputs.front().size(0);
     parallel_for(tokens, kGrain, [&](int, int64_t begin, int64_t end) {
@@ -157,16 +158,16 @@ void run_forward(const Plan& plan, const std::vector<at::Tensor>& inputs, std::v
                 values[i] = read_rows<X, P>(inputs[i], tile.first, tile.count, plan.widths[i], scratch[i]);
             for (const auto& step : plan.steps) {
                 P* y = scratch[step.result];
-                for (size_t i = 0; i < plan.outputs.size(); ++i)
-                    if (plan.outputs[i] == step.result)
-                        y = rows_to_write<X, P>(outputs[i], tile.first, plan.widths[step.result], y);
+                for (size_t i = 0; i < plan.stored.size(); ++i)
+                    if (plan.stored[i] == step.result)
+                        y = rows_to_write<X, P>(stored[i], tile.first, plan.widths[step.result], y);
                 set_arguments(step, values, tile);
                 step.op->forward(tile, y);
                 values[step.result] = y;
             }
-            for (size_t i = 0; i < plan.outputs.size(); ++i)
-                finish_rows<X, P>(outputs[i], tile.first, tile.count, plan.widths[plan.outputs[i]],
-                                  values[plan.outputs[i]]);
+            for (size_t i = 0; i < plan.stored.size(); ++i)
+                finish_rows<X, P>(stored[i], tile.first, tile.count, plan.widths[plan.stored[i]],
+                                  values[plan.stored[i]]);
         }
     });
 }
@@ -318,11 +319,16 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
         const std::vector<at::Tensor> inputs(tensors.begin(),
                                              tensors.begin() + static_cast<int64_t>(plan->inputs));
         const int64_t tokens = inputs.front().size(0);
-        variable_list outputs;
-        for (const auto value : plan->outputs)
-            outputs.push_back(at::empty({tokens, plan->widths[value]}, inputs.front().options()));
+        variable_list stored, outputs;
+        for (const auto value : plan->stored)
+            stored.push_back(at::empty({tokens, plan->widths[value]}, inputs.front().options()));
         const auto dtype = inputs.front().scalar_type();
-        dispatch(dtype, "rows", [&](auto type) { run_forward<decltype(type)>(*plan, inputs, outputs); });
+        dispatch(dtype, "rows", [&](auto type) { run_forward<decltype(type)>(*plan, inputs, stored); });
+        // One memory, but a gradient each: these are added up tile by tile.
+        for (const auto value : plan->outputs) {
+            const auto place = std::find(plan->stored.begin(), plan->stored.end(), value);
+            outputs.push_back(stored[static_cast<size_t>(place - plan->stored.begin())].detach());
+        }
 
         std::vector<char> trained;
         for (const auto& tensor : tensors) trained.push_back(tensor.requires_grad());
@@ -439,6 +445,8 @@ std::vector<at::Tensor> Rows::run(const std::vector<Value>& values) const {
         } else {
             computed.push_back(i);
             plan->outputs.push_back(number[at]);
+            if (std::find(plan->stored.begin(), plan->stored.end(), number[at]) == plan->stored.end())
+                plan->stored.push_back(number[at]);
         }
     }
     if (computed.empty()) return result;
