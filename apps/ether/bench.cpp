@@ -68,7 +68,8 @@ int train_step_main(int argc, char** argv) {
          .high = 1e6},
         {.name = "checkpoint-activations",
          .value = &options.checkpoint_activations,
-         .help = "keep the input of each block alone and compute the rest again in backward"},
+         .help =
+             "keep of each block its input and last product alone, and compute the rest again in backward"},
     });
     if (!line.parse(argc, argv)) return 0;
     const auto result = eval::bench_train_step(common.open(line, options.adapter, options.input), options);

@@ -56,8 +56,11 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
          info.training_examples,
          info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "",
          info.learning_rate);
-    if (info.checkpoint_activations)
-        tell("activations are computed again in backward, block by block: less memory, a third more time\n");
+    if (info.checkpointed_blocks)
+        tell(
+            "activations of {} of {} blocks are computed again in backward: less memory, up to a third more "
+            "time\n",
+            info.checkpointed_blocks, info.blocks);
     if (info.first_step) tell("resumed at step {} of {}\n", info.first_step, info.total_steps);
     start_ = last_drawn_ = Clock::now();
 }

@@ -38,6 +38,17 @@ template <typename... Args>
     throw Error(kind, fmt::format(format, std::forward<Args>(args)...));
 }
 
+// What body() returns. Its errors are told behind "prefix: "; those that blame the command line get the kind
+// `usage`, for where it is not to blame.
+template <typename Body>
+auto with_prefix(const std::string& prefix, Body&& body, ErrorKind usage = ErrorKind::usage) {
+    try {
+        return body();
+    } catch (const Error& error) {
+        fail(error.kind() == ErrorKind::usage ? usage : error.kind(), "{}: {}", prefix, error.what());
+    }
+}
+
 // Prints the broken assumption and aborts. Never reachable by user input.
 [[noreturn]] void assertion_failed(const char* condition, const char* file, int line);
 

@@ -46,18 +46,6 @@ std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
     return adapters;
 }
 
-// What is wrong with an adapter's files is told with their folder.
-std::unique_ptr<methods::AdaptedModel> adapted(std::unique_ptr<nn::Model> model,
-                                               const std::vector<methods::NamedAdapter>& adapters,
-                                               const std::string& folders) {
-    try {
-        return std::make_unique<methods::AdaptedModel>(std::move(model), adapters);
-    } catch (const Error& error) {
-        fail(error.kind() == ErrorKind::usage ? ErrorKind::adapter : error.kind(), "{}: {}", folders,
-             error.what());
-    }
-}
-
 // An adapter's ether.json, if it has one and was trained on this base.
 std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter,
                                           const io::Checkpoint& checkpoint, const LoadOptions& options) {
@@ -131,12 +119,16 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
         loaded.max_length = std::min({tasks::kDefaultMaxLength, model->shape().max_positions,
                                       loaded.checkpoint.tokenizer_max_length()});
     model->check_finite(loaded.checkpoint.path().string());
-    loaded.model = !adapters.empty()
-                       ? adapted(std::move(model), adapters, options.adapter)
-                       : std::make_unique<methods::AdaptedModel>(
-                             std::move(model),
-                             methods::AdapterConfig{
-                                 .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
+    loaded.model =
+        !adapters.empty()
+            ? with_prefix(
+                  options.adapter,
+                  [&] { return std::make_unique<methods::AdaptedModel>(std::move(model), adapters); },
+                  ErrorKind::adapter)
+            : std::make_unique<methods::AdaptedModel>(
+                  std::move(model),
+                  methods::AdapterConfig{
+                      .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
     return loaded;
 }
 

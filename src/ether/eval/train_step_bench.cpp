@@ -75,7 +75,7 @@ TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainSt
         train::accumulate_gradients(
             model, *task, sequences, rows,
             {options.input.batch, Random(options.input.seed).stream(static_cast<uint64_t>(step)),
-             options.checkpoint_activations});
+             options.checkpoint_activations ? model.model().shape().layers : 0});
         optimizer.step(1);
         model.parameters().clear_grads();
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());

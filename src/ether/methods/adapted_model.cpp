@@ -39,16 +39,6 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
     return parts;
 }
 
-// What is wrong with one of several methods is told with its name.
-template <typename Make>
-auto with_name(const std::string& name, Make&& make) {
-    try {
-        return make();
-    } catch (const Error& error) {
-        fail(error.kind(), "{}: {}", name, error.what());
-    }
-}
-
 }  // namespace
 
 AdaptedModel::Part AdaptedModel::part_of(const PartConfig& config) {
@@ -80,15 +70,16 @@ AdaptedModel::Part AdaptedModel::part_of(const nlohmann::json& config) {
     return {&method, options_from_config(method, config), targets_from_config(config)};
 }
 
-AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config)
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config,
+                           const RunBatch& run_batch)
     : model_(std::move(model)), modules_to_save_(config.modules_to_save) {
     parts_.push_back(part_of(PartConfig{config.method, config.options, config.targets}));
     for (const auto& part : config.also)
-        parts_.push_back(with_name("--and " + part.method, [&] { return part_of(part); }));
+        parts_.push_back(with_prefix("--and " + part.method, [&] { return part_of(part); }));
     for (const auto& module : model_->new_modules())
         if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
             modules_to_save_.push_back(module);
-    build(config.seed, /*from_file=*/false);
+    build(config.seed, /*from_file=*/false, run_batch);
 }
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
@@ -119,7 +110,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<N
     for (size_t i = 0; i < adapters.size(); ++i) load(adapters[i], modules[i]);
 }
 
-void AdaptedModel::build(uint64_t seed, bool from_file) {
+void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batch) {
     const auto& words = from_file ? kSavedTargets : kTypedTargets;
     // A tied head that is trained whole leaves the embeddings as they are, as in PEFT.
     const auto& saved = modules_to_save_;
@@ -143,11 +134,13 @@ void AdaptedModel::build(uint64_t seed, bool from_file) {
         const auto random = Random(seed).stream("adapter");
         auto make = [&] {
             if (part.method->takes_sites) choose_sites(part, words);
-            return part.method->make(*part.options, {*model_, part.sites, parameters_,
-                                                     k == 0 ? random : random.stream(k), from_file});
+            MethodContext context{*model_, part.sites, parameters_, k == 0 ? random : random.stream(k),
+                                  from_file};
+            if (run_batch) context.run_batch = [&] { run_batch(*model_); };
+            return part.method->make(*part.options, context);
         };
         part.adapter =
-            k == 0 || from_file ? make() : with_name(fmt::format("--and {}", part.method->name), make);
+            k == 0 || from_file ? make() : with_prefix(fmt::format("--and {}", part.method->name), make);
         check_order(part);
         check_weight(part);
         several_passes += part.adapter->forward_passes() > 1;
@@ -216,7 +209,7 @@ void AdaptedModel::bind(const nn::Pass& pass) {
             auto own = adapter.forms(*site, pass);
             auto forms = part.weight == 1
                              ? std::move(own)
-                             : with_name(part.name, [&] { return nn::weighted(own, part.weight); });
+                             : with_prefix(part.name, [&] { return nn::weighted(own, part.weight); });
             site->forms =
                 site->forms.empty() ? std::move(forms) : nn::composed(site->forms, forms, site->linear.bias);
             if (!adapter.wants_weight_grad(*site)) continue;
@@ -228,7 +221,7 @@ void AdaptedModel::bind(const nn::Pass& pass) {
     }
     bind_points(pass);
     bind_tokens(pass);
-    model_->checkpoint_blocks(pass.checkpoint_activations);
+    model_->checkpoint_blocks(pass.checkpointed_blocks);
 }
 
 void AdaptedModel::bind_points(const nn::Pass& pass) {

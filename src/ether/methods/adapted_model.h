@@ -39,10 +39,14 @@ struct NamedAdapter {
     double weight = 1;
 };
 
+// Runs a model on the next batch of training examples, over and over.
+using RunBatch = std::function<void(const nn::Model&)>;
+
 class AdaptedModel {
   public:
-    // A new adapter at its starting values.
-    AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config);
+    // A new adapter at its starting values; run_batch for such that depend on the data.
+    AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config,
+                 const RunBatch& run_batch = {});
     // An adapter from files. Every tensor must fit and none may be left over; unknown settings are errors.
     AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files);
     // Several, each on top of those before it, as if these had been merged. A weight other than 1 is for
@@ -110,7 +114,7 @@ class AdaptedModel {
     static Part part_of(const PartConfig& config);
     static Part part_of(const nlohmann::json& config);
 
-    void build(uint64_t seed, bool from_file);
+    void build(uint64_t seed, bool from_file, const RunBatch& run_batch = {});
     void choose_sites(Part& part, const TargetWords& words);
     void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
     void check_order(const Part& part) const;

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -82,6 +83,9 @@ struct MethodContext {
     nn::ParameterStore& parameters;
     Random random;         // of starting values
     bool loading = false;  // values come from an adapter's file
+    // Runs the base on the next batch of training examples, over and over, for starts that look at what
+    // layers read (Site::watch); empty where there are none.
+    std::function<void()> run_batch = {};
 };
 
 struct Method {

@@ -194,7 +194,9 @@ Tensor BertEncoder::hidden(const Pass& pass) const {
 
 Tensor BertEncoder::encode(Tensor x, const Pass& pass) const {
     for (size_t i = 0; i < layers_.size(); ++i)
-        x = through(i, x, [this, i, pass](const Tensor& h) { return (*layers_[i])(h, points_[i], pass); });
+        x = through(i, x, pass, [this, i](const Tensor& h, const Pass& own) {
+            return (*layers_[i])(h, points_[i], own);
+        });
     return x;
 }
 

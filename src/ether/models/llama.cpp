@@ -177,8 +177,8 @@ class Llama : public nn::Model {
         const RotaryTables tables(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
         auto x = embeddings_(pass.batch.token_ids);
         for (size_t i = 0; i < layers_.size(); ++i)
-            x = through(i, x, [this, i, tables, pass](const Tensor& h) {
-                return layers_[i](h, tables, points_[i], pass);
+            x = through(i, x, pass, [this, i, tables](const Tensor& h, const Pass& own) {
+                return layers_[i](h, tables, points_[i], own);
             });
         return ops::rms_norm(x, norm_, config_.rms_norm_eps);
     }

@@ -13,19 +13,23 @@ using torch::autograd::variable_list;
 
 // autograd's context stores IValues, which hold no std::function; a capsule carries it.
 struct BlockCapsule : torch::CustomClassHolder {
+    BlockCapsule(Block block, const Pass& pass, std::vector<at::Tensor> leaves)
+        : block(std::move(block)), pass(pass), leaves(std::move(leaves)) {
+        this->pass.last_product = &last_product;
+    }
     Block block;
+    Pass pass;
     std::vector<at::Tensor> leaves;
+    at::Tensor last_product;
 };
 
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& x, at::TensorList /*values*/,
-                              const Block& block, const BlockInputs& inputs) {
-        auto capsule = c10::make_intrusive<BlockCapsule>();
-        capsule->block = block;
-        capsule->leaves = inputs.leaves;
+                              const Block& block, const Pass& pass, const BlockInputs& inputs) {
+        const auto capsule = c10::make_intrusive<BlockCapsule>(block, pass, inputs.leaves);
         context->save_for_backward({x});
-        context->saved_data["block"] = c10::IValue::make_capsule(std::move(capsule));
-        return block(x);
+        context->saved_data["block"] = c10::IValue::make_capsule(capsule);
+        return block(x, capsule->pass);
     }
 
     static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -36,10 +40,10 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
         const auto x = context->get_saved_variables().front().detach().requires_grad_(true);
         variable_list wanted = {x};
         wanted.insert(wanted.end(), capsule->leaves.begin(), capsule->leaves.end());
-        auto found =
-            torch::autograd::grad({capsule->block(x)}, wanted, {grads.front()}, /*retain_graph=*/false,
-                                  /*create_graph=*/false, /*allow_unused=*/true);
-        found.insert(found.end(), 2, at::Tensor());  // of block and inputs
+        auto found = torch::autograd::grad({capsule->block(x, capsule->pass)}, wanted, {grads.front()},
+                                           /*retain_graph=*/false,
+                                           /*create_graph=*/false, /*allow_unused=*/true);
+        found.insert(found.end(), 3, at::Tensor());  // of block, pass and inputs
         return found;
     }
 };
@@ -55,8 +59,9 @@ at::Tensor BlockInputs::leaf_for(const at::Tensor& value) {
     return leaves.back();
 }
 
-at::Tensor checkpointed(const Block& block, const at::Tensor& x, const BlockInputs& inputs) {
-    return CheckpointFunction::apply(x, at::TensorList(inputs.values), block, inputs);
+at::Tensor checkpointed(const Block& block, const at::Tensor& x, const Pass& pass,
+                        const BlockInputs& inputs) {
+    return CheckpointFunction::apply(x, at::TensorList(inputs.values), block, pass, inputs);
 }
 
 }  // namespace ether::nn

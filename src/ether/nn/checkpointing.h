@@ -1,11 +1,14 @@
-// Activation checkpointing (Chen et al., arXiv 1604.06174): a block keeps its input alone, and backward runs
-// it once more.
+// Activation checkpointing (Chen et al., arXiv 1604.06174): a block keeps its input, and backward runs it
+// once more. It also keeps the product of its last layer, as large as the input and the dearest a value (an
+// MLP is wide before it), which a second run would need for no other product.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <vector>
+
+#include "ether/nn/pass.h"
 
 namespace ether::nn {
 
@@ -18,10 +21,10 @@ struct BlockInputs {
     at::Tensor leaf_for(const at::Tensor& value);
 };
 
-using Block = std::function<at::Tensor(const at::Tensor& x)>;
+using Block = std::function<at::Tensor(const at::Tensor& x, const Pass&)>;
 
-// block(x), differentiable in x and inputs.values. The block must read nothing else that is trained, compute
-// the same each time (dropouts do: they are drawn by place), and stay callable until backward.
-at::Tensor checkpointed(const Block& block, const at::Tensor& x, const BlockInputs& inputs);
+// block(x, pass), differentiable in x and inputs.values. The block must read nothing else that is trained,
+// compute the same each time (dropouts do: they are drawn by place), and stay callable until backward.
+at::Tensor checkpointed(const Block& block, const at::Tensor& x, const Pass& pass, const BlockInputs& inputs);
 
 }  // namespace ether::nn

@@ -76,26 +76,32 @@ bool BlockPoints::join(const BlockPoints& other) {
            take(mlp_end, other.mlp_end);
 }
 
-void Model::checkpoint_blocks(bool on) {
+void Model::checkpoint_blocks(int64_t count) {
     checkpoints_.clear();
-    if (!on) return;
+    for (auto& site : sites_) site.keeps_product = false;
+    if (count == 0) return;
     ETHER_ASSERT(
         std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); }));
-    checkpoints_.resize(points_.size());
+    checkpoints_.resize(std::min(points_.size(), static_cast<size_t>(count)));
+    std::vector<Site*> last(points_.size());
     for (auto& site : sites_) {
-        if (site.layer < 0) continue;
-        auto& inputs = checkpoints_[static_cast<size_t>(site.layer)];
+        if (site.layer < 0 || site.layer >= count) continue;
+        const auto layer = static_cast<size_t>(site.layer);
+        last[layer] = &site;
         for (at::Tensor* tensor : tensors_of(site.forms))
-            if (tensor->requires_grad()) *tensor = inputs.leaf_for(*tensor);
+            if (tensor->requires_grad()) *tensor = checkpoints_[layer].leaf_for(*tensor);
     }
+    for (Site* site : last)
+        if (site) site->keeps_product = true;
     for (const auto& [name, slots] : slots_)  // weights that are trained themselves
-        if (const auto layer = block_number(name); layer && slots.front()->requires_grad())
-            checkpoints_.at(*layer).leaf_for(*slots.front());
+        if (const auto layer = block_number(name);
+            layer && *layer < checkpoints_.size() && slots.front()->requires_grad())
+            checkpoints_[*layer].leaf_for(*slots.front());
 }
 
-at::Tensor Model::through(size_t layer, const at::Tensor& x, const Block& block) const {
-    if (checkpoints_.empty() || !at::GradMode::is_enabled()) return block(x);
-    return checkpointed(block, x, checkpoints_[layer]);
+at::Tensor Model::through(size_t layer, const at::Tensor& x, const Pass& pass, const Block& block) const {
+    if (layer >= checkpoints_.size() || !at::GradMode::is_enabled()) return block(x, pass);
+    return checkpointed(block, x, pass, checkpoints_[layer]);
 }
 
 void Model::unbind() {
@@ -103,6 +109,8 @@ void Model::unbind() {
     for (auto& site : sites_) {
         site.forms = {};
         site.weight_grad = {};
+        site.watch = {};
+        site.keeps_product = false;
     }
     for (auto& points : points_) points = {};
     embeddings_.rows = nullptr;

@@ -104,17 +104,17 @@ class Model {
     // Reads all weights; NaN or infinity is an error that names `folder` and the tensor.
     void check_finite(const std::string& folder) const;
 
-    // Whether blocks of the passes to come keep their input alone (checkpointing.h). Called after forms are
-    // bound: those of blocks then hold leaves. Not where a point is set: nobody knows what its function
-    // trains.
-    void checkpoint_blocks(bool on);
+    // How many blocks of the passes to come, from the first one, are checkpointed (checkpointing.h). Called
+    // after forms are bound: those of blocks then hold leaves. Not where a point is set: nobody knows what
+    // its function trains.
+    void checkpoint_blocks(int64_t count);
 
     // Removes what adapters bound: forms, sinks, points.
     void unbind();
 
   protected:
     // x through the block with that number, checkpointed or not.
-    at::Tensor through(size_t layer, const at::Tensor& x, const Block& block) const;
+    at::Tensor through(size_t layer, const at::Tensor& x, const Pass& pass, const Block& block) const;
 
     ModelShape shape_;
     at::ScalarType dtype_ = at::kFloat;
@@ -124,7 +124,7 @@ class Model {
     std::vector<std::string> new_modules_;
     Embeddings embeddings_;
     Site* output_site_ = nullptr;
-    std::vector<BlockInputs> checkpoints_;  // by block; empty: not checkpointed
+    std::vector<BlockInputs> checkpoints_;  // of the blocks that are checkpointed
 
     friend class Weights;
 };

@@ -17,8 +17,11 @@ struct Pass {
     int64_t first_sequence = 0;  // that accumulated micro-batches are the large batch exactly
     int index = 0;               // which of a step's forward passes (Method::forward_passes) this is
     bool bound = false;          // its forms are bound already: one of several passes that share them
-    bool checkpoint_activations = false;  // blocks keep their input alone, and run again in backward
-    at::Tensor adapter_rows = {};  // (T) int32: each token's entry in the forms' banks; undefined: entry 0
+    int64_t checkpointed_blocks = 0;  // so many, from the first one, run again in backward
+    at::Tensor adapter_rows = {};     // (T) int32: each token's entry in the forms' banks; undefined: entry 0
+    // Of a block that is run twice: what its last layer's product is kept in by the first run, for the
+    // second.
+    at::Tensor* last_product = nullptr;
 
     // The random numbers of one place: a layer (or site) and a dropout in it.
     Random stream(int64_t place, std::string_view name) const {

@@ -37,14 +37,20 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
         const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
         const bool bias_follows = !forms.post.empty() && linear.bias.defined();
         const auto bias = bias_follows ? at::Tensor() : linear.bias;
+        if (sites_[i]->watch) sites_[i]->watch(tensors[first + i]);
+        at::Tensor* kept = sites_[i]->keeps_product ? pass.last_product : nullptr;
+        auto multiply = [&](const at::Tensor& weight) {
+            products_.push_back(ops::linear(tensors[first + i], weight, bias, sites_[i]->weight_grad,
+                                            kept ? *kept : at::Tensor()));
+            if (kept && !kept->defined()) *kept = products_.back().detach();
+        };
         auto& deltas = deltas_.emplace_back();
         if (const auto dense = dense_delta(forms);
             dense.defined() && linear.weight.scalar_type() == dense.scalar_type()) {
             // Added to the weight: one product forward, two backward, instead of two and three.
-            products_.push_back(
-                ops::linear(tensors[first + i], linear.weight + dense.t(), bias, sites_[i]->weight_grad));
+            multiply(linear.weight + dense.t());
         } else {
-            products_.push_back(ops::linear(tensors[first + i], linear.weight, bias, sites_[i]->weight_grad));
+            multiply(linear.weight);
             for (size_t k = 0; k < forms.delta.size(); ++k) {
                 // One tensor to keep instead of two, where nothing comes between.
                 const auto& chain = forms.delta[k];

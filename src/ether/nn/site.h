@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,6 +40,8 @@ class Site {
 
     SiteForms forms;                  // bound by the adapter before each pass; empty: the base layer
     ops::WeightGradSink weight_grad;  // if set, backward streams the frozen weight's gradient to it
+    std::function<void(const at::Tensor& x)> watch;  // if set, sees what the layer's product reads (T, in)
+    bool keeps_product = false;                      // in pass.last_product
 
     const std::string& name() const { return linear.name; }
 };

@@ -17,8 +17,8 @@ struct RunInfo {
     // modules).
     int64_t adapter_parameters = 0, head_parameters = 0, model_parameters = 0;
     int64_t training_examples = 0, eval_examples = 0;
-    std::string device;  // "cpu, 2 threads"
-    bool checkpoint_activations = false;
+    std::string device;                           // "cpu, 2 threads"
+    int64_t blocks = 0, checkpointed_blocks = 0;  // of the model; those that run again in backward
     std::string method;
     double learning_rate = 0;
 };

@@ -85,7 +85,7 @@ bool can_checkpoint(methods::AdaptedModel& model) {
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
                               std::span<const data::Sequence> sequences, const data::BatchRows& rows,
                               const StepOptions& options) {
-    if (options.checkpoint_activations && !can_checkpoint(model))
+    if (options.checkpointed_blocks > 0 && !can_checkpoint(model))
         fail(ErrorKind::usage,
              "--checkpoint-activations: this method's blocks cannot be run again, as they are changed at "
              "more than their linear layers, run several times a step, or asked for their weights' "
@@ -114,7 +114,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
                               .first_token = first_token,
                               .first_sequence = first_sequence,
                               .bound = slices.size() > 1,
-                              .checkpoint_activations = options.checkpoint_activations});
+                              .checkpointed_blocks = options.checkpointed_blocks});
             first_token += slice.tokens();
             first_sequence += slice.size();
         }

@@ -15,10 +15,9 @@
 namespace ether::train {
 
 struct StepOptions {
-    int64_t batch = 32;  // sequences of a micro-batch
-    Random random{0};    // of this step's dropouts
-    bool checkpoint_activations =
-        false;  // keep each block's input alone; the same bits, for about a third more time
+    int64_t batch = 32;               // sequences of a micro-batch
+    Random random{0};                 // of this step's dropouts
+    int64_t checkpointed_blocks = 0;  // run again in backward; the same bits, for about a third more time
 };
 
 struct StepSums {

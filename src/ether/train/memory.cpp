@@ -45,8 +45,21 @@ LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
             lengths.empty() ? 0 : lengths.front()};
 }
 
+int64_t MemoryEstimate::activations(int64_t checkpointed_blocks) const {
+    // While it is run again, one block's values are there once more, and half of them as gradients.
+    const int64_t again = checkpointed_blocks > 0 ? 3 * block / 2 : 0;
+    return std::max(rest + (blocks - checkpointed_blocks) * block + checkpointed_blocks * checkpoint + again,
+                    evaluation);
+}
+
+int64_t MemoryEstimate::blocks_to_checkpoint(int64_t available) const {
+    int64_t count = 0;
+    while (count < blocks && total(count) > available) ++count;
+    return count;
+}
+
 MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation, bool checkpoint_activations) {
+                               const LargestBatch& evaluation) {
     const auto& shape = model.model().shape();
     const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
     MemoryEstimate estimate;
@@ -62,9 +75,6 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     for (const auto* site : model.sites()) per_token += kept_by(*site);
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
-    // One block's values, half as much again for their gradients, and every block's input.
-    if (checkpoint_activations)
-        per_token = 3 * per_token / (2 * shape.layers) + shape.layers * shape.hidden_size;
     // linear_cross_entropy's chunk; where the head is adapted, the logits, their logarithms and gradient.
     constexpr int64_t kChunk = 1 << 26;
     const int64_t logits = shape.head != nn::Head::causal_lm ? 0
@@ -73,21 +83,24 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const auto scores = [](int64_t longest) {
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads
+    estimate.blocks = shape.layers;
+    estimate.block = per_token / shape.layers * training.tokens * element;
+    // Its input, and its last layer's product.
+    estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
+    estimate.rest = logits + scores(training.longest);
     // Without gradients a block's values live until the next one.
-    estimate.activations =
-        logits + std::max(per_token * training.tokens * element + scores(training.longest),
-                          block * evaluation.tokens * element + scores(evaluation.longest));
+    estimate.evaluation = logits + block * evaluation.tokens * element + scores(evaluation.longest);
     return estimate;
 }
 
-void check_memory(const MemoryEstimate& estimate, int64_t available) {
-    if (estimate.total() <= available) return;
+void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available) {
+    if (estimate.total(checkpointed_blocks) <= available) return;
     fail(ErrorKind::memory,
          "this run needs about {} (trained values and optimizer {}, activations {}), but {} are free; lower "
          "--batch (and raise --accumulate to keep the result) or --max-length, or use --dtype bf16; --force "
          "tries all the same",
-         in_words(estimate.total()), in_words(estimate.trained), in_words(estimate.activations),
-         in_words(available));
+         in_words(estimate.total(checkpointed_blocks)), in_words(estimate.trained),
+         in_words(estimate.activations(checkpointed_blocks)), in_words(available));
 }
 
 }  // namespace ether::train

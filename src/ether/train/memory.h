@@ -8,10 +8,17 @@
 
 namespace ether::train {
 
+// Bytes. Activations are those of the largest micro-batch, or of an evaluation batch if that needs more.
 struct MemoryEstimate {
-    int64_t trained = 0;      // trained values, gradients, optimizer state, and a product not yet added
-    int64_t activations = 0;  // of the largest micro-batch, or evaluation batch if that needs more
-    int64_t total() const { return trained + activations; }
+    int64_t trained = 0;  // trained values, gradients, optimizer state, and a product not yet added
+    int64_t blocks = 0, block = 0, checkpoint = 0;  // how many; what each keeps, and keeps if checkpointed
+    int64_t rest = 0;                               // of a training step's activations
+    int64_t evaluation = 0;
+
+    int64_t activations(int64_t checkpointed_blocks) const;
+    int64_t total(int64_t checkpointed_blocks) const { return trained + activations(checkpointed_blocks); }
+    // The fewest checkpointed blocks with which it fits; all if it does not.
+    int64_t blocks_to_checkpoint(int64_t available) const;
 };
 
 // The largest batch of a kind: all its tokens, and those of its longest sequence.
@@ -21,13 +28,12 @@ struct LargestBatch {
 // Of `batch` of these lengths, the longest ones.
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
 
-// Bytes, besides the base weights that are loaded already, for training on micro-batches of that size and
-// evaluating on such batches; with checkpointed activations, the blocks' inputs and one block's values. Binds
-// the adapter's forms to look at them, and leaves none bound.
+// What is needed, besides the base weights that are loaded already, for training on micro-batches of that
+// size and evaluating on such batches. Binds the adapter's forms to look at them, and leaves none bound.
 MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation, bool checkpoint_activations);
+                               const LargestBatch& evaluation);
 
 // Throws, saying what to change, if the estimate is beyond what is available.
-void check_memory(const MemoryEstimate& estimate, int64_t available);
+void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available);
 
 }  // namespace ether::train

@@ -166,9 +166,9 @@ Fields RunConfig::fields() {
          .choices = {"auto", "f32", "bf16"}},
         {.name = "checkpoint-activations",
          .value = &checkpoint_activations,
-         .help = "keep the input of each block alone and compute the rest again in backward: the same result "
-                 "in a fraction of the memory, for about a third more time; turned on by itself where a run "
-                 "fits only so"},
+         .help = "keep of each block its input and its last product alone, and compute the rest again in "
+                 "backward: the same result in a fraction of the memory, for about a third more time; where "
+                 "a run fits only so, as many blocks as it takes do it by themselves"},
         {.name = "force", .value = &force, .help = "go on where the memory estimate says the run cannot fit"},
     };
     fields.insert(fields.end(), training.begin(), training.end());
@@ -184,16 +184,6 @@ void RunConfig::check() {
 }
 
 namespace {
-
-// What is wrong with one of --and's options is told with its method.
-template <typename Set>
-void with_method(const std::string& method, Set&& set) {
-    try {
-        set();
-    } catch (const Error& error) {
-        fail(ErrorKind::usage, "--and {}: {}", method, error.what());
-    }
-}
 
 // One of --and's methods: a name, and options as on the command line. A flag alone is true.
 methods::PartConfig part_of(const std::string& text) {
@@ -224,7 +214,7 @@ methods::PartConfig part_of(const std::string& text) {
         const auto* field = find_field(own, name);
         if (field && value.empty()) fail(ErrorKind::usage, "--and {}: --{} has no value", part.method, name);
         if (field)
-            with_method(part.method, [&] { field->set(value); });
+            with_prefix("--and " + part.method, [&] { field->set(value); });
         else if (value.empty() && name.starts_with("no-"))
             part.options[name.substr(3)] = "false";
         else

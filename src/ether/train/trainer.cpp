@@ -119,14 +119,20 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     auto adapter_config = config_.adapter_config();
     // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
     if (own_head) adapter_config.modules_to_save.push_back(model->output_site().name());
-    model_ = std::make_unique<methods::AdaptedModel>(std::move(model), adapter_config);
+    const auto read = [&] {
+        if (training_.empty()) read_data(tokenizer, examples);
+    };
+    // What the data need not be read for is checked before.
+    model_ = std::make_unique<methods::AdaptedModel>(
+        std::move(model), adapter_config,
+        [&, next = size_t{0}](const nn::Model& base) mutable { read(), run_base(base, next++); });
     if (model_->parameters().count() == 0)
         fail(ErrorKind::usage,
              "--method {}: nothing would be trained; choose another method or name --modules-to-save",
              config_.method);
     fingerprint_ = checkpoint.fingerprint();
 
-    read_data(tokenizer, examples);
+    read();
     inputs_ = fmt::format("{}-{:016x}-{:016x}", fingerprint_, hash_of(training_), hash_of(evaluation_));
     // A step's examples are ordered as one batch and then cut, so that accumulation changes nothing.
     order_ = std::make_unique<data::EpochOrder>(
@@ -152,6 +158,21 @@ void Trainer::read_data(const text::Tokenizer& tokenizer, const std::vector<data
         task_->encode(data::read_examples(config_.eval_data, table), config_.eval_data, tokenizer, options);
 }
 
+// The base model on the number-th batch of an order of its own.
+void Trainer::run_base(const nn::Model& base, size_t number) {
+    if (number == 0)
+        epoch_batches_ = data::EpochOrder(data::lengths_of(training_), {static_cast<uint64_t>(config_.seed),
+                                                                        config_.batch, config_.bucketing})
+                             .epoch(0);
+    const auto batch =
+        data::collate(training_, epoch_batches_[number % epoch_batches_.size()], task_->label_type());
+    const at::NoGradGuard no_grad;
+    if (task_->head() == nn::Head::causal_lm && !base.output_site().watch)
+        base.hidden({.batch = batch});
+    else
+        base.logits({.batch = batch});
+}
+
 AdamW Trainer::make_optimizer() {
     std::vector<OptimizedParameter> parameters;
     const bool only_whole = model_->parameters().count(nn::ParameterGroup::adapter) == 0;
@@ -173,13 +194,12 @@ void Trainer::choose_memory_mode() {
     const auto training = largest_batch(data::lengths_of(training_), config_.batch),
                evaluation = largest_batch(data::lengths_of(evaluation_), config_.eval_batch);
     const int64_t available = available_memory();
-    checkpoints_ = config_.checkpoint_activations;
-    auto estimate = estimate_memory(*model_, training, evaluation, checkpoints_);
-    if (!checkpoints_ && can_checkpoint(*model_) && estimate.total() > available) {
-        checkpoints_ = true;
-        estimate = estimate_memory(*model_, training, evaluation, checkpoints_);
-    }
-    if (!config_.force) check_memory(estimate, available);
+    const auto estimate = estimate_memory(*model_, training, evaluation);
+    if (config_.checkpoint_activations)
+        checkpointed_blocks_ = estimate.blocks;
+    else if (can_checkpoint(*model_))
+        checkpointed_blocks_ = estimate.blocks_to_checkpoint(available);
+    if (!config_.force) check_memory(estimate, checkpointed_blocks_, available);
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
@@ -195,7 +215,8 @@ RunInfo Trainer::info(int64_t first_step) const {
         .training_examples = static_cast<int64_t>(training_.size()),
         .eval_examples = static_cast<int64_t>(evaluation_.size()),
         .device = fmt::format("cpu, {} threads, {}", num_threads(), io::dtype_name(model_->model().dtype())),
-        .checkpoint_activations = checkpoints_,
+        .blocks = model_->model().shape().layers,
+        .checkpointed_blocks = checkpointed_blocks_,
         .method = config_.method_names(),
         .learning_rate = config_.learning_rate()};
 }
@@ -219,7 +240,7 @@ StepReport Trainer::train_step(int64_t step) {
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums =
-        accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random, checkpoints_});
+        accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random, checkpointed_blocks_});
     if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
     StepReport report;
     report.loss = sums.loss;

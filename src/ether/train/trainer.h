@@ -42,6 +42,7 @@ class Trainer {
 
   private:
     void read_data(const text::Tokenizer& tokenizer, const std::vector<data::Example>& examples);
+    void run_base(const nn::Model& base, size_t number);
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
     void choose_memory_mode();
@@ -54,7 +55,7 @@ class Trainer {
 
     RunConfig config_;
     const bool resume_;
-    bool checkpoints_ = false;  // activations are checkpointed
+    int64_t checkpointed_blocks_ = 0;
     std::vector<Callback*> callbacks_;
     std::unique_ptr<RunLock> lock_;
     std::unique_ptr<tasks::Task> task_;

@@ -15,12 +15,12 @@ using torch::autograd::variable_list;
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                               const std::optional<at::Tensor>& optional_bias, const WeightGradSink* sink,
-                              const std::optional<at::Tensor>& /*anchor*/) {
+                              const std::optional<at::Tensor>& /*anchor*/, const at::Tensor* known) {
         const auto bias = optional_bias.value_or(at::Tensor());
         const bool keeps_x = weight.requires_grad() || (sink && *sink);
         context->save_for_backward({weight, keeps_x ? x : at::Tensor(), bias});
         if (sink) sink_of(context) = *sink;
-        return gemm_nt(x, weight, bias);
+        return known->defined() ? known->detach() : gemm_nt(x, weight, bias);
     }
 
     static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -38,7 +38,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
             const auto dtype = g.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
             grad_bias = g.sum(0, false, dtype).to(bias.scalar_type());
         }
-        return {grad_x, grad_weight, grad_bias, {}, {}};
+        return {grad_x, grad_weight, grad_bias, {}, {}, {}};
     }
 
   private:
@@ -56,13 +56,13 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                  const WeightGradSink& sink) {
+                  const WeightGradSink& sink, const at::Tensor& known) {
     ETHER_ASSERT(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1));
     // autograd takes an absent tensor as an empty optional only
     auto optional = [](const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
     // Below the first trained value nothing has a graph, but a sink is to be called all the same.
     const auto anchor = sink ? at::empty({0}).requires_grad_(true) : at::Tensor();
-    return LinearFunction::apply(x.contiguous(), weight, optional(bias), &sink, optional(anchor));
+    return LinearFunction::apply(x.contiguous(), weight, optional(bias), &sink, optional(anchor), &known);
 }
 
 }  // namespace ether::ops

@@ -13,8 +13,9 @@ namespace ether::ops {
 using WeightGradSink = std::function<void(const at::Tensor& gradient)>;
 
 // x: (T, in), weight: (out, in), bias: (out) or undefined -> (T, out). All of one dtype, except that a
-// trained float32 weight or bias may meet a bfloat16 x.
+// trained float32 weight or bias may meet a bfloat16 x. known: the result, if someone has it already; then
+// nothing is multiplied.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                  const WeightGradSink& sink = {});
+                  const WeightGradSink& sink = {}, const at::Tensor& known = {});
 
 }  // namespace ether::ops
