@@ -39,20 +39,20 @@ double read_bandwidth() {
     std::vector<float> sums(static_cast<size_t>(num_threads()));
     double best = 1e30;
     for (int repeat = 0; repeat < kRepeats; ++repeat)
-        best = std::min(best, seconds_of([&] {
-                            parallel_for(kCount, 1, [&](int chunk, int64_t begin, int64_t end) {
-                                ops::for_best_isa([&] {
-                                    constexpr int64_t kStep = kSums * ops::kLanes<float>;
-                                    ops::Vector<float> sum[kSums] = {};
-                                    for (int64_t i = begin; i + kStep <= end; i += kStep)
-                                        for (int k = 0; k < kSums; ++k)
-                                            sum[k] += ops::load<float>(from + i + k * ops::kLanes<float>,
-                                                                       ops::AllLanes());
-                                    for (int k = 1; k < kSums; ++k) sum[0] += sum[k];
-                                    sums[static_cast<size_t>(chunk)] = ops::sum_of<float>(sum[0]);
-                                });
-                            });
-                        }));
+        best = std::min(
+            best, seconds_of([&] {
+                parallel_for(kCount, 1, [&](int chunk, int64_t begin, int64_t end) {
+                    ops::for_best_isa([&]<int bytes>(ops::Isa<bytes>) {
+                        constexpr int64_t kLanes = ops::kLanes<float, bytes>, kStep = kSums * kLanes;
+                        ops::Vector<float, bytes> sum[kSums] = {};
+                        for (int64_t i = begin; i + kStep <= end; i += kStep)
+                            for (int k = 0; k < kSums; ++k)
+                                sum[k] += ops::load<float>(from + i + k * kLanes, ops::AllLanes<bytes>());
+                        for (int k = 1; k < kSums; ++k) sum[0] += sum[k];
+                        sums[static_cast<size_t>(chunk)] = ops::sum_of<float>(sum[0]);
+                    });
+                });
+            }));
     // Read, so that the sums are not left out.
     ETHER_ASSERT(std::accumulate(sums.begin(), sums.end(), 0.0F) > 0);
     return static_cast<double>(kBytes) / best;

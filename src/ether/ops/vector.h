@@ -1,5 +1,6 @@
-// 64 bytes of values at once, in the compiler's own vector type: one AVX-512 register, two of AVX2, four of
-// NEON. Loops are written once; for_best_isa (isa.h) compiles them for the machine. Torch-free.
+// One register's values at once, in the compiler's own vector type: 64 bytes of AVX-512, 32 of AVX2, 16 of
+// NEON. Loops are written once for all sizes; for_best_isa (isa.h) compiles them for the machine. (A vector
+// that is larger than a register lives in memory: three times slower under AVX2.) Torch-free.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -16,107 +17,129 @@
 
 namespace ether::ops {
 
-template <typename P>
+template <typename P, int bytes>
 struct VectorOf {
-    typedef P type __attribute__((vector_size(64)));
+    typedef P type __attribute__((vector_size(bytes)));
 };
-template <typename P>
-using Vector = typename VectorOf<P>::type;
-template <typename P>
-inline constexpr int64_t kLanes = 64 / sizeof(P);
+template <typename P, int bytes>
+using Vector = typename VectorOf<P, bytes>::type;
 
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(64)));
+inline constexpr int kWidest = 64;  // of any instruction set's vectors
+template <typename P, int bytes = kWidest>
+inline constexpr int64_t kLanes = bytes / sizeof(P);
 
-// How many lanes a step takes: all (AllLanes), the first ones of a vector that may be read and written whole
-// (SomeLanes), or as many as memory there is (int64_t).
+// The type of a vector's values.
+template <typename V>
+using LaneOf = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
+
+template <typename P, int bytes>
+ETHER_INLINE Vector<P, bytes> zeros(Isa<bytes>) {
+    return Vector<P, bytes>{};
+}
+
+// Which lanes a step takes: all, the first ones of a vector that may be read and written whole, or the first
+// ones, where memory ends behind them.
+template <int bytes>
 struct AllLanes {};
-template <typename P>
+template <typename P, int bytes>
 struct SomeLanes {
-    Vector<P> mask;  // all bits of the lanes that count
+    Vector<P, bytes> mask;  // all bits of the lanes that count
+};
+template <int bytes>
+struct FirstLanes {
+    int64_t count;
 };
 
-template <typename P>
-ETHER_INLINE Vector<P> blend(const Vector<P>& mask, const Vector<P>& a, const Vector<P>& b) {
+template <typename V>
+ETHER_INLINE V blend(const V& mask, const V& a, const V& b) {
     using Bits = decltype(a == b);
-    return (Vector<P>)(((Bits)mask & (Bits)a) | (~(Bits)mask & (Bits)b));
+    return (V)(((Bits)mask & (Bits)a) | (~(Bits)mask & (Bits)b));
 }
 
 // Values from p, widened to P; lanes that do not count are 0.
-template <typename P, typename X, typename Lanes>
-ETHER_INLINE Vector<P> load(const X* p, const Lanes& lanes) {
-    Vector<P> v = {};
-    if constexpr (std::is_same_v<Lanes, int64_t>) {
-        for (int64_t lane = 0; lane < lanes; ++lane) v[lane] = static_cast<P>(p[lane]);
+template <typename P, int bytes, typename X>
+ETHER_INLINE Vector<P, bytes> load(const X* p, AllLanes<bytes>) {
+    Vector<P, bytes> v;
+    if constexpr (std::is_same_v<X, P>) {
+        std::memcpy(&v, p, sizeof(v));
     } else {
-        if constexpr (std::is_same_v<X, P>) {
-            std::memcpy(&v, p, sizeof(v));
-        } else {
-            static_assert(std::is_same_v<X, c10::BFloat16> && std::is_same_v<P, float>);
-            Halves halves;
-            std::memcpy(&halves, p, sizeof(halves));
-            v = (Vector<float>)(__builtin_convertvector(halves, Words) << 16);  // the same bits
-        }
-        if constexpr (std::is_same_v<Lanes, SomeLanes<P>>) v = blend<P>(lanes.mask, v, Vector<P>{});
+        static_assert(std::is_same_v<X, c10::BFloat16> && std::is_same_v<P, float>);
+        Vector<uint16_t, bytes / 2> halves;
+        std::memcpy(&halves, p, sizeof(halves));
+        // The same bits.
+        v = (Vector<float, bytes>)(__builtin_convertvector(halves, Vector<uint32_t, bytes>) << 16);
     }
+    return v;
+}
+template <typename P, int bytes, typename X>
+ETHER_INLINE Vector<P, bytes> load(const X* p, const SomeLanes<P, bytes>& lanes) {
+    return blend(lanes.mask, load<P>(p, AllLanes<bytes>()), Vector<P, bytes>{});
+}
+template <typename P, int bytes, typename X>
+ETHER_INLINE Vector<P, bytes> load(const X* p, FirstLanes<bytes> lanes) {
+    Vector<P, bytes> v = {};
+    for (int64_t lane = 0; lane < lanes.count; ++lane) v[lane] = static_cast<P>(p[lane]);
     return v;
 }
 
 // The lanes that count to p; bfloat16 rounds to the nearest, ties to even, and keeps NaN.
-template <typename P, typename X, typename Lanes>
-ETHER_INLINE void store(X* p, const Vector<P>& v, const Lanes& lanes) {
-    if constexpr (std::is_same_v<Lanes, int64_t>) {
-        for (int64_t lane = 0; lane < lanes; ++lane) p[lane] = static_cast<X>(v[lane]);
-    } else if constexpr (std::is_same_v<Lanes, SomeLanes<P>>) {
-        store<P>(p, blend<P>(lanes.mask, v, load<P>(p, AllLanes())), AllLanes());
-    } else if constexpr (std::is_same_v<X, P>) {
+template <typename P, int bytes, typename X>
+ETHER_INLINE void store(X* p, const Vector<P, bytes>& v, AllLanes<bytes>) {
+    if constexpr (std::is_same_v<X, P>) {
         std::memcpy(p, &v, sizeof(v));
     } else {
         static_assert(std::is_same_v<X, c10::BFloat16> && std::is_same_v<P, float>);
+        using Words = Vector<uint32_t, bytes>;
         const auto words = (Words)v;
         const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16, nan = Words{} + 0x7fc0;
-        const Halves halves = __builtin_convertvector(v == v ? rounded : nan, Halves);
+        const auto halves = __builtin_convertvector(v == v ? rounded : nan, Vector<uint16_t, bytes / 2>);
         std::memcpy(p, &halves, sizeof(halves));
     }
+}
+template <typename P, int bytes, typename X>
+ETHER_INLINE void store(X* p, const Vector<P, bytes>& v, const SomeLanes<P, bytes>& lanes) {
+    store<P>(p, blend(lanes.mask, v, load<P>(p, AllLanes<bytes>())), AllLanes<bytes>());
+}
+template <typename P, int bytes, typename X>
+ETHER_INLINE void store(X* p, const Vector<P, bytes>& v, FirstLanes<bytes> lanes) {
+    for (int64_t lane = 0; lane < lanes.count; ++lane) p[lane] = static_cast<X>(v[lane]);
 }
 
 // Calls body(first, lanes) for 0..n in steps of a vector. room >= n: values from 0 on that may be read and
 // written.
-template <typename P, typename Body>
-ETHER_INLINE void for_vectors(int64_t n, int64_t room, Body&& body) {
+template <typename P, int bytes, typename Body>
+ETHER_INLINE void for_vectors(Isa<bytes>, int64_t n, int64_t room, Body&& body) {
+    constexpr int64_t step = kLanes<P, bytes>;
     int64_t j = 0;
-    for (; j + kLanes<P> <= n; j += kLanes<P>) body(j, AllLanes());
+    for (; j + step <= n; j += step) body(j, AllLanes<bytes>());
     if (j == n) return;
-    if (j + kLanes<P> <= room) {
-        using Bits = decltype(Vector<P>{} == Vector<P>{});
+    if (j + step <= room) {
         using Lane = std::conditional_t<sizeof(P) == 4, int32_t, int64_t>;
-        Bits lane = {};
-        for (int64_t i = 0; i < kLanes<P>; ++i) lane[i] = static_cast<Lane>(i);
-        body(j, SomeLanes<P>{(Vector<P>)(lane < static_cast<Lane>(n - j))});
+        Vector<Lane, bytes> lane = {};
+        for (int64_t i = 0; i < step; ++i) lane[i] = static_cast<Lane>(i);
+        body(j, SomeLanes<P, bytes>{(Vector<P, bytes>)(lane < static_cast<Lane>(n - j))});
     } else {
-        body(j, n - j);
+        body(j, FirstLanes<bytes>{n - j});
     }
 }
 
 // Calls body(first, lanes) over n values, compiled for the machine.
 template <typename P, typename Body>
 void for_values(int64_t n, Body&& body) {
-    for_best_isa([&] { for_vectors<P>(n, n, body); });
+    for_best_isa([&](auto isa) { for_vectors<P>(isa, n, n, body); });
 }
 
-template <typename P>
-ETHER_INLINE P sum_of(const Vector<P>& v) {
-    typedef P Half __attribute__((vector_size(32)));
-    typedef P Quarter __attribute__((vector_size(16)));
-    Half half[2];
-    std::memcpy(half, &v, sizeof(v));
-    half[0] += half[1];
-    Quarter quarter[2];
-    std::memcpy(quarter, half, sizeof(quarter));
-    quarter[0] += quarter[1];
-    P sum = 0;
-    for (size_t lane = 0; lane < sizeof(Quarter) / sizeof(P); ++lane) sum += quarter[0][lane];
-    return sum;
+template <typename P, typename V>
+ETHER_INLINE P sum_of(const V& v) {
+    if constexpr (sizeof(V) > 16) {
+        Vector<P, sizeof(V) / 2> halves[2];
+        std::memcpy(halves, &v, sizeof(v));
+        return sum_of<P>(halves[0] + halves[1]);
+    } else {
+        P sum = 0;
+        for (size_t lane = 0; lane < sizeof(V) / sizeof(P); ++lane) sum += v[lane];
+        return sum;
+    }
 }
 
 }  // namespace ether::ops

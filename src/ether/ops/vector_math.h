@@ -33,21 +33,22 @@ inline float exp(float x) {
 inline double exp(double x) { return std::exp(x); }
 
 // The same function, lane by lane.
-ETHER_INLINE Vector<float> exp(const Vector<float>& x) {
-    typedef int32_t Integers __attribute__((vector_size(64)));
-    constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-    const Vector<float> low = Vector<float>{} - 87.3F, high = Vector<float>{} + 88.0F;
-    auto clamped = x < low ? low : x;
-    clamped = clamped > high ? high : clamped;
-    const Vector<float> k = (clamped * 1.44269504F + kRound) - kRound;
-    const Vector<float> r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
-    const auto scale = (Vector<float>)((__builtin_convertvector(k, Integers) + 127) << 23);
-    return x < low ? Vector<float>{} : exp_near_zero(r) * scale;
-}
-ETHER_INLINE Vector<double> exp(const Vector<double>& x) {
-    Vector<double> y;
-    for (int64_t lane = 0; lane < kLanes<double>; ++lane) y[lane] = std::exp(x[lane]);
-    return y;
+template <typename V>
+ETHER_INLINE V exp(const V& x) {
+    if constexpr (std::is_same_v<LaneOf<V>, double>) {
+        V y;
+        for (size_t lane = 0; lane < sizeof(V) / sizeof(double); ++lane) y[lane] = std::exp(x[lane]);
+        return y;
+    } else {
+        constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+        const V low = V{} - 87.3F, high = V{} + 88.0F;
+        auto clamped = x < low ? low : x;
+        clamped = clamped > high ? high : clamped;
+        const V k = (clamped * 1.44269504F + kRound) - kRound;
+        const V r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
+        const auto scale = (V)((__builtin_convertvector(k, Vector<int32_t, sizeof(V)>) + 127) << 23);
+        return x < low ? V{} : exp_near_zero(r) * scale;
+    }
 }
 
 // Sum of x[j] * v[j] over n values, in v's type.
@@ -61,24 +62,25 @@ P dot(const X* x, const P* v, int64_t n) {
 
 // erf to 4e-7 (absolute): 1 - erf(x) = exp(-x^2) t P(t) with t = 1 / (1 + 0.45 x) for x >= 0, P fitted by
 // least squares. gaussian: exp(-x^2), which callers need beside it.
-ETHER_INLINE Vector<float> erf(const Vector<float>& x, Vector<float>* gaussian) {
+template <typename V>
+ETHER_INLINE V erf(const V& x, V* gaussian) {
     *gaussian = exp(-(x * x));
-    const auto t = 1 / (1 + 0.45F * (x < 0 ? -x : x));
-    Vector<float> p = Vector<float>{} + 0.0925746933F;
-    p = p * t - 0.494128674F;
-    p = p * t + 0.857216358F;
-    p = p * t - 0.375854105F;
-    p = p * t + 0.460200906F;
-    p = p * t + 0.200999916F;
-    p = p * t + 0.258990914F;
-    const auto positive = 1 - *gaussian * t * p;
-    return x < 0 ? -positive : positive;
-}
-ETHER_INLINE Vector<double> erf(const Vector<double>& x, Vector<double>* gaussian) {
-    *gaussian = exp(-(x * x));
-    Vector<double> y;
-    for (int64_t lane = 0; lane < kLanes<double>; ++lane) y[lane] = std::erf(x[lane]);
-    return y;
+    if constexpr (std::is_same_v<LaneOf<V>, double>) {
+        V y;
+        for (size_t lane = 0; lane < sizeof(V) / sizeof(double); ++lane) y[lane] = std::erf(x[lane]);
+        return y;
+    } else {
+        const V t = 1 / (1 + 0.45F * (x < 0 ? -x : x));
+        V p = V{} + 0.0925746933F;
+        p = p * t - 0.494128674F;
+        p = p * t + 0.857216358F;
+        p = p * t - 0.375854105F;
+        p = p * t + 0.460200906F;
+        p = p * t + 0.200999916F;
+        p = p * t + 0.258990914F;
+        const V positive = 1 - *gaussian * t * p;
+        return x < 0 ? -positive : positive;
+    }
 }
 
 template <typename T>

@@ -44,10 +44,10 @@ class WithVector : public RowOpOf<WithVector<kIsScale>> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
                 const P *x = tile.x[0] + t * width_, *vector = tile.parameters[0] + entry(tile.first + t);
-                for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+                for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
                     const auto a = load<P>(x + j, lanes), b = load<P>(vector + j, lanes);
                     store<P>(y + t * width_ + j, kIsScale ? a * b : a + b, lanes);
                 });
@@ -56,10 +56,10 @@ class WithVector : public RowOpOf<WithVector<kIsScale>> {
     }
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
                 const int64_t at = t * width_, in_bank = entry(tile.first + t);
-                for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+                for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
                     const auto g = load<P>(grad.y + at + j, lanes);
                     if (grad.x[0])
                         store<P>(grad.x[0] + at + j,

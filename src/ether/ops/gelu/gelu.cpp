@@ -19,7 +19,7 @@ class Gelu : public RowOpOf<Gelu> {
         constexpr P kRoot = std::numbers::sqrt2_v<P> / 2;
         for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
             const auto x = load<P>(tile.x[0] + j, lanes);
-            Vector<P> gaussian;
+            std::remove_const_t<decltype(x)> gaussian;
             store<P>(y + j, x * (1 + erf(x * kRoot, &gaussian)) / 2, lanes);
         });
     }
@@ -30,7 +30,7 @@ class Gelu : public RowOpOf<Gelu> {
         constexpr P kRoot = std::numbers::sqrt2_v<P> / 2, kDensity = kRoot * std::numbers::inv_sqrtpi_v<P>;
         for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
             const auto x = load<P>(tile.x[0] + j, lanes);
-            Vector<P> gaussian;
+            std::remove_const_t<decltype(x)> gaussian;
             const auto below = (1 + erf(x * kRoot, &gaussian)) / 2;
             store<P>(grad.x[0] + j, load<P>(grad.y + j, lanes) * (below + x * gaussian * kDensity), lanes);
         });

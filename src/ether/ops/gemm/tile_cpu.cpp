@@ -5,13 +5,14 @@ namespace ether::ops {
 namespace {
 
 // R rows by C vectors of c stay in registers while k goes by.
-template <int R, int C, typename T, typename Lanes>
-ETHER_INLINE void block(int64_t k, T alpha, Strided<const T> a, Strided<const T> b, Strided<T> c,
+template <int R, int C, int bytes, typename T, typename Lanes>
+ETHER_INLINE void block(Isa<bytes>, int64_t k, T alpha, Strided<const T> a, Strided<const T> b, Strided<T> c,
                         bool accumulate, const Lanes& lanes) {
-    Vector<T> sums[R][C] = {};
+    constexpr int64_t step = kLanes<T, bytes>;
+    Vector<T, bytes> sums[R][C] = {};
     for (int64_t i = 0; i < k; ++i) {
-        Vector<T> row[C];
-        for (int v = 0; v < C; ++v) row[v] = load<T>(b.data + i * b.row + v * kLanes<T>, lanes);
+        Vector<T, bytes> row[C];
+        for (int v = 0; v < C; ++v) row[v] = load<T>(b.data + i * b.row + v * step, lanes);
         for (int r = 0; r < R; ++r) {
             const T factor = a.data[r * a.row + i * a.column];
             for (int v = 0; v < C; ++v) sums[r][v] += factor * row[v];
@@ -19,18 +20,18 @@ ETHER_INLINE void block(int64_t k, T alpha, Strided<const T> a, Strided<const T>
     }
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < C; ++v) {
-            T* to = c.data + r * c.row + v * kLanes<T>;
+            T* to = c.data + r * c.row + v * step;
             const auto value = alpha * sums[r][v];
             store<T>(to, accumulate ? value + load<T>(to, lanes) : value, lanes);
         }
 }
 
-template <int C, typename T, typename Lanes>
-ETHER_INLINE void columns(int64_t m, int64_t k, T alpha, Strided<const T> a, Strided<const T> b, Strided<T> c,
-                          bool accumulate, const Lanes& lanes) {
+template <int C, int bytes, typename T, typename Lanes>
+ETHER_INLINE void columns(Isa<bytes> isa, int64_t m, int64_t k, T alpha, Strided<const T> a,
+                          Strided<const T> b, Strided<T> c, bool accumulate, const Lanes& lanes) {
     auto rows = [&]<int R>(std::integral_constant<int, R>) {
         for (; m >= R; m -= R, a.data += R * a.row, c.data += R * c.row)
-            block<R, C>(k, alpha, a, b, c, accumulate, lanes);
+            block<R, C>(isa, k, alpha, a, b, c, accumulate, lanes);
     };
     rows(std::integral_constant<int, 6>());
     rows(std::integral_constant<int, 3>());
@@ -42,18 +43,17 @@ ETHER_INLINE void columns(int64_t m, int64_t k, T alpha, Strided<const T> a, Str
 template <typename T>
 void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
                   Strided<T> c, bool accumulate) {
-    for_best_isa([&] {
+    for_best_isa([&]<int bytes>(Isa<bytes> isa) {
         auto vectors = [&]<int C>(std::integral_constant<int, C>) {
-            constexpr int64_t width = C * kLanes<T>;
+            constexpr int64_t width = C * kLanes<T, bytes>;
             for (; n >= width; n -= width, b.data += width, c.data += width)
-                columns<C>(m, k, alpha, a, b, c, accumulate, AllLanes());
+                columns<C>(isa, m, k, alpha, a, b, c, accumulate, AllLanes<bytes>());
         };
-        if (has_wide_registers()) {  // 24 of 32 registers for sums; AVX2 has 16 that are half as long
-            vectors(std::integral_constant<int, 4>());
-            vectors(std::integral_constant<int, 2>());
-        }
+        // 24 of 32 registers for sums (AVX-512, NEON), 12 of AVX2's 16.
+        if constexpr (bytes != 32) vectors(std::integral_constant<int, 4>());
+        vectors(std::integral_constant<int, 2>());
         vectors(std::integral_constant<int, 1>());
-        if (n > 0) columns<1>(m, k, alpha, a, b, c, accumulate, n);
+        if (n > 0) columns<1>(isa, m, k, alpha, a, b, c, accumulate, FirstLanes<bytes>{n});
     });
 }
 

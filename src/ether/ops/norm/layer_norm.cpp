@@ -20,11 +20,11 @@ class LayerNorm : public RowOpOf<LayerNorm> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
                 const P* x = tile.x[0] + t * width_;
-                const auto [mean, inverse] = moments(x);
-                for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+                const auto [mean, inverse] = moments(isa, x);
+                for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
                     const auto normal = (load<P>(x + j, lanes) - mean) * inverse;
                     store<P>(y + t * width_ + j,
                              normal * load<P>(tile.parameters[0] + j, lanes) +
@@ -39,12 +39,12 @@ class LayerNorm : public RowOpOf<LayerNorm> {
     // grad_b of g.
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
                 const P *x = tile.x[0] + t * width_, *g = grad.y + t * width_;
-                const auto [mean, inverse] = moments(x);
-                Vector<P> sum = {}, along = {};
-                for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+                const auto [mean, inverse] = moments(isa, x);
+                auto sum = zeros<P>(isa), along = sum;
+                for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
                     const auto gj = load<P>(g + j, lanes), normal = (load<P>(x + j, lanes) - mean) * inverse,
                                wg = gj * load<P>(tile.parameters[0] + j, lanes);
                     sum += wg;
@@ -58,7 +58,7 @@ class LayerNorm : public RowOpOf<LayerNorm> {
                 if (!grad.x[0]) continue;
                 const P of_wg = sum_of<P>(sum) / static_cast<P>(width_),
                         of_wgn = sum_of<P>(along) / static_cast<P>(width_);
-                for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+                for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
                     const auto normal = (load<P>(x + j, lanes) - mean) * inverse,
                                wg = load<P>(g + j, lanes) * load<P>(tile.parameters[0] + j, lanes);
                     store<P>(grad.x[0] + t * width_ + j, (wg - of_wg - normal * of_wgn) * inverse, lanes);
@@ -73,16 +73,17 @@ class LayerNorm : public RowOpOf<LayerNorm> {
         P mean, inverse;
     };
     // In two passes: the variance of a large mean would lose its digits in one.
-    template <typename P>
-    ETHER_INLINE Moments<P> moments(const P* x) const {
-        Vector<P> sum = {}, squares = {};
-        for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) { sum += load<P>(x + j, lanes); });
+    template <int bytes, typename P>
+    ETHER_INLINE Moments<P> moments(Isa<bytes> isa, const P* x) const {
+        Vector<P, bytes> sum = {}, squares = {};
+        for_vectors<P>(isa, width_, width_,
+                       [&](int64_t j, const auto& lanes) { sum += load<P>(x + j, lanes); });
         const P mean = sum_of<P>(sum) / static_cast<P>(width_);
         P rest = 0;  // lanes beyond the row would count as -mean
-        for_vectors<P>(width_, width_, [&](int64_t j, const auto& lanes) {
+        for_vectors<P>(isa, width_, width_, [&](int64_t j, const auto& lanes) {
             const auto d = load<P>(x + j, lanes) - mean;
-            if constexpr (std::is_same_v<std::decay_t<decltype(lanes)>, int64_t>)
-                for (int64_t lane = 0; lane < lanes; ++lane) rest += d[lane] * d[lane];
+            if constexpr (requires { lanes.count; })
+                for (int64_t lane = 0; lane < lanes.count; ++lane) rest += d[lane] * d[lane];
             else
                 squares += d * d;
         });

@@ -20,11 +20,11 @@ class RmsNorm : public RowOpOf<RmsNorm> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t piece = 0; piece < tile.count * pieces_; ++piece) {
                 const P *x = tile.x[0] + piece * size_, *weight = tile.parameters[0];
-                const P scale = inverse(x);
-                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                const P scale = inverse(isa, x);
+                for_vectors<P>(isa, size_, size_, [&](int64_t j, const auto& lanes) {
                     store<P>(y + piece * size_ + j,
                              load<P>(x + j, lanes) * scale * load<P>(weight + j, lanes), lanes);
                 });
@@ -35,13 +35,13 @@ class RmsNorm : public RowOpOf<RmsNorm> {
     // With n = x r: grad_x = r (w g - n mean(w g n)), grad_w = sum over tokens of g n.
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t piece = 0; piece < tile.count * pieces_; ++piece) {
                 const P *x = tile.x[0] + piece * size_, *weight = tile.parameters[0],
                         *g = grad.y + piece * size_;
-                const P r = inverse(x);
-                Vector<P> sum = {};
-                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                const P r = inverse(isa, x);
+                auto sum = zeros<P>(isa);
+                for_vectors<P>(isa, size_, size_, [&](int64_t j, const auto& lanes) {
                     const auto gj = load<P>(g + j, lanes), xj = load<P>(x + j, lanes);
                     sum += gj * load<P>(weight + j, lanes) * xj;
                     if (P* to = grad.parameters[0])
@@ -49,7 +49,7 @@ class RmsNorm : public RowOpOf<RmsNorm> {
                 });
                 if (!grad.x[0]) continue;
                 const P mean = sum_of<P>(sum) * r * r / static_cast<P>(size_);
-                for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+                for_vectors<P>(isa, size_, size_, [&](int64_t j, const auto& lanes) {
                     const auto wg = load<P>(g + j, lanes) * load<P>(weight + j, lanes);
                     store<P>(grad.x[0] + piece * size_ + j, (wg - load<P>(x + j, lanes) * mean) * r, lanes);
                 });
@@ -58,10 +58,10 @@ class RmsNorm : public RowOpOf<RmsNorm> {
     }
 
   private:
-    template <typename P>
-    ETHER_INLINE P inverse(const P* x) const {
-        Vector<P> sum = {};
-        for_vectors<P>(size_, size_, [&](int64_t j, const auto& lanes) {
+    template <int bytes, typename P>
+    ETHER_INLINE P inverse(Isa<bytes> isa, const P* x) const {
+        Vector<P, bytes> sum = {};
+        for_vectors<P>(isa, size_, size_, [&](int64_t j, const auto& lanes) {
             const auto v = load<P>(x + j, lanes);
             sum += v * v;
         });

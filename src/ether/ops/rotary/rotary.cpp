@@ -29,11 +29,11 @@ class Rotary : public RowOpOf<Rotary> {
     void rotate(const RowTile<P>& tile, const P* from, P* to, P sign) const {
         const auto* positions = positions_.const_data_ptr<int64_t>() + tile.first;
         const auto *cos = cos_.const_data_ptr<P>(), *sin = sin_.const_data_ptr<P>();
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t)
                 for (int64_t head = 0; head < heads_; ++head) {
                     const int64_t at = (t * heads_ + head) * 2 * half_, angle = positions[t] * half_;
-                    for_vectors<P>(half_, half_, [&](int64_t j, const auto& lanes) {
+                    for_vectors<P>(isa, half_, half_, [&](int64_t j, const auto& lanes) {
                         const auto u = load<P>(from + at + j, lanes),
                                    v = load<P>(from + at + half_ + j, lanes),
                                    c = load<P>(cos + angle + j, lanes),

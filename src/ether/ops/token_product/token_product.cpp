@@ -10,22 +10,24 @@ namespace ether::ops {
 namespace {
 
 // y (columns) = alpha * x (rows) times m (rows, columns).
-template <typename P>
-ETHER_INLINE void times(const P* x, const P* m, P* y, int64_t rows, int64_t columns, P alpha) {
-    for_vectors<P>(columns, columns, [&](int64_t j, const auto& lanes) {
-        Vector<P> sum = {};
+template <int bytes, typename P>
+ETHER_INLINE void times(Isa<bytes> isa, const P* x, const P* m, P* y, int64_t rows, int64_t columns,
+                        P alpha) {
+    for_vectors<P>(isa, columns, columns, [&](int64_t j, const auto& lanes) {
+        Vector<P, bytes> sum = {};
         for (int64_t i = 0; i < rows; ++i) sum += x[i] * load<P>(m + i * columns + j, lanes);
         store<P>(y + j, sum * alpha, lanes);
     });
 }
 
 // y (rows) = alpha * m (rows, columns) times x (columns), four rows at once, since one sum waits for itself.
-template <typename P>
-ETHER_INLINE void times_transposed(const P* x, const P* m, P* y, int64_t rows, int64_t columns, P alpha) {
+template <int bytes, typename P>
+ETHER_INLINE void times_transposed(Isa<bytes> isa, const P* x, const P* m, P* y, int64_t rows,
+                                   int64_t columns, P alpha) {
     constexpr int64_t kTogether = 4;
     auto some = [&](int64_t i, auto count) {
-        Vector<P> sums[count] = {};
-        for_vectors<P>(columns, columns, [&](int64_t j, const auto& lanes) {
+        Vector<P, bytes> sums[count] = {};
+        for_vectors<P>(isa, columns, columns, [&](int64_t j, const auto& lanes) {
             const auto xj = load<P>(x + j, lanes);
             for (int64_t k = 0; k < count; ++k) sums[k] += xj * load<P>(m + (i + k) * columns + j, lanes);
         });
@@ -37,10 +39,11 @@ ETHER_INLINE void times_transposed(const P* x, const P* m, P* y, int64_t rows, i
 }
 
 // to (rows, columns) += alpha * x (rows) y (columns)^T.
-template <typename P>
-ETHER_INLINE void add_outer(const P* x, const P* y, P* to, int64_t rows, int64_t columns, P alpha) {
+template <int bytes, typename P>
+ETHER_INLINE void add_outer(Isa<bytes> isa, const P* x, const P* y, P* to, int64_t rows, int64_t columns,
+                            P alpha) {
     for (int64_t i = 0; i < rows; ++i)
-        for_vectors<P>(columns, columns, [&](int64_t j, const auto& lanes) {
+        for_vectors<P>(isa, columns, columns, [&](int64_t j, const auto& lanes) {
             P* at = to + i * columns + j;
             store<P>(at, load<P>(at, lanes) + alpha * x[i] * load<P>(y + j, lanes), lanes);
         });
@@ -64,34 +67,34 @@ class TokenProduct : public RowOpOf<TokenProduct<kTransposed>> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             each(tile, [&](int64_t at_matrix, int64_t in_rows, int64_t in_columns) {
                 const P *m = tile.parameters[0] + at_matrix, *x = tile.x[0];
                 const auto alpha = static_cast<P>(alpha_);
                 if constexpr (kTransposed)
-                    times_transposed(x + in_columns, m, y + in_rows, rows_, columns_, alpha);
+                    times_transposed(isa, x + in_columns, m, y + in_rows, rows_, columns_, alpha);
                 else
-                    times(x + in_rows, m, y + in_columns, rows_, columns_, alpha);
+                    times(isa, x + in_rows, m, y + in_columns, rows_, columns_, alpha);
             });
         });
     }
 
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             each(tile, [&](int64_t at_matrix, int64_t in_rows, int64_t in_columns) {
                 const P* m = tile.parameters[0] + at_matrix;
                 const auto alpha = static_cast<P>(alpha_);
                 if (P* to = grad.x[0]) {
                     if constexpr (kTransposed)
-                        times(grad.y + in_rows, m, to + in_columns, rows_, columns_, alpha);
+                        times(isa, grad.y + in_rows, m, to + in_columns, rows_, columns_, alpha);
                     else
-                        times_transposed(grad.y + in_columns, m, to + in_rows, rows_, columns_, alpha);
+                        times_transposed(isa, grad.y + in_columns, m, to + in_rows, rows_, columns_, alpha);
                 }
                 if (!grad.parameters[0]) return;
                 const P* left = (kTransposed ? grad.y : tile.x[0]) + in_rows;
                 const P* right = (kTransposed ? tile.x[0] : grad.y) + in_columns;
-                add_outer(left, right, grad.parameters[0] + at_matrix, rows_, columns_, alpha);
+                add_outer(isa, left, right, grad.parameters[0] + at_matrix, rows_, columns_, alpha);
             });
         });
     }
