@@ -55,12 +55,9 @@ TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainSt
 
     auto config = options.adapter;
     const bool frozen = config.method == "none";
-    if (frozen) config.method = "head";
+    // Gradients flow back to the first block, as they do under an adapter there; nothing else is adapted.
+    if (frozen) config = {.method = "ether", .targets = {.modules = "attention", .layers = "0"}};
     methods::AdaptedModel model(std::move(base), config);
-    if (frozen)  // gradients flow back to the first block's input, as they do under an adapter there
-        model.model().points().front().attn_in = [](const at::Tensor& x, const nn::Pass&) {
-            return x.detach().requires_grad_(true);
-        };
     std::vector<train::OptimizedParameter> parameters;
     for (const auto& parameter : model.parameters().trained())
         parameters.push_back({parameter.name, parameter.value, 1e-4, 0});
