@@ -82,7 +82,7 @@ TEST(LoraStart, WhatCannotBeIsSaid) {
         AdaptedModel(test::kBert.load(), lora(std::move(options)));
     };
     EXPECT_FAILS(usage,
-                 "\"pisa\" is not known, expected one of default, gaussian, orthogonal, pissa, olora, "
+                 "\"pisa\" is not known, expected one of default, gaussian, orthogonal, eva, pissa, olora, "
                  "pissa_niter_4; did you mean \"pissa\"?",
                  make({{"init-lora-weights", "pisa"}}));
     for (const char* rounds : {"pissa_niter_", "pissa_niter_0", "pissa_niter_-1", "pissa_niter_4x"})

@@ -16,13 +16,14 @@ NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"], "lora pissa": ["--init-lora-weights", "pissa", "--rank", 2], "lora olora": ["--init-lora-weights", "olora", "--rank", 2],
+         "lora eva": ["--init-lora-weights", "eva", "--rank", 2],
          "trainable-tokens": ["--token-indices", "5,9,12"], "lora tokens": ["--token-indices", "5,9"],
          "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
          "gralora": ["--rank", 4], "pafi": ["--budget", 0.2], "id3": ["--budget", 0.1], "oft-paper": ["--blocks", 4],
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
-LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
+LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
-PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira")
 
 
@@ -52,6 +53,7 @@ def draw_config(method, family, rng):
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
         "lora pissa": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="pissa")),
         "lora olora": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="olora")),
+        "lora eva": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="eva")),
         "lora tokens": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, trainable_token_indices=[5, 9])),
         "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
         "oft": (peft.OFTConfig, dict(oft_block_size=rng.choice([4, 8]), block_share=rng.random() < 0.5,
@@ -159,6 +161,33 @@ def stepped(family, method, rng, folder):
     report(f"{family}: {method}, three steps", (apart / way).sqrt().item(), tolerance=STEPS_TOLERANCE)
 
 
+def started_by_data(family, rng, folder):
+    """EVA's start on one batch of all examples, and PEFT's."""
+    data = draw_examples(rng, folder / "eva.jsonl", count=9)
+    run = folder / "steps" / "eva start"
+    # PEFT's cannot watch a pooler, which reads one token of a text.
+    targets = (["query", "key", "value", "intermediate.dense", "output.dense"] if family in ENCODERS else
+               ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data, "--method", "lora",
+          *SMALL["lora eva"], "--targets", ",".join(targets), "--out", run, "--max-steps", 1, "--batch", 9, "--keep", 2)
+    prefix, suffix = "parameter/", ".lora_A.weight"
+    ours = {name[len(prefix):-len(suffix)]: a for name, a in load_file(run / "checkpoints/step-000000000/state.safetensors").items()
+            if name.startswith(prefix) and name.endswith(suffix)}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "base" / "tokenizer.json"), pad_token="[PAD]")
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()]
+    batch = {key: value for key, value in tokenizer(texts, padding=True, return_tensors="pt").items() if key != "token_type_ids"}
+    config = peft.LoraConfig(task_type="SEQ_CLS" if family in ENCODERS else "CAUSAL_LM", r=2, target_modules=targets, init_lora_weights="eva",
+                             eva_config=peft.EvaConfig())
+    model = peft.get_peft_model(auto_class(family)(folder / "base"), config)
+    theirs = {name.removeprefix("base_model.model."): a.float() for name, a in
+              peft.get_eva_state_dict(model, [batch], show_progress_bar=False).items()}
+    ranks = sum(abs(a.shape[0] - (ours[name].shape[0] if name in ours else 0)) for name, a in theirs.items())
+    report(f"{family}: EVA's ranks, of {sum(a.shape[0] for a in theirs.values())} apart", ranks, tolerance=2)
+    apart = max(1 - (a[:k] @ theirs[name][:k].T).diagonal().abs().min().item() for name, a in ours.items()
+                if (k := min(a.shape[0], theirs[name].shape[0])))
+    report(f"{family}: EVA's directions", apart, tolerance=1e-3)
+
+
 def exported(family, method, rng, folder):
     """The LoRA that is the run's adapter, in PEFT, against ours and against the merged model in transformers."""
     rows, tokens = draw_tokens(rng, folder)
@@ -178,6 +207,7 @@ for family in FAMILIES:
         draw_model(family, rng, folder / "base")
         (folder / "merged").mkdir()
         (folder / "steps").mkdir()
+        started_by_data(family, rng, folder)
         for method in PEFT_METHODS:
             peft_to_ether(method, family, rng, folder)
             ether_to_peft(method, family, rng, folder)

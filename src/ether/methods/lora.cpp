@@ -16,9 +16,11 @@
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
+#include "ether/methods/eva.h"
 #include "ether/methods/lora_starts.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
+#include "ether/methods/targets.h"
 #include "ether/methods/trained_tokens.h"
 
 namespace ether::methods {
@@ -31,6 +33,7 @@ struct LoraOptions : MethodOptions {
     double alpha = 16, dropout = 0;
     bool rslora = false, dora = false;
     std::string bias = "none", start = "default";
+    EvaOptions eva;
     NumbersByName ranks, alphas;
     std::vector<int64_t> tokens;
     std::string token_table;  // of a file
@@ -59,8 +62,16 @@ struct LoraOptions : MethodOptions {
             {.name = "init-lora-weights",
              .value = &start,
              .help =
-                 "how A and B start: default (kaiming-uniform, 0), gaussian, orthogonal, or from W: pissa, "
-                 "pissa_niter_4 (faster), olora"},
+                 "how A and B start: default (kaiming-uniform, 0), gaussian, orthogonal, from the training "
+                 "data: eva, or from W: pissa, pissa_niter_4 (faster), olora"},
+            {.name = "eva-rho",
+             .value = &eva.rho,
+             .help = "eva: how many times its rank a layer may get, at others' cost",
+             .low = 1,
+             .high = 1000},
+            {.name = "eva-whiten",
+             .value = &eva.whiten,
+             .help = "eva: directions over the root of their singular value"},
         };
     }
 
@@ -93,6 +104,7 @@ struct LoraOptions : MethodOptions {
     }
     // Others are written as the plain LoRA that they are (Lora::to_config).
     void to_config(nlohmann::json& config) const override {
+        for (const char* key : {"eva_rho", "eva_whiten"}) config.erase(key);
         const bool is_peft_name = start == "gaussian" || start == "orthogonal";
         config["init_lora_weights"] = is_peft_name ? nlohmann::json(start) : nlohmann::json(true);
     }
@@ -100,8 +112,8 @@ struct LoraOptions : MethodOptions {
 
 struct LoraSite {
     Tensor a, b;
-    Tensor a0, b0;  // of starts that move the base, else undefined
-    double scale = 0;
+    Tensor a0, b0;                // of starts that move the base, else undefined
+    double scale = 0, alpha = 0;  // alpha: where eva chose the rank
     // DoRA's: m (out), and the squared norms of W's rows.
     Tensor magnitude, squares;
 };
@@ -113,8 +125,17 @@ class Lora : public Adapter {
         check_start(options.start);
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
         const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
-        for (const nn::Site* site : context.sites)
-            add(*site, ranks[*site], lora_scale(alphas[*site], ranks[*site], options.rslora), context);
+        if (options.start == kEva) {
+            add_by_data(ranks, alphas, context);
+        } else {
+            for (const nn::Site* site : context.sites) {
+                const double scale = lora_scale(alphas[*site], ranks[*site], options.rslora);
+                add(*site, scale,
+                    lora_start(options.start, *site, ranks[*site], scale,
+                               context.random.stream(site->name())),
+                    context);
+            }
+        }
         if (options.bias != "none") train_biases(options.bias == "all", context);
         if (!options.tokens.empty())
             tokens_.emplace(options.tokens, options.token_table, "token_adapter.", context);
@@ -122,6 +143,7 @@ class Lora : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& lora = sites_[site];
+        if (!lora.a.defined()) return {};
         Tensor factor, b = lora.b;
         if (lora.magnitude.defined()) {
             factor = lora.magnitude / row_norms(site);
@@ -144,6 +166,7 @@ class Lora : public Adapter {
     bool reads_weights() const override { return options_.dora || moves_base(); }
 
     void to_config(nlohmann::json& config) const override {
+        if (options_.start == kEva) numbers_to_config(config);
         if (!moves_base()) return;
         // Twice the rank at the same scale.
         const double factor = options_.rslora ? std::sqrt(2.0) : 2;
@@ -177,14 +200,41 @@ class Lora : public Adapter {
              fmt::join(known, ", "), did_you_mean(start, known));
     }
 
-    void add(const nn::Site& site, int64_t rank, double scale, const MethodContext& context) {
+    // Ranks as the data ask for; each layer's alpha follows its rank, as in PEFT.
+    void add_by_data(const BySite<int64_t>& ranks, const BySite<double>& alphas,
+                     const MethodContext& context) {
+        const auto starts = eva_starts(context, ranks, options_.eva);
+        std::erase_if(targets_, [&](const nn::Site* site) { return !starts[*site].defined(); });
+        for (const nn::Site* site : targets_) {
+            const auto& a = starts[*site];
+            const int64_t rank = a.size(0);
+            const double alpha =
+                alphas[*site] * static_cast<double>(rank) / static_cast<double>(ranks[*site]);
+            add(*site, lora_scale(alpha, rank, options_.rslora), {a, at::zeros({site->linear.out(), rank})},
+                context);
+            sites_[*site].alpha = alpha;
+        }
+    }
+
+    // Layers with ranks of their own, and without those that have none.
+    void numbers_to_config(nlohmann::json& config) const {
+        methods::to_config(Targets{}, targets_, config);
+        auto &ranks = config["rank_pattern"] = nlohmann::json::object(),
+             &alphas = config["alpha_pattern"] = nlohmann::json::object();
+        for (const nn::Site* site : targets_) {
+            const auto& lora = sites_[*site];
+            if (lora.a.size(0) != options_.rank) ranks[site->name()] = lora.a.size(0);
+            if (lora.alpha != options_.alpha) alphas[site->name()] = lora.alpha;
+        }
+    }
+
+    void add(const nn::Site& site, double scale, const LoraStart& start, const MethodContext& context) {
         auto& lora = sites_[site];
         lora.scale = scale;
         auto add = [&](const char* name, const Tensor& value, bool trained = true) {
             return context.parameters.add(parameter_name(site, name), value, nn::ParameterGroup::adapter,
                                           trained, /*saved=*/trained);
         };
-        const auto start = lora_start(options_.start, site, rank, scale, context.random.stream(site.name()));
         lora.a = add(kA, start.a);
         lora.b = add(kB, start.b);
         if (moves_base()) {
@@ -231,7 +281,7 @@ class Lora : public Adapter {
     }
 
     const LoraOptions options_;
-    const std::vector<nn::Site*> targets_;
+    std::vector<nn::Site*> targets_;  // but for those that eva gives no rank
     std::optional<TrainedTokens> tokens_;
     BySite<LoraSite> sites_;
 };

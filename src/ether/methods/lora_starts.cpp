@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "ether/core/error.h"
+#include "ether/methods/largest_singular.h"
 #include "ether/methods/method.h"
 
 namespace ether::methods {
@@ -27,27 +28,10 @@ LoraStart orthogonal(const nn::Site& site, int64_t rank, const Random& random) {
             normal({site.linear.out(), rank / 2}, kSize, random.stream("B")).mm(half(1))};
 }
 
-struct Svd {
-    Tensor u, s, vh;
-};
-
-// The largest singular values of a matrix, nearly.
-Svd largest(const Tensor& matrix, int64_t rank, int64_t rounds, const Random& random) {
-    constexpr int64_t kSpare = 8;
-    const int64_t width = std::min({rank + kSpare, matrix.size(0), matrix.size(1)});
-    auto range = std::get<0>(at::linalg_qr(matrix.mm(normal({matrix.size(1), width}, 1, random))));
-    for (int64_t i = 0; i < rounds; ++i) {
-        range = std::get<0>(at::linalg_qr(matrix.t().mm(range)));
-        range = std::get<0>(at::linalg_qr(matrix.mm(range)));
-    }
-    const auto [u, s, vh] = at::linalg_svd(range.t().mm(matrix), /*full_matrices=*/false);
-    return {range.mm(u), s, vh};
-}
-
 LoraStart pissa(const Tensor& weight, int64_t rank, int64_t rounds, double scale, const Random& random) {
-    Svd svd;
+    SingularValues svd;
     if (rounds > 0)
-        svd = largest(weight, rank, rounds, random);
+        svd = largest_singular(weight, rank, rounds, random);
     else
         std::tie(svd.u, svd.s, svd.vh) = at::linalg_svd(weight, /*full_matrices=*/false);
     const auto root = (svd.s.narrow(0, 0, rank) / scale).sqrt();
@@ -57,7 +41,7 @@ LoraStart pissa(const Tensor& weight, int64_t rank, int64_t rounds, double scale
 }  // namespace
 
 std::vector<std::string> lora_start_names() {
-    return {"default", "gaussian", "orthogonal", "pissa", "olora"};
+    return {"default", "gaussian", "orthogonal", "eva", "pissa", "olora"};
 }
 
 int64_t pissa_rounds(const std::string& name) {
@@ -74,6 +58,7 @@ bool moves_base(const std::string& name) { return name.starts_with(kPissa) || na
 LoraStart lora_start(const std::string& name, const nn::Site& site, int64_t rank, double scale,
                      const Random& random) {
     const int64_t in = site.linear.in(), out = site.linear.out();
+    ETHER_ASSERT(name != kEva);
     if (name == "orthogonal") return orthogonal(site, rank, random);
     if (!moves_base(name))
         return {name == "gaussian" ? normal({rank, in}, 1 / static_cast<double>(rank), random)
