@@ -6,6 +6,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/ops/block_product/block_product.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/gemm/gemm.h"
 #include "ether/ops/linear/linear.h"
@@ -197,6 +198,52 @@ TEST(Linear, BfloatWithFloatWeights) {  // a trained float32 copy over bfloat16 
     EXPECT_TRUE(near(y, x.to(at::kDouble).mm(w.to(at::kDouble).t()), 4 * kBfloatEps));
     y.sum().backward();
     EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
+}
+
+// Pieces of many shapes, a shared matrix, an odd number of tokens.
+TEST(BlockProduct, IsAProductPieceByPiece) {
+    struct Case {
+        int64_t tokens, pieces, in, out;
+        bool shared;
+    };
+    for (const auto& [tokens, pieces, in, out, shared] : {Case{19, 3, 8, 8, false},
+                                                          {1, 2, 32, 32, false},
+                                                          {9, 5, 16, 24, false},
+                                                          {64, 2, 24, 8, true},
+                                                          {0, 2, 8, 8, false}}) {
+        for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+            const auto compute = dtype == at::kBFloat16 ? at::kFloat : dtype;
+            const auto x = normal({tokens, pieces * in}, 1, dtype),
+                       blocks = normal({shared ? 1 : pieces, in, out}, 2, compute);
+            Rows rows;
+            const auto y = rows.run(block_product(rows, rows.input(x), blocks));
+            const auto expected =
+                at::einsum("tni,nij->tnj", {x.to(at::kDouble).view({tokens, pieces, in}),
+                                            blocks.to(at::kDouble).expand({pieces, in, out})})
+                    .reshape({tokens, pieces * out});
+            EXPECT_TRUE(
+                near(y, expected,
+                     dtype == at::kDouble ? 1e-13 : 40 * (dtype == at::kFloat ? kFloatEps : kBfloatEps)));
+        }
+        if (tokens > 0 && tokens < 20) {
+            EXPECT_TRUE(gradcheck(
+                [&](const Tensors& inputs) {
+                    Rows rows;
+                    return rows.run(block_product(rows, rows.input(inputs[0]), inputs[1]));
+                },
+                {{"x", normal({tokens, pieces * in}, 1)},
+                 {"blocks", normal({shared ? 1 : pieces, in, out}, 2)}}));
+        }
+    }
+}
+
+TEST(BlockProduct, IsForSmallMatricesOfWholeVectors) {
+    for (const auto& [shape, suits] : {std::pair<std::vector<int64_t>, bool>{{2, 8, 8}, true},
+                                       {{9, 256, 16}, true},
+                                       {{1, 8, 8}, false},
+                                       {{2, 12, 8}, false},
+                                       {{2, 8, 264}, false}})
+        EXPECT_EQ(suits_block_product(at::empty(shape)), suits);
 }
 
 TEST(Dropout, KeepsTheMeanAndRepeatsItsMask) {

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "ether/core/error.h"
+#include "ether/ops/block_product/block_product.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 #include "ether/ops/overlay/overlay.h"
@@ -25,7 +26,7 @@ struct ApplyToAll {
 
     Tensor operator()(const LowRank& form) const {
         const auto wide = x.to(form.a.scalar_type());
-        return wide.mm(form.a.t()).mm(form.b.t()).mul(form.scale).to(x.scalar_type());
+        return wide.mm(form.a.t()).mul(form.scale).mm(form.b.t()).to(x.scalar_type());
     }
     Tensor operator()(const BlockDiagonal& form) const {
         const auto& blocks = form.blocks;
@@ -48,7 +49,8 @@ struct ApplyToAll {
     }
 };
 
-// Forms that treat each token by itself (acts_by_row); of LowRank and BlockDiagonal those of a bank.
+// Forms that treat each token by itself (acts_by_row); of LowRank those of a bank, of BlockDiagonal small
+// ones, too.
 struct ApplyToRows {
     ops::Rows& rows;
     ops::Rows::Value x;
@@ -70,6 +72,7 @@ struct ApplyToRows {
         return ops::shift(rows, x, form.offset, pass.rows);
     }
     ops::Rows::Value operator()(const BlockDiagonal& form) const {
+        if (!is_banked(form)) return ops::block_product(rows, x, form.blocks);
         return ops::token_product(rows, x, form.blocks, pass.rows);
     }
     ops::Rows::Value operator()(const Permute& form) const { return ops::permute(rows, x, form.order); }
@@ -195,7 +198,8 @@ std::pair<Tensor, Tensor> factors_of(const Chain& chain, const Tensor& weight) {
 
 bool acts_by_row(const Form& form) {
     if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->a.dim() == 3;
-    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form)) return is_banked(*diagonal);
+    if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
+        return is_banked(*diagonal) || ops::suits_block_product(diagonal->blocks);
     return !std::holds_alternative<SequenceGate>(form);
 }
 

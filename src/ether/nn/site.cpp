@@ -1,11 +1,28 @@
 #include "ether/nn/site.h"
 
+#include <ATen/ops/addmm.h>
+
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 
 namespace ether::nn {
 
 using ops::Rows;
+
+namespace {
+
+// y plus x through a chain. A product with a last factor is added where y lies, instead of being a value of
+// its own; `in_place` says that nobody else reads y.
+at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, at::Tensor x, const FormPass& pass,
+                      bool in_place) {
+    const auto* last = std::get_if<LowRank>(&chain.back());
+    if (!last || last->a.scalar_type() != y.scalar_type()) return y + apply_chain(chain, x, pass);
+    if (chain.size() > 1) x = apply_chain({chain.begin(), chain.end() - 1}, x, pass);
+    const auto h = x.mm(last->a.t());
+    return in_place ? y.addmm_(h, last->b.t(), 1, last->scale) : at::addmm(y, h, last->b.t(), 1, last->scale);
+}
+
+}  // namespace
 
 at::Tensor Site::operator()(const at::Tensor& x, const Pass& pass) const {
     Rows before;
@@ -55,7 +72,7 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
                 // One tensor to keep instead of two, where nothing comes between.
                 const auto& chain = forms.delta[k];
                 if (!acts_by_row(chain.back()) && forms.post.empty() && forms.output.empty())
-                    products_.back() = products_.back() + apply_chain(chain, *delta_input, passes_[i]);
+                    products_.back() = plus_chain(products_.back(), chain, *delta_input, passes_[i], !kept);
                 else
                     deltas.push_back({k, *delta_input});
             }
