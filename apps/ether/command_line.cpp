@@ -229,7 +229,10 @@ bool CommandLine::parse(int argc, char** argv) {
     return true;
 }
 
-bool CommandLine::given(const std::string& name) const { return !values_.at(name)->empty(); }
+bool CommandLine::given(const std::string& name) const {
+    const auto found = values_.find(name);
+    return found != values_.end() && !found->second->empty();
+}
 
 std::map<std::string, std::string> CommandLine::method_options() const {
     std::map<std::string, std::string> options;

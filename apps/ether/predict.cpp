@@ -119,7 +119,9 @@ int predict_main(int argc, char** argv) {
                  "else text; jsonl: a list, too",
          .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
     });
-    line.add(column_fields(table));
+    auto table_fields = column_fields(table);
+    std::erase_if(table_fields, [](const Field& field) { return field.name == "label-column"; });  // not read
+    line.add(table_fields);
     line.add({
         {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
         {.name = "json", .value = &json, .help = "print JSON lines"},

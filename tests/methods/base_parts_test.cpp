@@ -53,6 +53,22 @@ TEST(Hiwi, MovesABiasByItsNetwork) {
     EXPECT_TRUE(near(tensors[0].second, expected, 1e-14));
 }
 
+TEST(Hiwi, MovesAWeightByItsNetwork) {
+    const nn::Linear linear{"layer", normal({6, 4}, 1), at::Tensor()};
+    test::AdaptedSites adapted({linear}, "hiwi", {{"on", "weight"}, {"rank", "3"}, {"scale", "0.5"}});
+    EXPECT_TRUE(near(adapted.merged().first, linear.weight, 0));
+    adapted.randomise(5);
+    const auto down = adapted.parameters.find("layer.hiwi_D")->value.detach(),
+               up = adapted.parameters.find("layer.hiwi_U")->value.detach();
+    const auto change = 0.5 * at::matmul(at::matmul(linear.weight, down).clamp_min(0), up);
+    EXPECT_TRUE(near(adapted.merged().first, linear.weight + change, 1e-14));
+    // A file holds the change's factors.
+    io::NamedTensors tensors;
+    adapted.adapter->to_tensors(tensors);
+    ASSERT_EQ(tensors.size(), 2U);
+    EXPECT_TRUE(near(at::matmul(tensors[1].second, tensors[0].second), change, 1e-14));
+}
+
 TEST(Hiwi, NeedsABiasThatIsNotZero) {
     for (const auto& [bias, state] : {std::pair{at::Tensor(), "missing"}, {at::zeros({6}), "zero"}})
         EXPECT_FAILS(usage, fmt::format("layer: this layer's bias, on which hiwi acts, is {}", state),

@@ -106,6 +106,7 @@ const std::vector<Kind>& kinds() {
          5,
          {{"rank", "8"}, {"mini", "true"}}},
         {"hiwi", {{"rank", "3"}}, 6 * kOut, true, 0, {{"scale", "3"}}},
+        {"hiwi", {{"on", "weight"}, {"rank", "3"}}, 6 * kIn, true, 3, {{"on", "weight"}, {"scale", "3"}}},
         {"boft",
          {{"block-size", "2"}, {"factors", "3"}},
          3 * 12 * 4 + kOut,

@@ -92,19 +92,18 @@ TEST_P(OfficialUnipelt, HiddenStatesAndTheirGradient) {
     if (has_adapter) modules += modules.empty() ? "adapter" : ",adapter";
     const bool gated = config["lora_gate"].get<bool>() || config["prefix_gate"].get<bool>() ||
                        config["adapter_gate"].get<bool>();
-    AdaptedModel adapted(
-        bert_of(json),
-        {.method = "unipelt",
-         .options = {{"modules", modules},
-                     {"gates", config.value("central", false) ? "central"
-                               : gated                        ? "own"
-                                                              : "none"},
-                     {"placement", has_adapter ? config["adapter"].get<std::string>() : "pfeiffer"},
-                     {"rank", config["lora_r"].dump()},
-                     {"alpha", config["lora_alpha"].dump()},
-                     {"prefix-length", config["prefix_len"].dump()},
-                     {"projection", "5"},
-                     {"bottleneck-size", config["adapter_bottleneck"].dump()}}});
+    std::map<std::string, std::string> options = {
+        {"modules", modules},
+        {"gates", config.value("central", false) ? "central"
+                  : gated                        ? "own"
+                                                 : "none"},
+        {"placement", has_adapter ? config["adapter"].get<std::string>() : "pfeiffer"},
+        {"rank", config["lora_r"].dump()},
+        {"prefix-length", config["prefix_len"].dump()},
+        {"projection", "5"},
+        {"bottleneck-size", config["adapter_bottleneck"].dump()}};
+    if (options["gates"] == "none") options["alpha"] = config["lora_alpha"].dump();
+    AdaptedModel adapted(bert_of(json), AdapterConfig{.method = "unipelt", .options = options});
     for (const auto& parameter : adapted.parameters().trained()) {
         if (parameter.group != nn::ParameterGroup::adapter) continue;
         const auto name = published(parameter.name);
@@ -176,6 +175,7 @@ TEST(Unipelt, WhatCannotBeIsSaid) {
                  "--modules: \"lore\" is not known, expected some of lora, prefix, adapter; did you mean",
                  make({{"modules", "lore,prefix"}}));
     EXPECT_FAILS(usage, "--modules: names none", make({{"modules", ""}}));
+    EXPECT_FAILS(usage, "--alpha: a gate scales its LoRA", make({{"alpha", "8"}}));
     EXPECT_FAILS(usage, "--gates central: divides between lora and prefix", make({{"gates", "central"}}));
     EXPECT_FAILS(usage, "does not read what attention reads",
                  make({{"gates", "central"}, {"modules", "lora,prefix"}}, "attention"));

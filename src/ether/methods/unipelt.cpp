@@ -29,7 +29,8 @@ struct UnipeltOptions : MethodOptions {
     std::vector<std::string> modules = {"lora", "prefix", "adapter"};
     std::string gates = "own", placement = "pfeiffer";
     int64_t rank = 8, length = 10, projection = 800, size = 48;
-    double alpha = 16, dropout = 0;
+    std::optional<double> alpha;
+    double dropout = 0;
 
     Fields fields() override {
         return {
@@ -39,7 +40,12 @@ struct UnipeltOptions : MethodOptions {
              .help = "own: each module's; central: one that divides between lora and prefix; none",
              .choices = {"own", "central", "none"}},
             rank_field(&rank, "r, the width of A and B"),
-            alpha_field(&alpha, "lora_alpha", "scale where there are no gates: alpha / r"),
+            {.name = "alpha",
+             .value = &alpha,
+             .help = "scale where there are no gates: alpha / r; not given: 16",
+             .low = 0,
+             .high = 1e6,
+             .key = "lora_alpha"},
             dropout_field(&dropout, "lora_dropout"),
             prefix_length_field(&length),
             projection_field(&projection),
@@ -89,7 +95,8 @@ class Unipelt : public Adapter {
         const auto& [a, b, own] = loras_[site];
         if (!a.defined()) return {};
         if (options_.gates == "none")
-            return low_rank(a, b, lora_scale(options_.alpha, options_.rank, false), options_.dropout);
+            return low_rank(a, b, lora_scale(options_.alpha.value_or(16), options_.rank, false),
+                            options_.dropout);
         auto forms = low_rank(a, b, 1, options_.dropout);
         auto& chain = forms.delta.front();
         chain.insert(chain.begin(),
@@ -146,6 +153,10 @@ class Unipelt : public Adapter {
                      fmt::join(known, ", "), did_you_mean(module, known));
         if (options_.modules.empty())
             fail(ErrorKind::usage, "--modules: names none of lora, prefix, adapter");
+        if (options_.gates != "none" && options_.alpha)
+            fail(
+                ErrorKind::usage,
+                "--alpha: a gate scales its LoRA, and nothing else does; leave it out, or give --gates none");
         // A gate knows a text's end at its beginning.
         if (options_.gates != "none" && context.model.shape().head == nn::Head::causal_lm)
             fail(ErrorKind::usage,
