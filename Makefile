@@ -1,10 +1,11 @@
 # The front door; CMakePresets.json holds the real build. Every goal runs tools/bootstrap first.
-#   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make asan, make tsan, make format, make format-check
+#   make, make test, make demo METHOD=etherplus LR=1e-3, make oracle, make bench (after make oracle), make asan, make tsan,
+#   make format, make format-check
 PRESET ?= release
 JOBS ?= $(shell nproc)
 SOURCES = $(wildcard src apps tests bench fuzz)
 
-.PHONY: all bootstrap build test demo oracle asan tsan format format-check clean
+.PHONY: all bootstrap build test demo oracle bench asan tsan format format-check clean
 all: build
 
 bootstrap:
@@ -24,6 +25,11 @@ demo: build
 
 oracle: build
 	tools/oracle
+
+# Speed and memory beside the peers', on a machine that does nothing else.
+bench: build
+	@test -x .venv-oracle/bin/python || { echo 'make bench compares with PEFT: run make oracle first' >&2; exit 1; }
+	.venv-oracle/bin/python bench/check.py
 
 asan tsan:
 	$(MAKE) test PRESET=$@

@@ -5,6 +5,7 @@
 #include "command_line.h"
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/eval/forms_bench.h"
 #include "ether/eval/mixed_batch_bench.h"
 #include "ether/eval/train_step_bench.h"
 #include "ether/io/hub_cache.h"
@@ -21,13 +22,19 @@ struct Common {
     bool json = false;
 
     void add(CommandLine& line, methods::AdapterConfig& adapter, const char* method_help) {
+        add_model(line);
+        line.add({
+            {.name = "method", .value = &adapter.method, .help = method_help},
+            {.name = "targets", .value = &adapter.targets.modules, .help = "layers to adapt"},
+        });
+        line.add_method_options();
+    }
+    void add_model(CommandLine& line) {
         line.add({{.name = "model",
                    .value = &model,
                    .help = "model folder, or org/name in the Hugging Face cache"}},
                  {"model"});
         line.add({
-            {.name = "method", .value = &adapter.method, .help = method_help},
-            {.name = "targets", .value = &adapter.targets.modules, .help = "layers to adapt"},
             {.name = "dtype",
              .value = &dtype,
              .help = "of weights and activations",
@@ -35,11 +42,13 @@ struct Common {
             {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
             {.name = "json", .value = &json, .help = "print one JSON object"},
         });
-        line.add_method_options();
     }
     io::Checkpoint open(const CommandLine& line, methods::AdapterConfig& adapter,
                         eval::BenchInput& input) const {
         adapter.options = line.method_options();
+        return open(input);
+    }
+    io::Checkpoint open(eval::BenchInput& input) const {
         input.dtype = train::dtype_named(dtype);
         if (threads > 0) set_num_threads(static_cast<int>(threads));
         return io::Checkpoint::open(io::resolve_model(model));
@@ -135,9 +144,55 @@ int mixed_batch_main(int argc, char** argv) {
     return 0;
 }
 
+int forms_main(int argc, char** argv) {
+    eval::FormsBenchOptions options;
+    Common common;
+    CommandLine line(
+        "bench forms",
+        "Measures a training step with every form that an adapter may have, beside ETHER's: 1.05 "
+        "of that, and the form's own operations at 0.7 of the machine's best rate, are allowed. "
+        "Needs no tokenizer and no data.",
+        "ether bench forms --model DIR --batch 2 --tokens 256");
+    common.add_model(line);
+    line.add({
+        {.name = "targets", .value = &options.targets, .help = "layers to adapt"},
+        {.name = "batch", .value = &options.input.batch, .help = "sequences", .low = 1, .high = 1e6},
+        {.name = "tokens", .value = &options.input.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
+        {.name = "steps",
+         .value = &options.steps,
+         .help = "measured steps of each, after one that warms up",
+         .low = 1,
+         .high = 1e6},
+    });
+    if (!line.parse(argc, argv)) return 0;
+    const auto result = eval::bench_forms(common.open(options.input), options, [](const std::string& method) {
+        fmt::print(stderr, "{}\n", method);
+    });
+    if (common.json) {
+        auto rows = nlohmann::json::array();
+        for (const auto& row : result.rows)
+            rows.push_back({{"form", row.form},
+                            {"method", row.method},
+                            {"median_seconds", row.seconds},
+                            {"own_flops", row.own_flops},
+                            {"ratio", row.ratio},
+                            {"allowed", row.allowed}});
+        print({{"ether_seconds", result.ether_seconds},
+               {"gemm_flops_per_second", result.gemm_flops_per_second},
+               {"forms", rows}});
+        return 0;
+    }
+    for (const auto& row : result.rows)
+        fmt::print("{:<30} {:<22} {:6.3f} s  {:.2f} of ETHER's step, {:.2f} allowed{}\n", row.form,
+                   row.method, row.seconds, row.ratio, row.allowed,
+                   row.ratio > row.allowed ? " (above)" : "");
+    return 0;
+}
+
 constexpr const char* kHelp =
     "Measures what this machine does with a model; random tokens, no tokenizer, no data.\n\n"
     "  ether bench train-step   training steps beside the limit of the machine's products\n"
+    "  ether bench forms        a training step with every form of adapter beside ETHER's\n"
     "  ether bench mixed-batch  a forward pass with another adapter in every row\n\n"
     "ether bench train-step --help explains one, with an example.\n";
 
@@ -146,10 +201,11 @@ constexpr const char* kHelp =
 int bench_main(int argc, char** argv) {
     const std::string_view name = argc >= 2 ? argv[1] : "";
     if (name == "train-step") return train_step_main(argc - 1, argv + 1);
+    if (name == "forms") return forms_main(argc - 1, argv + 1);
     if (name == "mixed-batch") return mixed_batch_main(argc - 1, argv + 1);
     if (name != "--help" && name != "-h")
         fail(ErrorKind::usage,
-             "ether bench needs a measurement: train-step or mixed-batch; see ether bench --help");
+             "ether bench needs a measurement: train-step, forms or mixed-batch; see ether bench --help");
     std::printf("%s", kHelp);
     return 0;
 }

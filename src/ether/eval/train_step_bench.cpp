@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <numeric>
 
 #include "ether/core/error.h"
 #include "ether/ops/gemm/rate.h"
@@ -23,6 +24,8 @@ bool per_token(const nn::Model& model, const nn::Site& site) {
     return site.layer >= 0 || model.shape().head == nn::Head::causal_lm;
 }
 
+}  // namespace
+
 std::vector<ops::GemmShape> gemm_shapes(const nn::Model& model) {
     std::map<std::pair<int64_t, int64_t>, int64_t> counts;
     for (const auto& site : model.sites())
@@ -31,8 +34,6 @@ std::vector<ops::GemmShape> gemm_shapes(const nn::Model& model) {
     for (const auto& [shape, count] : counts) shapes.push_back({shape.first, shape.second, count});
     return shapes;
 }
-
-}  // namespace
 
 double train_flops_per_token(const nn::Model& model, int64_t tokens) {
     const auto& shape = model.shape();
@@ -45,42 +46,45 @@ double train_flops_per_token(const nn::Model& model, int64_t tokens) {
     return flops + (shape.causal ? attention : 2 * attention);
 }
 
-TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options) {
-    auto base = load_bench_model(checkpoint, options.input);
+double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_t steps,
+                   int64_t checkpointed_blocks) {
     std::unique_ptr<tasks::Task> task;
-    if (base->shape().head == nn::Head::causal_lm)
+    if (model.model().shape().head == nn::Head::causal_lm)
         task = std::make_unique<tasks::CausalLm>();
     else
         task = std::make_unique<tasks::Classification>(data::LabelSet::from_names({"0", "1"}, "bench"));
-
-    auto config = options.adapter;
-    const bool frozen = config.method == "none";
-    // Gradients flow back to the first block, as they do under an adapter there; nothing else is adapted.
-    if (frozen) config = {.method = "ether", .targets = {.modules = "attention", .layers = "0"}};
-    methods::AdaptedModel model(std::move(base), config);
     std::vector<train::OptimizedParameter> parameters;
     for (const auto& parameter : model.parameters().trained())
         parameters.push_back({parameter.name, parameter.value, 1e-4, 0});
     train::AdamW optimizer(parameters);
-    const auto sequences = random_sequences(model.model().shape(), options.input);
+    const auto sequences = random_sequences(model.model().shape(), input);
     std::vector<int64_t> rows(sequences.size());
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+    std::iota(rows.begin(), rows.end(), 0);
 
     std::vector<double> seconds;
-    for (int64_t step = 0; step <= options.steps; ++step) {
+    for (int64_t step = 0; step <= steps; ++step) {
         const auto start = Clock::now();
         train::accumulate_gradients(
             model, *task, sequences, rows,
-            {options.input.batch, Random(options.input.seed).stream(static_cast<uint64_t>(step)),
-             options.checkpoint_activations ? model.model().shape().layers : 0});
+            {input.batch, Random(input.seed).stream(static_cast<uint64_t>(step)), checkpointed_blocks});
         optimizer.step(1);
         model.parameters().clear_grads();
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     }
     std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+}
 
+TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options) {
+    auto base = load_bench_model(checkpoint, options.input);
+    auto config = options.adapter;
+    const bool frozen = config.method == "none";
+    // Gradients flow back to the first block, as they do under an adapter there; nothing else is adapted.
+    if (frozen) config = {.method = "ether", .targets = {.modules = "attention", .layers = "0"}};
+    methods::AdaptedModel model(std::move(base), config);
     TrainStepResult result;
-    result.median_seconds = seconds[seconds.size() / 2];
+    result.median_seconds = median_step(model, options.input, options.steps,
+                                        options.checkpoint_activations ? model.model().shape().layers : 0);
     const auto total = static_cast<double>(options.input.batch * options.input.tokens);
     result.tokens_per_second = total / result.median_seconds;
     rusage usage{};

@@ -6,6 +6,7 @@
 
 #include "ether/eval/bench_input.h"
 #include "ether/methods/adapted_model.h"
+#include "ether/ops/gemm/rate.h"
 
 namespace ether::eval {
 
@@ -27,11 +28,18 @@ struct TrainStepResult {
     double gemm_limit_tokens_per_second = 0;
 };
 
+// Median seconds of a training step on random tokens, after one that warms up.
+double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_t steps,
+                   int64_t checkpointed_blocks = 0);
+
 TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options);
 
 // 4 * sum of in * out over all linear layers (head included; BERT's pooler and head once a sequence) + 7 *
 // layers * heads
 // * head_dim * (tokens + 1) a token; twice the latter's attention where it is not causal.
 double train_flops_per_token(const nn::Model& model, int64_t tokens);
+
+// Of the linear layers that see every token.
+std::vector<ops::GemmShape> gemm_shapes(const nn::Model& model);
 
 }  // namespace ether::eval
