@@ -65,7 +65,7 @@ def main():
         all_ratios[kind] = today
         RATIOS.write_text(json.dumps(all_ratios, indent=1) + "\n")
     elif not committed:
-        print(f"no ratios of such a machine are committed; --update writes these to {RATIOS.relative_to(ROOT)}")
+        sys.exit(f"nothing to compare with: {RATIOS.relative_to(ROOT)} has no ratios of such a machine; --update writes these there")
     elif fallen:
         sys.exit(f"more than 10% worse than committed: {', '.join(fallen)}")
 

@@ -58,7 +58,8 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
          info.learning_rate);
     if (info.checkpointed_blocks)
         tell(
-            "activations of {} of {} blocks are computed again in backward: less memory, up to a third more "
+            "activations of {} of {} blocks are computed again in backward: less memory, for all of them "
+            "about a third more "
             "time\n",
             info.checkpointed_blocks, info.blocks);
     if (info.first_step) tell("resumed at step {} of {}\n", info.first_step, info.total_steps);

@@ -87,7 +87,10 @@ TEST_P(Eva, GivesRankToTheLayersWhereItExplainsMost) {
     const auto& fixture = GetParam();
     const auto principal = exact(fixture);
     constexpr int64_t kRank = 2;
-    AdaptedModel adapted(fixture.load(), eva({{"rank", "2"}, {"alpha", "6"}}), all_rows(fixture));
+    AdaptedModel adapted(
+        fixture.load(),
+        eva({{"rank", "2"}, {"alpha", "6"}, {"bias", fixture.classifies() ? "lora_only" : "none"}}),
+        all_rows(fixture));
     std::vector<double> taken, left;
     int64_t total = 0;
     std::set<std::string> ranked;

@@ -34,7 +34,7 @@ std::vector<Candidate> candidates() {
             {"BlockDiagonal", "oft", {}},
             {"Permute and BlockDiagonal", "boft", {{"factors", "2"}}},
             {"a dense addition", "loha", {}},
-            {"Overlay", "shira", {}},
+            {"Overlay", "pafi", {}},
             {"SequenceGate", "unipelt", {{"modules", "lora"}}, true}};
 }
 

@@ -185,6 +185,13 @@ BySite<Tensor> eva_starts(const MethodContext& context, const BySite<int64_t>& r
         }
     }
 
+    for (const auto& group : readers)
+        if (!group.directions.known())
+            fail(ErrorKind::usage,
+                 "--init-lora-weights eva: {} has read fewer rows in {} batches than the {} directions it "
+                 "needs; raise --batch, or lower --rank or --eva-rho",
+                 group.sites.front()->name(), kMostBatches, group.directions.count());
+
     BySite<Tensor> starts(context.model);
     for (const auto& group : readers)
         for (const auto* site : group.sites)

@@ -136,7 +136,7 @@ class Lora : public Adapter {
                     context);
             }
         }
-        if (options.bias != "none") train_biases(options.bias == "all", context);
+        if (options.bias != "none") train_biases(options.bias == "all", targets_, context);
         if (!options.tokens.empty())
             tokens_.emplace(options.tokens, options.token_table, "token_adapter.", context);
     }
@@ -256,12 +256,12 @@ class Lora : public Adapter {
         return {at::cat({lora.a, lora.a0}), at::cat({lora.b, -lora.b0}, 1)};
     }
 
-    static void train_biases(bool all, const MethodContext& context) {
+    static void train_biases(bool all, const std::vector<nn::Site*>& targets, const MethodContext& context) {
         const std::string suffix = ".bias";
         for (const auto& [name, slots] : context.model.tensors()) {
             if (!name.ends_with(suffix) || context.parameters.find(name)) continue;
             const auto module = name.substr(0, name.size() - suffix.size());
-            const bool adapted = std::any_of(context.sites.begin(), context.sites.end(),
+            const bool adapted = std::any_of(targets.begin(), targets.end(),
                                              [&](const nn::Site* site) { return site->name() == module; });
             if (!adapted && !all) continue;
             train_copy(context.model, context.parameters, name,

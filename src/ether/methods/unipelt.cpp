@@ -153,7 +153,7 @@ class Unipelt : public Adapter {
                      fmt::join(known, ", "), did_you_mean(module, known));
         if (options_.modules.empty())
             fail(ErrorKind::usage, "--modules: names none of lora, prefix, adapter");
-        if (options_.gates != "none" && options_.alpha)
+        if (options_.gates != "none" && options_.alpha && !context.loading)
             fail(
                 ErrorKind::usage,
                 "--alpha: a gate scales its LoRA, and nothing else does; leave it out, or give --gates none");

@@ -62,7 +62,8 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
             if (kept && !kept->defined()) *kept = products_.back().detach();
         };
         auto& deltas = deltas_.emplace_back();
-        if (const auto dense = dense_delta(forms);
+        const bool narrow = linear.weight.scalar_type() == at::kBFloat16;  // changes are float32
+        if (const auto dense = narrow ? at::Tensor() : dense_delta(forms);
             dense.defined() && linear.weight.scalar_type() == dense.scalar_type()) {
             // Added to the weight: one product forward, two backward, instead of two and three.
             multiply(linear.weight + dense.t());

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "ether/core/error.h"
+#include "ether/core/parallel.h"
 
 namespace ether::train {
 namespace {
@@ -25,7 +26,10 @@ int64_t kept_by(const nn::Site& site) {
         for (const auto& form : chain) {
             const int64_t after = nn::width_after(form, width);
             // A product keeps what it reads; of a delta, what it makes is a value of its own, too.
-            if (!nn::acts_by_row(form)) kept += width + (is_delta ? after : 0);
+            // (A float32 weight's product takes the last factor's in.)
+            const bool added = &form == &chain.back() && std::holds_alternative<nn::LowRank>(form) &&
+                               site.linear.weight.scalar_type() == at::kFloat;
+            if (!nn::acts_by_row(form)) kept += width + (is_delta && !added ? after : 0);
             width = after;
         }
     };
@@ -72,7 +76,12 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
-    for (const auto* site : model.sites()) per_token += kept_by(*site);
+    int64_t outside = 0, sums = 0;  // of blocks, a token; bytes of weights with a change added
+    for (const auto* site : model.sites()) {
+        (site->layer < 0 ? outside : per_token) += kept_by(*site);
+        if (element == 4 && nn::dense_delta(site->forms).defined())
+            sums += site->linear.weight.numel() * element;
+    }
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
     // linear_cross_entropy's chunk; where the head is adapted, the logits, their logarithms and gradient.
@@ -84,10 +93,11 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads
     estimate.blocks = shape.layers;
-    estimate.block = per_token / shape.layers * training.tokens * element;
+    // Each slice of a batch makes its own sums.
+    estimate.block = (per_token * training.tokens * element + sums * num_threads()) / shape.layers;
     // Its input, and its last layer's product.
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
-    estimate.rest = logits + scores(training.longest);
+    estimate.rest = logits + scores(training.longest) + outside * training.tokens * element;
     // Without gradients a block's values live until the next one.
     estimate.evaluation = logits + block * evaluation.tokens * element + scores(evaluation.longest);
     return estimate;
