@@ -55,6 +55,19 @@ struct Common {
     }
 };
 
+// What measurements of training steps ask for.
+void add_steps(CommandLine& line, eval::BenchInput& input, int64_t* steps) {
+    line.add({
+        {.name = "batch", .value = &input.batch, .help = "sequences", .low = 1, .high = 1e6},
+        {.name = "tokens", .value = &input.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
+        {.name = "steps",
+         .value = steps,
+         .help = "measured steps, after one that warms up",
+         .low = 1,
+         .high = 1e6},
+    });
+}
+
 void print(const nlohmann::json& json) { std::printf("%s\n", json.dump().c_str()); }
 
 int train_step_main(int argc, char** argv) {
@@ -67,14 +80,8 @@ int train_step_main(int argc, char** argv) {
                      "ether bench train-step --model DIR --method ether --targets all-linear --batch 2 "
                      "--tokens 256 --json");
     common.add(line, options.adapter, "how to adapt; none: frozen, the same backward");
+    add_steps(line, options.input, &options.steps);
     line.add({
-        {.name = "batch", .value = &options.input.batch, .help = "sequences", .low = 1, .high = 1e6},
-        {.name = "tokens", .value = &options.input.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
-        {.name = "steps",
-         .value = &options.steps,
-         .help = "measured steps, after one that warms up",
-         .low = 1,
-         .high = 1e6},
         {.name = "checkpoint-activations",
          .value = &options.checkpoint_activations,
          .help =
@@ -154,16 +161,8 @@ int forms_main(int argc, char** argv) {
         "Needs no tokenizer and no data.",
         "ether bench forms --model DIR --batch 2 --tokens 256");
     common.add_model(line);
-    line.add({
-        {.name = "targets", .value = &options.targets, .help = "layers to adapt"},
-        {.name = "batch", .value = &options.input.batch, .help = "sequences", .low = 1, .high = 1e6},
-        {.name = "tokens", .value = &options.input.tokens, .help = "of each sequence", .low = 2, .high = 1e7},
-        {.name = "steps",
-         .value = &options.steps,
-         .help = "measured steps of each, after one that warms up",
-         .low = 1,
-         .high = 1e6},
-    });
+    line.add({{.name = "targets", .value = &options.targets, .help = "layers to adapt"}});
+    add_steps(line, options.input, &options.steps);
     if (!line.parse(argc, argv)) return 0;
     const auto result = eval::bench_forms(common.open(options.input), options, [](const std::string& method) {
         fmt::print(stderr, "{}\n", method);

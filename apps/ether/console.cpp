@@ -59,8 +59,7 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
     if (info.checkpointed_blocks)
         tell(
             "activations of {} of {} blocks are computed again in backward: less memory, for all of them "
-            "about a third more "
-            "time\n",
+            "about a third more time\n",
             info.checkpointed_blocks, info.blocks);
     if (info.first_step) tell("resumed at step {} of {}\n", info.first_step, info.total_steps);
     start_ = last_drawn_ = Clock::now();

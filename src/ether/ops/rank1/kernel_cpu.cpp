@@ -15,7 +15,7 @@ struct Block {
     int64_t stride, size, room;
 };
 
-// R tokens' values of a block, in rows `stride` apart, share each load of the block's vectors.
+// In the functions below R tokens' values of a block, in rows `stride` apart, share each load of its vectors.
 
 // factors[r][k] = c_k (vector_k . row_r). The sums run in one loop, since a single one waits for itself.
 template <int T, int R, int bytes, typename P>
@@ -107,8 +107,8 @@ void with_terms(int64_t terms, Body&& body) {
     }
 }
 
-// Calls body(std::integral_constant<int, R>, token, offset, block) for every block of all tokens, R tokens at
-// a time where they share the vectors.
+// Calls body(std::integral_constant<int, R>, where the values of R tokens begin, where those of the vectors
+// do, block) for every block of all tokens, several tokens at a time where they share the vectors.
 template <int T, typename P, typename Body>
 ETHER_INLINE void for_blocks(const Rank1View<P>& form, int64_t first, int64_t count, Body&& body) {
     const int64_t width = form.width();
