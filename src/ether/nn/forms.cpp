@@ -266,9 +266,9 @@ Tensor dense_delta(const SiteForms& forms) {
     if (!forms.pre.empty() || !forms.post.empty() || !forms.output.empty() || forms.delta.size() != 1)
         return {};
     const auto& chain = forms.delta.front();
-    if (const auto* overlay = chain.size() == 1 ? std::get_if<Overlay>(&chain.front()) : nullptr)
-        return dense_overlay(*overlay);
-    const auto* matrix = chain.size() == 1 ? std::get_if<BlockDiagonal>(&chain.front()) : nullptr;
+    if (chain.size() != 1) return {};
+    if (const auto* overlay = std::get_if<Overlay>(&chain.front())) return dense_overlay(*overlay);
+    const auto* matrix = std::get_if<BlockDiagonal>(&chain.front());
     return matrix && !is_banked(*matrix) && matrix->blocks.size(0) == 1 ? matrix->blocks[0] : Tensor();
 }
 

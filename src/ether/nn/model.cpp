@@ -83,7 +83,7 @@ void Model::checkpoint_blocks(int64_t count) {
     ETHER_ASSERT(
         std::all_of(points_.begin(), points_.end(), [](const auto& points) { return points.empty(); }));
     checkpoints_.resize(std::min(points_.size(), static_cast<size_t>(count)));
-    std::vector<Site*> last(points_.size());
+    std::vector<Site*> last(checkpoints_.size());
     for (auto& site : sites_) {
         if (site.layer < 0 || site.layer >= count) continue;
         const auto layer = static_cast<size_t>(site.layer);
@@ -91,8 +91,7 @@ void Model::checkpoint_blocks(int64_t count) {
         for (at::Tensor* tensor : tensors_of(site.forms))
             if (tensor->requires_grad()) *tensor = checkpoints_[layer].leaf_for(*tensor);
     }
-    for (Site* site : last)
-        if (site) site->keeps_product = true;
+    for (Site* site : last) site->keeps_product = true;  // every block has linear layers
     for (const auto& [name, slots] : slots_)  // weights that are trained themselves
         if (const auto layer = block_number(name);
             layer && *layer < checkpoints_.size() && slots.front()->requires_grad())
