@@ -92,7 +92,7 @@ void Model::checkpoint_blocks(int64_t count) {
             if (tensor->requires_grad()) *tensor = checkpoints_[layer].leaf_for(*tensor);
     }
     for (Site* site : last) site->keeps_product = true;  // every block has linear layers
-    for (const auto& [name, slots] : slots_)  // weights that are trained themselves
+    for (const auto& [name, slots] : slots_)             // weights that are trained themselves
         if (const auto layer = block_number(name);
             layer && *layer < checkpoints_.size() && slots.front()->requires_grad())
             checkpoints_[*layer].leaf_for(*slots.front());
