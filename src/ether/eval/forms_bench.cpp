@@ -6,6 +6,7 @@
 
 #include "ether/eval/train_step_bench.h"
 #include "ether/methods/adapted_model.h"
+#include "ether/methods/registry.h"
 
 namespace ether::eval {
 namespace {
@@ -101,7 +102,9 @@ FormsBenchResult bench_forms(const io::Checkpoint& checkpoint, const FormsBenchO
         for (const auto& [name, value] : candidate.options)
             row.method += fmt::format(" --{} {}", name, value);
         told(row.method);
-        const auto targets = std::string_view(candidate.method) == "red" ? std::string() : options.targets;
+        // Some act at layers of their own choice alone.
+        const bool chooses = methods::method_named(candidate.method).targets != methods::Targets().modules;
+        const auto targets = chooses ? std::string() : options.targets;
         methods::AdaptedModel adapted(
             load_bench_model(checkpoint, options.input),
             methods::AdapterConfig{
