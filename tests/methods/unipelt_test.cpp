@@ -163,6 +163,22 @@ TEST(Unipelt, GatesOfLoraAloneAreNotMerged) {
     EXPECT_NO_THROW(ungated.merged_tensors(at::kFloat));
 }
 
+TEST(Unipelt, APoolersGateIsOfTheOneTokenItReads) {
+    AdaptedModel adapted(test::kBert.load(), AdapterConfig{.method = "unipelt",
+                                                           .options = {{"modules", "lora"}},
+                                                           .targets = {.modules = "all-linear"}});
+    uint64_t seed = 1;
+    const at::NoGradGuard no_grad;
+    for (const auto& parameter : adapted.parameters().trained())
+        parameter.value.copy_(0.3 * test::normal(parameter.value.sizes(), ++seed));
+    const auto batch = test::kBert.batch();
+    const auto together = adapted.logits({.batch = batch});
+    for (int64_t row = 0; row < batch.size(); ++row) {
+        const auto alone = test::kBert.batch({row});
+        EXPECT_TRUE(near(adapted.logits({.batch = alone}), together.narrow(0, row, 1), 1e-5)) << row;
+    }
+}
+
 TEST(Unipelt, WhatCannotBeIsSaid) {
     EXPECT_FAILS(usage, "a language model would be told what it is to predict",
                  AdaptedModel(test::kLlamaTied.load(), AdapterConfig{.method = "unipelt"}));

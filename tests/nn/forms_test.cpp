@@ -130,6 +130,33 @@ TEST(DropoutForm, ActsInTrainingAlone) {
     EXPECT_NEAR(y.eq(0).to(at::kDouble).mean().item<double>(), 0.25, 0.05);
 }
 
+// Of whole vectors, a low-rank branch is a part of the graph; else a product of all tokens. Both are one map.
+TEST(LowRankBranch, ActsAloneBehindDropoutAndUnderOthers) {
+    for (const int64_t rank : {0, 3, 4, 32, 36}) {
+        const auto weight = normal({8, 12}, 1), x = normal({19, 12}, 2), left = normal({1, 2, 4}, 3);
+        const LowRank form{normal({rank, 12}, 4), normal({8, rank}, 5), 0.7};
+        EXPECT_EQ(acts_by_row(form), rank == 4 || rank == 32 || rank == 36);
+        Linear linear{"layer", weight, {}};
+        Site site(linear, 0, 0, false);
+        const data::Batch batch;
+        auto y_of = [&](const Tensor& a, const Tensor& b, const Tensor& input, const SiteForms& others) {
+            site.forms = others;
+            site.forms.delta = {{Dropout{0.5}, LowRank{a, b, form.scale}}};
+            return site(input, {.batch = batch});
+        };
+        const auto change = form.scale * x.mm(form.a.t()).mm(form.b.t());
+        EXPECT_TRUE(near(y_of(form.a, form.b, x, {}), x.mm(weight.t()) + change, 1e-13)) << rank;
+        const SiteForms reflected{.post = {Rank1{left, left, {0.5}}}};
+        site.forms = reflected;
+        const auto base = site(x, {.batch = batch});
+        EXPECT_TRUE(near(y_of(form.a, form.b, x, reflected), base + change, 1e-13)) << rank;
+        if (rank == 0) continue;
+        EXPECT_TRUE(test::gradcheck(
+            [&](const std::vector<Tensor>& in) { return y_of(in[0], in[1], in[2], reflected); },
+            {{"a", form.a}, {"b", form.b}, {"x", x}}));
+    }
+}
+
 // A site with sums of chains beside its product: what merging, exact factors and the memory estimate see.
 struct Deltas {
     const char* name;

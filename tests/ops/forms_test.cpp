@@ -210,16 +210,20 @@ TEST(BlockProduct, IsAProductPieceByPiece) {
                                                           {1, 2, 32, 32, false},
                                                           {9, 5, 16, 24, false},
                                                           {64, 2, 24, 8, true},
+                                                          {17, 1, 40, 4, false},
+                                                          {11, 1, 12, 28, false},
+                                                          {7, 3, 6, 5, false},
                                                           {0, 2, 8, 8, false}}) {
         for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
             const auto compute = dtype == at::kBFloat16 ? at::kFloat : dtype;
             const auto x = normal({tokens, pieces * in}, 1, dtype),
                        blocks = normal({shared ? 1 : pieces, in, out}, 2, compute);
             Rows rows;
-            const auto y = rows.run(block_product(rows, rows.input(x), blocks));
+            const auto y = rows.run(block_product(rows, rows.input(x), blocks, 0.5));
             const auto expected =
                 at::einsum("tni,nij->tnj", {x.to(at::kDouble).view({tokens, pieces, in}),
                                             blocks.to(at::kDouble).expand({pieces, in, out})})
+                    .mul(0.5)
                     .reshape({tokens, pieces * out});
             EXPECT_TRUE(
                 near(y, expected,
@@ -229,7 +233,7 @@ TEST(BlockProduct, IsAProductPieceByPiece) {
             EXPECT_TRUE(gradcheck(
                 [&](const Tensors& inputs) {
                     Rows rows;
-                    return rows.run(block_product(rows, rows.input(inputs[0]), inputs[1]));
+                    return rows.run(block_product(rows, rows.input(inputs[0]), inputs[1], 0.5));
                 },
                 {{"x", normal({tokens, pieces * in}, 1)},
                  {"blocks", normal({shared ? 1 : pieces, in, out}, 2)}}));
@@ -237,11 +241,17 @@ TEST(BlockProduct, IsAProductPieceByPiece) {
     }
 }
 
-TEST(BlockProduct, IsForSmallMatricesOfWholeVectors) {
+TEST(BlockProduct, IsForSmallOrThinMatricesOfWholeVectors) {
     for (const auto& [shape, suits] : {std::pair<std::vector<int64_t>, bool>{{2, 8, 8}, true},
                                        {{9, 256, 16}, true},
-                                       {{1, 8, 8}, false},
-                                       {{2, 12, 8}, false},
+                                       {{1, 8, 8}, true},
+                                       {{1, 8, 4096}, true},
+                                       {{1, 4096, 32}, true},
+                                       {{1, 4096, 64}, false},
+                                       {{1, 4096, 0}, false},
+                                       {{1, 128, 128}, false},
+                                       {{2, 12, 8}, true},
+                                       {{2, 10, 8}, false},
                                        {{2, 8, 264}, false}})
         EXPECT_EQ(suits_block_product(at::empty(shape)), suits);
 }

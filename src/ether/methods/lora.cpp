@@ -275,7 +275,8 @@ class Lora : public Adapter {
         const auto& lora = sites_[site];
         const auto [a, b] = whole(lora);
         const double s = lora.scale;
-        const auto mixed = (site.linear.weight.to(a.scalar_type()).mm(a.t()) * b).sum(1);
+        const auto weight = site.linear.weight.to(a.scalar_type());
+        const auto mixed = (nn::apply_form(nn::BlockDiagonal{a.t().unsqueeze(0)}, weight) * b).sum(1);
         const auto own = (b.mm(a.mm(a.t())) * b).sum(1);
         return (lora.squares + 2 * s * mixed + s * s * own).clamp_min(0).sqrt();
     }

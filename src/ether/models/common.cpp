@@ -106,6 +106,7 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& x
 nn::Pass one_token_per_sequence(const nn::Pass& pass, const Tensor& tokens) {
     nn::Pass result = pass;
     result.first_token = pass.first_sequence;
+    result.offsets = at::arange(tokens.size(0) + 1, tokens.options().dtype(at::kInt));
     if (pass.adapter_rows.defined()) result.adapter_rows = pass.adapter_rows.index_select(0, tokens);
     return result;
 }

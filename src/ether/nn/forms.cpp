@@ -17,6 +17,7 @@ namespace {
 
 using at::Tensor;
 
+bool is_banked(const LowRank& form) { return form.a.dim() == 3; }
 bool is_banked(const BlockDiagonal& form) { return form.blocks.dim() == 4; }
 
 // Forms that are products of all tokens with one matrix (not acts_by_row).
@@ -49,8 +50,8 @@ struct ApplyToAll {
     }
 };
 
-// Forms that treat each token by itself (acts_by_row); of LowRank those of a bank, of BlockDiagonal small
-// ones, too.
+// Forms that treat each token by itself (acts_by_row); of LowRank those of a bank and thin ones, of
+// BlockDiagonal small ones, too.
 struct ApplyToRows {
     ops::Rows& rows;
     ops::Rows::Value x;
@@ -61,6 +62,10 @@ struct ApplyToRows {
         return ops::rank1(rows, x, form.left, form.right, form.coefficients, banked ? pass.rows : Tensor());
     }
     ops::Rows::Value operator()(const LowRank& form) const {
+        if (!is_banked(form)) {
+            const auto h = ops::block_product(rows, x, form.a.t().unsqueeze(0));
+            return ops::block_product(rows, h, form.b.t().unsqueeze(0), form.scale);
+        }
         const auto h = ops::token_product_transposed(rows, x, form.a.unsqueeze(1), pass.rows);
         // b's rows by rank, as a bank holds them (bank.h): a token then reads them one after the other.
         return ops::token_product(rows, h, form.b.transpose(1, 2).unsqueeze(1), pass.rows, form.scale);
@@ -197,7 +202,9 @@ std::pair<Tensor, Tensor> factors_of(const Chain& chain, const Tensor& weight) {
 }  // namespace
 
 bool acts_by_row(const Form& form) {
-    if (const auto* low_rank = std::get_if<LowRank>(&form)) return low_rank->a.dim() == 3;
+    if (const auto* low_rank = std::get_if<LowRank>(&form))
+        return is_banked(*low_rank) || (ops::suits_block_product(low_rank->a.unsqueeze(0)) &&
+                                        ops::suits_block_product(low_rank->b.unsqueeze(0)));
     if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
         return is_banked(*diagonal) || ops::suits_block_product(diagonal->blocks);
     return !std::holds_alternative<SequenceGate>(form);
@@ -262,14 +269,16 @@ Tensor dense_overlay(const Overlay& overlay) {
 
 }  // namespace
 
-Tensor dense_delta(const SiteForms& forms) {
+Tensor dense_delta(const SiteForms& forms, at::ScalarType dtype) {
     if (!forms.pre.empty() || !forms.post.empty() || !forms.output.empty() || forms.delta.size() != 1)
         return {};
     const auto& chain = forms.delta.front();
     if (chain.size() != 1) return {};
-    if (const auto* overlay = std::get_if<Overlay>(&chain.front())) return dense_overlay(*overlay);
+    if (const auto* overlay = std::get_if<Overlay>(&chain.front()))
+        return overlay->values.scalar_type() == dtype ? dense_overlay(*overlay) : Tensor();
     const auto* matrix = std::get_if<BlockDiagonal>(&chain.front());
-    return matrix && !is_banked(*matrix) && matrix->blocks.size(0) == 1 ? matrix->blocks[0] : Tensor();
+    if (!matrix || is_banked(*matrix) || matrix->blocks.size(0) != 1) return {};
+    return matrix->blocks.scalar_type() == dtype ? matrix->blocks[0] : Tensor();
 }
 
 std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, const Tensor& bias) {

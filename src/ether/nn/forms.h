@@ -100,7 +100,7 @@ struct FormPass {
     Random random{0};
     at::Tensor rows = {};     // (T) int32 or undefined
     int64_t first_row = 0;    // Pass::first_token
-    at::Tensor offsets = {};  // Batch::cu_seqlens, for gates
+    at::Tensor offsets = {};  // Pass::sequence_offsets, for gates
 };
 
 // The width of what a form makes of x, which is `width` wide.
@@ -109,8 +109,8 @@ int64_t width_after(const Form& form, int64_t width);
 // x (T, d) through one form. Differentiable.
 at::Tensor apply_form(const Form& form, const at::Tensor& x, const FormPass& pass = {});
 
-// Whether a form treats each token by itself at no loss: reflections, scales, moves of features, and all
-// forms of a bank. Others are products of all tokens with one matrix.
+// Whether a form treats each token by itself at no loss: reflections, scales, moves of features, products
+// with small or thin matrices, and all forms of a bank. Others are products of all tokens with one matrix.
 bool acts_by_row(const Form& form);
 
 // A value of a graph through one form: one that acts by row joins the graph, others run it up to them.
@@ -120,9 +120,9 @@ ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value 
 ops::Rows::Value apply_chain(const Chain& chain, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass);
 at::Tensor apply_chain(const Chain& chain, const at::Tensor& x, const FormPass& pass);
 
-// The dense matrix (in, out), y = x M, if a site's only change besides W is one such addition: then W + M^T
-// is as good as two products. Else undefined.
-at::Tensor dense_delta(const SiteForms& forms);
+// The dense matrix (in, out), y = x M, if a site's only change besides W is one such addition in W's dtype:
+// then W + M^T is as good as two products. Else undefined.
+at::Tensor dense_delta(const SiteForms& forms, at::ScalarType dtype);
 
 // A site's weight (out, in) and bias (out, or undefined) with its forms multiplied in, in the weight's dtype,
 // which must be float32 or float64. A form that shifts the output creates a bias.

@@ -19,9 +19,13 @@ struct Pass {
     bool bound = false;          // its forms are bound already: one of several passes that share them
     int64_t checkpointed_blocks = 0;  // so many, from the first one, run again in backward
     at::Tensor adapter_rows = {};     // (T) int32: each token's entry in the forms' banks; undefined: entry 0
+    at::Tensor offsets = {};          // where each sequence begins, if not where the batch says
     // Of a block that is run twice: what its last layer's product is kept in by the first run, for the
     // second.
     at::Tensor* last_product = nullptr;
+
+    // Where each sequence's rows begin, and their end: (B + 1) int32.
+    const at::Tensor& sequence_offsets() const { return offsets.defined() ? offsets : batch.cu_seqlens; }
 
     // The random numbers of one place: a layer (or site) and a dropout in it.
     Random stream(int64_t place, std::string_view name) const {

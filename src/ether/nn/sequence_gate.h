@@ -13,7 +13,7 @@ struct SequenceGate {
     int64_t index = 0;
 };
 
-// h: (T, d), offsets: (B + 1) int32, as Batch::cu_seqlens. Returns (B), in the weight's dtype;
+// h: (T, d), offsets: (B + 1) int32, Pass::sequence_offsets. Returns (B), in the weight's dtype;
 // differentiable.
 at::Tensor gate_of(const SequenceGate& gate, const at::Tensor& h, const at::Tensor& offsets);
 

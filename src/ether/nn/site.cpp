@@ -38,7 +38,7 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
     std::vector<Rows::Value> inputs;  // of a site's forms: x, dropped
     for (const auto* site : sites_) {
         passes_.push_back({pass.training, pass.stream(site->index, "forms"), pass.adapter_rows,
-                           pass.first_token, pass.batch.cu_seqlens});
+                           pass.first_token, pass.sequence_offsets()});
         const auto& forms = site->forms;
         inputs.push_back(pass.training ? ops::dropout(rows, x, forms.input_dropout,
                                                       pass.stream(site->index, "input"), pass.first_token)
@@ -62,9 +62,7 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
             if (kept && !kept->defined()) *kept = products_.back().detach();
         };
         auto& deltas = deltas_.emplace_back();
-        const bool narrow = linear.weight.scalar_type() == at::kBFloat16;  // changes are float32
-        if (const auto dense = narrow ? at::Tensor() : dense_delta(forms);
-            dense.defined() && linear.weight.scalar_type() == dense.scalar_type()) {
+        if (const auto dense = dense_delta(forms, linear.weight.scalar_type()); dense.defined()) {
             // Added to the weight: one product forward, two backward, instead of two and three.
             multiply(linear.weight + dense.t());
         } else {

@@ -21,7 +21,8 @@ std::string in_words(int64_t bytes) {
 int64_t kept_by(const nn::Site& site) {
     const auto& forms = site.forms;
     const int64_t in = site.linear.in(), out = site.linear.out();
-    int64_t kept = 0;
+    // What deltas read is kept once.
+    int64_t kept = forms.delta.empty() ? 0 : in;
     auto follow = [&](const nn::Chain& chain, int64_t width, bool is_delta) {
         for (const auto& form : chain) {
             const int64_t after = nn::width_after(form, width);
@@ -29,7 +30,8 @@ int64_t kept_by(const nn::Site& site) {
             // (A float32 weight's product takes the last factor's in.)
             const bool added = &form == &chain.back() && std::holds_alternative<nn::LowRank>(form) &&
                                site.linear.weight.scalar_type() == at::kFloat;
-            if (!nn::acts_by_row(form)) kept += width + (is_delta && !added ? after : 0);
+            const bool reads_kept = is_delta && &form == &chain.front();
+            if (!nn::acts_by_row(form)) kept += (reads_kept ? 0 : width) + (is_delta && !added ? after : 0);
             width = after;
         }
     };
@@ -38,6 +40,16 @@ int64_t kept_by(const nn::Site& site) {
     follow(forms.output, out, false);
     for (const auto& chain : forms.delta) follow(chain, in, true);
     return kept;
+}
+
+// Values of low-rank factors that graphs of rows hold transposed.
+int64_t turned(const nn::SiteForms& forms) {
+    int64_t values = 0;
+    for (const auto& chain : forms.delta)
+        for (const auto& form : chain)
+            if (const auto* low_rank = std::get_if<nn::LowRank>(&form); low_rank && nn::acts_by_row(form))
+                values += low_rank->a.numel() + low_rank->b.numel();
+    return values;
 }
 
 }  // namespace
@@ -76,11 +88,12 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
-    int64_t outside = 0, sums = 0;  // of blocks, a token; bytes of weights with a change added
+    int64_t outside = 0, sums = 0;  // of blocks, a token; bytes of weights with a change added, or turned
     for (const auto* site : model.sites()) {
         (site->layer < 0 ? outside : per_token) += kept_by(*site);
-        if (element == 4 && nn::dense_delta(site->forms).defined())
+        if (nn::dense_delta(site->forms, site->linear.weight.scalar_type()).defined())
             sums += site->linear.weight.numel() * element;
+        sums += 4 * turned(site->forms);
     }
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
@@ -93,7 +106,7 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads
     estimate.blocks = shape.layers;
-    // Each slice of a batch makes its own sums.
+    // Each slice of a batch makes its own.
     estimate.block = (per_token * training.tokens * element + sums * num_threads()) / shape.layers;
     // Its input, and its last layer's product.
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;

@@ -17,7 +17,8 @@ struct Strided {
 };
 
 // c (m, n) = alpha * a (m, k) b (k, n), added to what c holds if `accumulate`. Columns of b and c are
-// adjacent. Fastest where n is a multiple of kLanes<T>; a may be transposed at no cost.
+// adjacent. Fastest where n is a multiple of kLanes<T>, slow where it is not one of 16 bytes; a may be
+// transposed at no cost.
 template <typename T>
 void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
                   Strided<T> c, bool accumulate = false);
