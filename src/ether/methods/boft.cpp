@@ -13,6 +13,7 @@
 #include "ether/core/error.h"
 #include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
+#include "ether/ops/cayley/cayley.h"
 
 namespace ether::methods {
 namespace {
@@ -73,8 +74,8 @@ class Boft : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         const auto& [r, s, moves] = rotations_[site];
-        const auto skew = (r - r.transpose(2, 3)) / 2, one = at::eye(r.size(3), r.options());
-        auto q = at::linalg_solve(one + skew, one - skew, /*left=*/false);
+        const auto skew = (r - r.transpose(2, 3)) / 2;
+        auto q = ops::cayley(skew.flatten(0, 1)).view(r.sizes());
         if (pass.training && options_.dropout > 0)
             q = with_dropped_blocks(q, pass.stream(site.index, "blocks"));
         nn::SiteForms forms;

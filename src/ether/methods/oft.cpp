@@ -9,6 +9,7 @@
 
 #include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
+#include "ether/ops/cayley/cayley.h"
 
 namespace ether::methods {
 namespace {
@@ -94,15 +95,10 @@ class Oft : public Adapter {
         const auto triangles = at::zeros({values.size(0), size * size}, values.options())
                                    .index_copy(1, places[0] * size + places[1], values)
                                    .view({values.size(0), size, size});
-        const auto skew = triangles - triangles.transpose(1, 2), one = at::eye(size, values.options());
-        if (!options_.neumann) return at::linalg_solve(one + skew, one - skew, /*left=*/false);
-        const int64_t last = options_.terms == 3 ? 3 : options_.terms - 1;  // PEFT's three terms are four
-        Tensor sum = one + at::zeros_like(skew), power;
-        for (int64_t k = 1; k <= last; ++k) {
-            power = k == 1 ? skew : power.bmm(skew);
-            sum = sum + (k > 1 && k == last ? 1 : 2) * power;
-        }
-        return sum;
+        const auto skew = triangles - triangles.transpose(1, 2);
+        if (!options_.neumann) return ops::cayley(skew);
+        return ops::cayley_neumann(skew,
+                                   options_.terms == 3 ? 3 : options_.terms - 1);  // PEFT's three are four
     }
 
     const OftOptions options_;

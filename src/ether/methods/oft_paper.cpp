@@ -6,6 +6,7 @@
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
+#include "ether/ops/cayley/cayley.h"
 
 namespace ether::methods {
 namespace {
@@ -52,10 +53,9 @@ class OftPaper : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& r = blocks_[site];
-        const auto skew = (r - r.transpose(1, 2)) / 2, one = at::eye(r.size(1), r.options());
-        const auto q = at::linalg_solve(one - skew, one + skew, /*left=*/false);
+        const auto q = ops::cayley((r.transpose(1, 2) - r) / 2);
         if (options_.side == "input" && options_.layout == "official")
-            return dense(official_change(site, q - one));
+            return dense(official_change(site, q - at::eye(r.size(1), r.options())));
         nn::SiteForms forms;
         const nn::BlockDiagonal rotation{q.transpose(1, 2)};  // of x in rows
         (options_.side == "input" ? forms.pre : forms.post).emplace_back(rotation);
