@@ -29,8 +29,10 @@ int merge_main(int argc, char** argv) {
     auto loaded = loading.load();
     const auto report = exporting::merge(loaded, out, train::dtype_named(loading.dtype));
     if (json) {
-        nlohmann::json object = {
-            {"out", out}, {"bytes", report.bytes}, {"dtype", io::dtype_name(report.dtype)}};
+        nlohmann::json object = {{"out", out},
+                                 {"bytes", report.bytes},
+                                 {"dtype", io::dtype_name(report.dtype)},
+                                 {"write_seconds", report.write_seconds}};
         add_comparison(report, object);
         std::printf("%s\n", object.dump().c_str());
         return 0;

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
@@ -67,6 +68,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     report.dtype = dtype == at::ScalarType::Undefined ? models::stored_dtype(loaded.checkpoint) : dtype;
 
     io::AtomicFolder folder(out);
+    const auto start = std::chrono::steady_clock::now();
     auto tensors = adapted.merged_tensors(report.dtype);
     auto config = merged_config(loaded, report.dtype);
     models::declare_new_biases(adapted.model(), config, tensors);
@@ -81,6 +83,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
             io::write_file_atomic(folder.path() / name, tokenizer_file(loaded, name));
     io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
+    report.write_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
     const Probe probe(adapted);
     const auto again = models::load_model(

@@ -12,6 +12,7 @@ namespace ether::exporting {
 struct MergeReport : Comparison {
     at::ScalarType dtype = at::kFloat;
     int64_t bytes = 0;
+    double write_seconds = 0;  // from the first product to the last file that is synced
 };
 
 // Writes config.json (with id2label, label2id and the class transformers needs), model.safetensors in `dtype`
