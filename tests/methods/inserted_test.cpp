@@ -145,5 +145,56 @@ INSTANTIATE_TEST_SUITE_P(
                  false}),
     [](const auto& info) { return std::string(info.param.name); });
 
+AdaptedModel with_prefix_of(int64_t length, const test::FixtureModel& fixture) {
+    return {fixture.load(),
+            AdapterConfig{.method = "prefix", .options = {{"prefix-length", std::to_string(length)}}}};
+}
+
+TEST(Prefix, TakesTheFirstPositions) {
+    for (const auto* fixture : {&test::kBert, &test::kLlamaTied}) {
+        auto adapted = with_prefix_of(3, *fixture);
+        const auto vectors = adapted.parameters().find("prompt_embeddings")->value.view({3, 2, 2, -1});
+        EXPECT_EQ(adapted.model().shape().max_positions, fixture->load()->shape().max_positions - 3);
+        // The same texts three positions further, behind vectors that take none.
+        const auto model = fixture->load();
+        for (size_t layer = 0; layer < model->points().size(); ++layer)
+            model->points()[layer].extra_kv =
+                [own = vectors.select(1, static_cast<int64_t>(layer)).transpose(0, 1)](const Tensor&,
+                                                                                       const nn::Pass&) {
+                    return nn::ExtraKeyValues{own[0], own[1]};
+                };
+        auto moved = fixture->batch();
+        moved.positions = moved.positions + 3;
+        moved.max_length += 3;
+        const auto batch = fixture->batch();
+        EXPECT_TRUE(near(adapted.logits({.batch = batch}), model->logits({.batch = moved}), 1e-6));
+    }
+    EXPECT_FAILS(usage, "vectors before a text leave it none of the model's",
+                 with_prefix_of(4096, test::kBert));
+}
+
+TEST(Prefix, FilesAreThoseOfPeft) {
+    const auto adapted = with_prefix_of(3, test::kLlamaTied);
+    auto files = adapted.files("base");
+    EXPECT_EQ(files.config["peft_type"], "PREFIX_TUNING");
+    EXPECT_EQ(files.config["num_virtual_tokens"], 3);
+    EXPECT_EQ(files.config["token_dim"], 16);
+    ASSERT_EQ(files.tensors.size(), 1);
+    auto& [name, tensor] = files.tensors.front();
+    EXPECT_EQ(name, "prompt_embeddings");
+    tensor = tensor.narrow(1, 0, 48);
+    EXPECT_FAILS(adapter,
+                 "\"prompt_embeddings\" has shape (3, 48), but this model and configuration need (3, 64)",
+                 AdaptedModel(test::kLlamaTied.load(), files));
+    // A head stands beside the prefix, not inside of a wrapper.
+    AdaptedModel classifier(test::kBert.load(),
+                            AdapterConfig{.method = "prefix", .modules_to_save = {"classifier"}});
+    bool found = false;
+    for (const auto& [key, value] : classifier.files("base").tensors)
+        found |= key == "base_model.classifier.weight";
+    EXPECT_TRUE(found);
+    EXPECT_NO_THROW(AdaptedModel(test::kBert.load(), classifier.files("base")));
+}
+
 }  // namespace
 }  // namespace ether::methods

@@ -24,7 +24,7 @@ SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vec
 LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
 PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
-                "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira")
+                "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira", "prefix")
 
 
 # Of AdamW's way: where a gradient is no more than rounding, its step is as long as others, and may lead elsewhere.
@@ -48,6 +48,8 @@ def draw_config(method, family, rng):
         table = "word_embeddings" if family in ENCODERS else "embed_tokens"
         return peft.TrainableTokensConfig(task_type=task, token_indices=[9, 5, 12], target_modules=[table])
     rank, alpha = rng.randint(1, 6), rng.randint(1, 8)
+    if method == "prefix":
+        return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=rank)
     config_class, options = {
         "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
@@ -128,10 +130,14 @@ def stepped(family, method, rng, folder):
           method.split()[0], *SMALL.get(method, []), "--out", run, "--max-steps", 3, "--batch", 9, "--save-every", 1, "--keep", 9, "--lr", 5e-3,
           "--head-lr", 5e-3, "--schedule", "constant", "--warmup", 0)
 
+    def in_file(name, tensor):
+        if name == "prefix":
+            return "prompt_embeddings", tensor.permute(2, 0, 1, 3).flatten(1).contiguous()
+        return ("base_model.model." if "." in name and method != "prefix" else "base_model.") + name, tensor
+
     def values(step):
         tensors = load_file(run / "checkpoints" / f"step-{step:09}" / "state.safetensors")
-        return {("base_model.model." if "." in name else "base_model.") + name: tensor
-                for name, tensor in ((key.removeprefix("parameter/"), tensor) for key, tensor in tensors.items() if key.startswith("parameter/"))}
+        return dict(in_file(key.removeprefix("parameter/"), tensor) for key, tensor in tensors.items() if key.startswith("parameter/"))
 
     start = folder / "steps" / f"{method} start"
     start.mkdir()
@@ -215,7 +221,7 @@ for family in FAMILIES:
                 stepped(family, method, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
-        for method in (*PEFT_METHODS, "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):
+        for method in (*(method for method in PEFT_METHODS if method != "prefix"), "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):
             merged(family, method, rng, folder)
         for method in LOW_RANK:
             exported(family, method, rng, folder)

@@ -8,18 +8,17 @@ namespace ether::eval {
 
 std::unique_ptr<nn::Model> load_bench_model(const io::Checkpoint& checkpoint, const BenchInput& input) {
     const bool language = models::architecture_of(checkpoint).language_model_class != nullptr;
-    auto model = models::load_model(
-        checkpoint, {.head = language ? nn::Head::causal_lm : nn::Head::sequence_classification,
-                     .classes = 2,
-                     .dtype = input.dtype,
-                     .seed = input.seed});
-    if (input.tokens > model->shape().max_positions)
-        fail(ErrorKind::usage, "--tokens: {} is more than the model's {} positions", input.tokens,
-             model->shape().max_positions);
-    return model;
+    return models::load_model(checkpoint,
+                              {.head = language ? nn::Head::causal_lm : nn::Head::sequence_classification,
+                               .classes = 2,
+                               .dtype = input.dtype,
+                               .seed = input.seed});
 }
 
 std::vector<data::Sequence> random_sequences(const nn::ModelShape& shape, const BenchInput& input) {
+    if (input.tokens > shape.max_positions)
+        fail(ErrorKind::usage, "--tokens: {} is more than the model's {} positions", input.tokens,
+             shape.max_positions);
     const auto random = Random(input.seed).stream("bench");
     std::vector<data::Sequence> sequences(static_cast<size_t>(input.batch));
     uint64_t drawn = 0;

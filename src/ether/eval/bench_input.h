@@ -16,10 +16,11 @@ struct BenchInput {
     uint64_t seed = 0;
 };
 
-// A language model, or an encoder with a new head of two classes. Refuses more tokens than it has positions.
+// A language model, or an encoder with a new head of two classes.
 std::unique_ptr<nn::Model> load_bench_model(const io::Checkpoint& checkpoint, const BenchInput& input);
 
-// With targets for a language model, labels 0 and 1 for a classifier.
+// With targets for a language model, labels 0 and 1 for a classifier. Refuses more tokens than it has
+// positions.
 std::vector<data::Sequence> random_sequences(const nn::ModelShape& shape, const BenchInput& input);
 
 }  // namespace ether::eval

@@ -129,6 +129,8 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
                   std::move(model),
                   methods::AdapterConfig{
                       .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
+    // An adapter may have taken positions.
+    loaded.max_length = std::min(loaded.max_length, loaded.model->model().shape().max_positions);
     return loaded;
 }
 

@@ -123,6 +123,7 @@ class AdaptedModel {
     void bind_tokens(const nn::Pass& pass);
     bool holds(const Part& part, const nn::Site& site) const;
     nlohmann::json common_config(const std::string& base) const;
+    bool is_wrapped() const;  // Method::wraps_layers, in the file of all parts
     void add_whole_modules(io::AdapterFiles& files) const;
     // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;

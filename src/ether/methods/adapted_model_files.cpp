@@ -14,12 +14,13 @@
 namespace ether::methods {
 namespace {
 
-constexpr std::string_view kPrefix = "base_model.model.";
+constexpr std::string_view kShared = "base_model.", kPrefix = "base_model.model.";
 
-// What a parameter of that bare name is called in an adapter's file.
-std::string file_name(const std::string& bare) {
+// What a parameter of that bare name is called in an adapter's file; path: before the model's own names.
+std::string file_name(const std::string& bare, std::string_view path = kPrefix) {
     const bool shared = bare.find('.') == std::string::npos;
-    return (shared ? "base_model." : std::string(kPrefix)) + bare;
+    if (bare == kPromptEmbeddings) return bare;
+    return std::string(shared ? kShared : path) + bare;
 }
 
 // The biases of whole modules, which PEFT saves twice more where it trains all biases.
@@ -46,9 +47,10 @@ void AdaptedModel::load(const NamedAdapter& adapter, const std::vector<std::stri
         // A base model without head has shorter names: "encoder..." for "bert.encoder...".
         const auto& prefix = model_->shape().prefix;
         const auto bare =
-            name.starts_with(prefix) ? file_scope + std::string(kPrefix) + name.substr(prefix.size()) : full;
+            name.starts_with(prefix) ? file_scope + file_name(name.substr(prefix.size())) : full;
+        const auto unwrapped = file_scope + file_name(name, kShared);
         const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const auto& entry) {
-            return entry.first == full || entry.first == bare;
+            return entry.first == full || entry.first == bare || entry.first == unwrapped;
         });
         if (found == tensors.end())
             fail(ErrorKind::adapter,
@@ -115,16 +117,18 @@ bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tens
     });
 }
 
+bool AdaptedModel::is_wrapped() const { return parts_.size() > 1 || parts_.front().method->wraps_layers; }
+
 // What every adapter's configuration says about the model and its whole modules.
 nlohmann::json AdaptedModel::common_config(const std::string& base) const {
     auto config = nlohmann::json::object();
     config["base_model_name_or_path"] = base;
-    // PEFT asks a SEQ_CLS adapter for a head of its own.
+    // PEFT asks a SEQ_CLS adapter for a head of its own; around a prefix it knows by the task what to run.
     const auto head = nn::top_module(model_->output_site().name());
     const bool has_head =
         std::find(modules_to_save_.begin(), modules_to_save_.end(), head) != modules_to_save_.end();
     config["task_type"] = model_->shape().head == nn::Head::causal_lm ? nlohmann::json("CAUSAL_LM")
-                          : has_head                                  ? nlohmann::json("SEQ_CLS")
+                          : has_head || !is_wrapped()                 ? nlohmann::json("SEQ_CLS")
                                                                       : nlohmann::json();
     config["inference_mode"] = true;
     config["bias"] = "none";
@@ -172,7 +176,8 @@ io::AdapterFiles AdaptedModel::files_as(const Method& method, MethodOptions& opt
 void AdaptedModel::add_whole_modules(io::AdapterFiles& files) const {
     for (const auto& parameter : parameters_.all())
         if (parameter.saved && parameter.group == nn::ParameterGroup::head)
-            files.tensors.emplace_back(file_name(parameter.name), parameter.value.detach());
+            files.tensors.emplace_back(file_name(parameter.name, is_wrapped() ? kPrefix : kShared),
+                                       parameter.value.detach());
 }
 
 }  // namespace ether::methods

@@ -41,6 +41,9 @@ struct Update {
     double gradient_scale = 1;  // by which clipping shortened the gradients
 };
 
+// PEFT's name of what stands before every text, which has no path of a module.
+inline constexpr const char* kPromptEmbeddings = "prompt_embeddings";
+
 // One adapter on one model. Parameters live in the ParameterStore; forms are made from them anew for every
 // pass, so that autograd reaches them.
 class Adapter {
@@ -99,6 +102,7 @@ struct Method {
     // Whether a key that PEFT writes for this type says, with this value, nothing about a trained adapter.
     bool (*ignores)(const std::string& key, const nlohmann::json& value);
     const char* targets = "all-linear";  // where none are named
+    bool wraps_layers = true;            // false: in PEFT's files modules' names have no "model." in front
 };
 
 // Factories for Method of options and an adapter that is made from them.

@@ -1,8 +1,8 @@
 // Prefix tuning (Li and Liang, arXiv 2101.00190): l trained keys and values stand before each layer's own,
-// for every sequence alike. They take no position, unlike PEFT's, behind which a text's positions begin at l.
-// With a projection they come from l vectors through a network, tanh(E A^T + a) B^T + b, as in the paper's
+// for every sequence alike. They take the first l positions, as in PEFT: a text's begin at l. With a
+// projection they come from l vectors through a network, tanh(E A^T + a) B^T + b, as in the paper's
 // section 4.3, in training alone: files hold what comes out. Trained values: 2 l L d_kv, and with a
-// projection of width m: l d + m (d + 1) + 2 L d_kv (m + 1). Not mergeable.
+// projection of width m: l d + m (d + 1) + 2 L d_kv (m + 1). Not mergeable. Files as PEFT's prefix tuning.
 #include <nlohmann/json.hpp>
 
 #include "ether/methods/methods.h"
@@ -14,13 +14,27 @@ namespace {
 struct PrefixOptions : MethodOptions {
     int64_t length = 10, projection = 0;
 
-    Fields fields() override { return {prefix_length_field(&length), projection_field(&projection)}; }
+    Fields fields() override {
+        auto length_field = prefix_length_field(&length);
+        length_field.key = "num_virtual_tokens";
+        return {length_field, projection_field(&projection)};
+    }
+    // The file's adapter has no network.
+    void to_config(nlohmann::json& config) const override {
+        config.erase("projection");
+        config["prefix_projection"] = false;
+    }
 };
 
 class Prefix : public Adapter {
   public:
     Prefix(const PrefixOptions& options, const MethodContext& context)
-        : dtype_(context.model.dtype()), vectors_(options.length, options.projection, context) {}
+        : shape_(context.model.shape()),
+          dtype_(context.model.dtype()),
+          length_(options.length),
+          vectors_(kPromptEmbeddings, options.length, options.projection, context) {
+        context.model.take_positions(options.length);
+    }
 
     nn::BlockPoints points(int64_t layer, const nn::Pass&) override {
         if (layer == 0) current_ = vectors_.value().to(dtype_);
@@ -28,30 +42,49 @@ class Prefix : public Adapter {
         points.extra_kv = [own = current_[layer]](const at::Tensor&, const nn::Pass&) {
             return nn::ExtraKeyValues{own[0], own[1]};
         };
+        points.positions_taken = length_;
         return points;
     }
 
-    // The file's adapter has no network.
-    void to_config(nlohmann::json& config) const override { config["projection"] = 0; }
+    void to_config(nlohmann::json& config) const override {
+        config.erase("bias");
+        config["num_layers"] = shape_.layers;
+        config["num_attention_heads"] = shape_.kv_heads;
+        config["token_dim"] = shape_.kv_heads * shape_.head_dim;
+        config["num_transformer_submodules"] = 1;
+    }
+
     void to_tensors(io::NamedTensors& tensors) const override { vectors_.to_tensors(tensors); }
 
   private:
+    nn::ModelShape shape_;
     at::ScalarType dtype_;  // of activations
+    int64_t length_;
     PrefixVectors vectors_;
     at::Tensor current_;  // of the pass whose points were asked for last
 };
+
+// How it was trained, and what the base model says as well.
+bool ignores(const std::string& key, const nlohmann::json&) {
+    for (const char* known : {"prefix_projection", "encoder_hidden_size", "init_weights", "num_layers",
+                              "num_attention_heads", "token_dim", "num_transformer_submodules"})
+        if (key == known) return true;
+    return false;
+}
 
 }  // namespace
 
 Method prefix() {
     return {"prefix",
-            "PREFIX",
+            "PREFIX_TUNING",
             "trained keys and values before each layer's own",
             1e-2,
             false,
             make_options<PrefixOptions>,
             make_adapter<Prefix, PrefixOptions>,
-            ignores_nothing};
+            ignores,
+            "",
+            /*wraps_layers=*/false};
 }
 
 }  // namespace ether::methods

@@ -77,7 +77,7 @@ class Unipelt : public Adapter {
             if (options.placement == "houlsby") block.attention = adapter(name + "attention", context);
             block.mlp = adapter(name + "mlp", context);
         }
-        if (options.has("prefix")) prefix_.emplace(options.length, options.projection, context);
+        if (options.has("prefix")) prefix_.emplace("prefix", options.length, options.projection, context);
         if (!options.has("lora")) return;
         for (const nn::Site* site : context.sites) {
             auto& [a, b, own] = loras_[*site];

@@ -166,7 +166,8 @@ BertEncoder::~BertEncoder() = default;
 // Where positions begin behind the padding token's number (RoBERTa), such a token in a text has that row and
 // is not counted, as in transformers' create_position_ids_from_input_ids.
 Tensor BertEncoder::position_rows(const data::Batch& batch) const {
-    auto rows = batch.positions + first_position_;
+    const int64_t taken = points_.front().positions_taken;
+    auto rows = batch.positions + (first_position_ + taken);
     const int64_t padding = first_position_ - 1;
     if (padding < 0 || !batch.token_ids.eq(padding).any().item<bool>()) return rows;
     const auto *ids = batch.token_ids.const_data_ptr<int64_t>(),
@@ -175,7 +176,7 @@ Tensor BertEncoder::position_rows(const data::Batch& batch) const {
     int64_t counted = 0;
     for (int64_t t = 0; t < rows.size(0); ++t) {
         if (positions[t] == 0) counted = 0;
-        row[t] = ids[t] == padding ? padding : first_position_ + counted++;
+        row[t] = ids[t] == padding ? padding : first_position_ + taken + counted++;
     }
     return rows;
 }

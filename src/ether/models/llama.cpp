@@ -109,10 +109,11 @@ class Layer {
             BlockPoints::at(points.attn_in, rows, norm(rows, rows.input(x), attention_norm_), pass);
         const Projections qkv(rows, input, {q_, k_, v_}, pass,
                               points.extra_kv ? std::vector{input} : std::vector<Rows::Value>{});
+        const auto positions = points.positions_of(pass.batch);
         auto rotated = [&](size_t i, const Tensor& head_norm) {
             auto h = qkv.finish(i, heads);
             if (head_norm.defined()) h = norm(heads, h, head_norm);
-            return ops::rotary(heads, h, pass.batch.positions, tables.cos, tables.sin);
+            return ops::rotary(heads, h, positions, tables.cos, tables.sin);
         };
         const auto tensors = heads.run({rotated(0, q_norm_), rotated(1, k_norm_), qkv.finish(2, heads)});
         ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.kv_heads};
@@ -174,7 +175,8 @@ class Llama : public nn::Model {
     }
 
     Tensor hidden(const Pass& pass) const override {
-        const RotaryTables tables(pass.batch.max_length, config_.frequencies, ops::accumulate_dtype(dtype_));
+        const int64_t positions = pass.batch.max_length + points_.front().positions_taken;
+        const RotaryTables tables(positions, config_.frequencies, ops::accumulate_dtype(dtype_));
         auto x = embeddings_(pass.batch.token_ids);
         for (size_t i = 0; i < layers_.size(); ++i)
             x = through(i, x, pass, [this, i, tables](const Tensor& h, const Pass& own) {

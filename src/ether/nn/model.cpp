@@ -63,6 +63,10 @@ void Model::check_finite(const std::string& folder) const {
     }
 }
 
+at::Tensor BlockPoints::positions_of(const data::Batch& batch) const {
+    return positions_taken > 0 ? batch.positions + positions_taken : batch.positions;
+}
+
 bool BlockPoints::join(const BlockPoints& other) {
     auto take = [](auto& own, const auto& theirs) {
         if (own && theirs) return false;
@@ -71,6 +75,7 @@ bool BlockPoints::join(const BlockPoints& other) {
     };
     // Each would act on what the other has made, in an order of ours, not theirs.
     if ((mlp_out && other.mlp_end) || (mlp_end && other.mlp_out)) return false;
+    positions_taken += other.positions_taken;
     return take(attn_in, other.attn_in) && take(attn_out, other.attn_out) && take(mlp_in, other.mlp_in) &&
            take(mlp_out, other.mlp_out) && take(extra_kv, other.extra_kv) && take(mlp, other.mlp) &&
            take(mlp_end, other.mlp_end);
@@ -101,6 +106,15 @@ void Model::checkpoint_blocks(int64_t count) {
 at::Tensor Model::through(size_t layer, const at::Tensor& x, const Pass& pass, const Block& block) const {
     if (layer >= checkpoints_.size() || !at::GradMode::is_enabled()) return block(x, pass);
     return checkpointed(block, x, pass, checkpoints_[layer]);
+}
+
+void Model::take_positions(int64_t count) {
+    const int64_t own = shape_.max_positions + taken_positions_;
+    if (count >= own)
+        fail(ErrorKind::usage, "{} vectors before a text leave it none of the model's {} positions", count,
+             own);
+    taken_positions_ = std::max(taken_positions_, count);
+    shape_.max_positions = own - taken_positions_;
 }
 
 void Model::unbind() {

@@ -37,9 +37,12 @@ struct BlockPoints {
     using Sublayer = std::function<at::Tensor(const at::Tensor& x)>;
     Map attn_in, attn_out, mlp_in, mlp_out;
     std::function<ExtraKeyValues(const at::Tensor& x, const Pass&)> extra_kv;
+    int64_t positions_taken = 0;  // by extra_kv's vectors, before a text's first one
     std::function<at::Tensor(const at::Tensor& x, const Sublayer& mlp, const Pass&)> mlp;
     std::function<at::Tensor(const at::Tensor& result, const Sublayer& finish, const Pass&)> mlp_end;
 
+    // Each token's position, behind those that are taken: (T) int64.
+    at::Tensor positions_of(const data::Batch& batch) const;
     // Takes over what `other` does, up to a point where both do something: then false.
     bool join(const BlockPoints& other);
     bool empty() const {
@@ -109,6 +112,9 @@ class Model {
     // its function trains.
     void checkpoint_blocks(int64_t count);
 
+    // An adapter's vectors may take so many positions: the most that one takes are not left for a text.
+    void take_positions(int64_t count);
+
     // Removes what adapters bound: forms, sinks, points.
     void unbind();
 
@@ -124,6 +130,7 @@ class Model {
     std::vector<std::string> new_modules_;
     Embeddings embeddings_;
     Site* output_site_ = nullptr;
+    int64_t taken_positions_ = 0;
     std::vector<BlockInputs> checkpoints_;  // of the blocks that are checkpointed
 
     friend class Weights;

@@ -126,6 +126,14 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     model_ = std::make_unique<methods::AdaptedModel>(
         std::move(model), adapter_config,
         [&, next = size_t{0}](const nn::Model& base) mutable { read(), run_base(base, next++); });
+    if (const int64_t left = model_->model().shape().max_positions; max_length_ > left) {
+        if (config_.max_length)
+            fail(ErrorKind::usage,
+                 "--max-length: {} is more than the {} positions that method {} leaves a text",
+                 config_.max_length, left, model_->method_name());
+        max_length_ = left;
+        training_.clear();
+    }
     if (model_->parameters().count() == 0)
         fail(ErrorKind::usage,
              "--method {}: nothing would be trained; choose another method or name --modules-to-save",
