@@ -131,8 +131,8 @@ def stepped(family, method, rng, folder):
           "--head-lr", 5e-3, "--schedule", "constant", "--warmup", 0)
 
     def in_file(name, tensor):
-        if name == "prefix":
-            return "prompt_embeddings", tensor.permute(2, 0, 1, 3).flatten(1).contiguous()
+        if name == "prompt_embeddings":
+            return name, tensor
         return ("base_model.model." if "." in name and method != "prefix" else "base_model.") + name, tensor
 
     def values(step):
@@ -143,7 +143,13 @@ def stepped(family, method, rng, folder):
     start.mkdir()
     (start / "adapter_config.json").write_text((run / "adapter_config.json").read_text())
     save_file(values(0), start / "adapter_model.safetensors")
-    model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), start, is_trainable=True).train()
+    if method == "prefix":  # PEFT trains none that comes from a file
+        config = peft.PeftConfig.from_pretrained(start)
+        config.inference_mode = False
+        model = peft.get_peft_model(auto_class(family)(folder / "base"), config).train()
+        peft.set_peft_model_state_dict(model, values(0))
+    else:
+        model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), start, is_trainable=True).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "base" / "tokenizer.json"))
