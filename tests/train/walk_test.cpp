@@ -33,6 +33,7 @@ const std::map<std::string, std::map<std::string, std::string>> kSmall = {
     {"c3a", {{"block-size", "4"}}},
     {"road", {{"group-size", "8"}}},
     {"shira", {{"rank", "4"}}},
+    {"prefix", {{"prefix-length", "3"}}},
     {"unipelt", {{"projection", "0"}, {"prefix-length", "3"}, {"bottleneck-size", "4"}}},
     {"trainable-tokens",
      {{"token-indices", "3,5,7,9,12,13,15,16,17,19,22,23,26,30,31,33,34,37,38,39,41,42,43,44,46,47"}}},
