@@ -107,7 +107,7 @@ TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, Gradient,
-                         testing::Values("ether", "ether+", "lora", "adalora", "vera", "full"),
+                         testing::Values("ether", "ether+", "lora", "adalora", "vera", "hira", "full"),
                          [](const auto& info) {
                              return std::string(info.param) == "ether+" ? "etherplus" : info.param;
                          });

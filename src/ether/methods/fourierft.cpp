@@ -4,6 +4,8 @@
 // generator and does not save them.
 #include <ATen/Functions.h>
 
+#include <map>
+
 #include "ether/methods/methods.h"
 #include "ether/methods/random_spectrum.h"
 
@@ -18,17 +20,51 @@ class Fourierft : public Adapter {
   public:
     Fourierft(const FourierftOptions& options, const MethodContext& context)
         : scaling_(options.scaling),
-          spectrum_(options, context, "fourierft_spectrum", [&](const nn::Site& site, int64_t count) {
-              return normal({count}, 1, context.random.stream(site.name()));
-          }) {}
+          spectrum_(options, context, "fourierft_spectrum",
+                    [&](const nn::Site& site, int64_t count) {
+                        return normal({count}, 1, context.random.stream(site.name()));
+                    }),
+          halves_(context.model) {
+        std::map<std::pair<const void*, int64_t>, Half> made;  // layers of a size have the same places
+        for (const nn::Site* site : context.sites) {
+            const auto& places = spectrum_.places(*site);
+            auto& half = made[{places.const_data_ptr(), site->linear.in()}];
+            if (!half.place.defined()) half = half_of(*site, places);
+            halves_[*site] = half;
+        }
+    }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        return dense(scaling_ * at::real(at::fft_ifft2(spectrum_.matrix(site))));
+        const auto& [place, value] = halves_[site];
+        const int64_t out = site.linear.out(), in = site.linear.in();
+        const auto& values = spectrum_.values(site);
+        const auto parts = values.index_select(0, value) * (scaling_ / 2);
+        const auto half = at::zeros({out * (in / 2 + 1)}, values.options()).index_add(0, place, parts);
+        return dense(at::fft_irfft2(half.view({out, -1}), at::OptionalIntArrayRef({out, in})));
     }
 
   private:
+    // The real part of S's transform is that of (S + S mirrored) / 2, whose columns up to the middle say all.
+    struct Half {
+        at::Tensor place, value;  // (k): row-major in (out, in / 2 + 1), and which trained value is there
+    };
+    static Half half_of(const nn::Site& site, const at::Tensor& places) {
+        const int64_t out = site.linear.out(), in = site.linear.in(), kept = in / 2 + 1;
+        std::vector<at::Tensor> at, values;
+        auto add = [&](const at::Tensor& row, const at::Tensor& column) {
+            const auto inside = column.lt(kept).nonzero().squeeze(1);
+            at.push_back((row * kept + column).index_select(0, inside));
+            values.push_back(inside);
+        };
+        const auto row = places.div(in, "floor"), column = places.remainder(in);
+        add(row, column);
+        add((-row).remainder(out), (-column).remainder(in));
+        return {at::cat(at), at::cat(values)};
+    }
+
     double scaling_;
     RandomSpectrum spectrum_;
+    BySite<Half> halves_;
 };
 
 bool ignores(const std::string& key, const nlohmann::json&) { return key == "init_weights"; }

@@ -1,7 +1,5 @@
 #include "ether/methods/random_spectrum.h"
 
-#include <ATen/Functions.h>
-
 #include <map>
 
 #include "ether/core/error.h"
@@ -48,12 +46,6 @@ void RandomSpectrum::draw_places(const SpectrumOptions& options, const MethodCon
         if (!places.defined()) places = random_places(entries, count, options.seed);
         sites_[*site].places = places;
     }
-}
-
-at::Tensor RandomSpectrum::matrix(const nn::Site& site) const {
-    const auto& [places, values] = sites_[site];
-    const int64_t in = site.linear.in(), out = site.linear.out();
-    return at::zeros({out * in}, values.options()).index_put({places}, values).view({out, in});
 }
 
 }  // namespace ether::methods

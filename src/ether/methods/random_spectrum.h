@@ -33,12 +33,13 @@ class RandomSpectrum {
         }
     }
 
-    // (out, in), differentiable in the values.
-    at::Tensor matrix(const nn::Site& site) const;
+    // (n): row-major in W; and what is trained there.
+    const at::Tensor& places(const nn::Site& site) const { return sites_[site].places; }
+    const at::Tensor& values(const nn::Site& site) const { return sites_[site].values; }
 
   private:
     struct Entries {
-        at::Tensor places, values;  // (n): row-major in W; trained
+        at::Tensor places, values;
     };
     void draw_places(const SpectrumOptions& options, const MethodContext& context);
 

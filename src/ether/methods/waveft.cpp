@@ -5,6 +5,7 @@
 // db1.
 #include <ATen/Functions.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "ether/methods/methods.h"
@@ -35,30 +36,64 @@ class Waveft : public Adapter {
         : scaling_(options.scaling),
           idwt_(options.idwt),
           spectrum_(options, context, "waveft_spectrum",
-                    [](const nn::Site&, int64_t count) { return at::zeros({count}); }) {}
+                    [](const nn::Site&, int64_t count) { return at::zeros({count}); }),
+          changes_(context.model) {
+        std::map<std::pair<const void*, int64_t>, Change> made;  // layers of a size have the same places
+        for (const nn::Site* site : context.sites) {
+            const auto& places = spectrum_.places(*site);
+            auto& change = made[{places.const_data_ptr(), site->linear.in()}];
+            if (!change.pattern) change = change_of(*site, places);
+            changes_[*site] = change;
+        }
+    }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto entries = spectrum_.matrix(site);
-        return dense(scaling_ * (idwt_ ? inverse_haar(entries) : entries));
+        const auto& [pattern, entry, value, sign] = changes_[site];
+        const auto& values = spectrum_.values(site);
+        const auto parts = values.index_select(0, value) * (scaling_ * sign);
+        const auto sums = at::zeros({pattern->size()}, values.options()).index_add(0, entry, parts);
+        return branch(nn::Overlay{{pattern}, sums});
     }
 
   private:
-    // One level of the inverse transform of a matrix, padded to even sizes: its quarters are the means of
-    // each 2 x 2 square, the differences of its rows (right), of its columns (below) and of both.
-    static Tensor inverse_haar(const Tensor& entries) {
-        const int64_t out = entries.size(0), in = entries.size(1), rows = (out + 1) / 2,
-                      columns = (in + 1) / 2;
-        const auto quarters = at::constant_pad_nd(entries, {0, 2 * columns - in, 0, 2 * rows - out})
-                                  .view({2, rows, 2, columns});
-        const auto signs = at::ones({2, 2}, entries.options());
-        signs[1][1].neg_();
-        const auto squares = at::einsum("pirj,ra,pc->iajc", {quarters, signs, signs}) / 2;
-        return squares.reshape({2 * rows, 2 * columns}).narrow(0, 0, out).narrow(1, 0, in);
+    // Entry entry[j] of the pattern is the sum of sign[j] * value[j], each one of a layer's trained values.
+    struct Change {
+        std::shared_ptr<const ops::SparsePattern> pattern;
+        Tensor entry, value, sign;
+    };
+
+    // By one level of the inverse transform on a matrix padded to even sizes, each value makes a 2 x 2
+    // square; the matrix's quarters are the squares' means, differences of rows (right), of columns (below)
+    // and both.
+    Change change_of(const nn::Site& site, const Tensor& places) const {
+        const int64_t out = site.linear.out(), in = site.linear.in();
+        const auto row = places.div(in, "floor"), column = places.remainder(in);
+        std::vector<Tensor> at, values, signs;
+        auto add = [&](const Tensor& to_row, const Tensor& to_column, const Tensor& sign) {
+            const auto inside = to_row.lt(out).logical_and(to_column.lt(in)).nonzero().squeeze(1);
+            at.push_back((to_row * in + to_column).index_select(0, inside));
+            values.push_back(inside);
+            signs.push_back(sign.index_select(0, inside));
+        };
+        const int64_t rows = (out + 1) / 2, columns = (in + 1) / 2;
+        if (idwt_) {
+            const auto below = row.ge(rows).to(at::kFloat), right = column.ge(columns).to(at::kFloat);
+            for (const int64_t a : {0, 1})
+                for (const int64_t b : {0, 1})
+                    add(2 * row.remainder(rows) + a, 2 * column.remainder(columns) + b,
+                        0.5 * (1 - 2 * a * right) * (1 - 2 * b * below));
+        } else {
+            add(row, column, at::ones({places.size(0)}));
+        }
+        const auto [entries, entry, counts] = at::_unique2(at::cat(at), /*sorted=*/true, /*inverse=*/true);
+        return {std::make_shared<ops::SparsePattern>(entries, out, in), entry, at::cat(values),
+                at::cat(signs)};
     }
 
     double scaling_;
     bool idwt_;
     RandomSpectrum spectrum_;
+    BySite<Change> changes_;
 };
 
 // How a new adapter would start, and the one wavelet that is meant.

@@ -53,6 +53,13 @@ bool can_slice(methods::AdaptedModel& model) {
            !model.wants_weight_grad();
 }
 
+// A change as large as its weight: each slice would add the two, and have a gradient of that size.
+bool adds_densely(const methods::AdaptedModel& model) {
+    return std::any_of(model.sites().begin(), model.sites().end(), [](const nn::Site* site) {
+        return nn::dense_delta(site->forms, site->linear.weight.scalar_type()).defined();
+    });
+}
+
 // The mean loss's share of one batch; its gradient goes to the parameters' grads, or to `gradients` if given.
 double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass pass, const Random& random,
                 double weight, std::span<const at::Tensor> inputs, std::vector<at::Tensor>* gradients) {
@@ -92,10 +99,11 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
              "gradients; leave the "
              "option out");
     const int threads = can_slice(model) ? num_threads() : 1;
+    const auto cuts = data::cut(rows, options.batch);
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;
     double weight = 0;
-    for (const auto& micro : data::cut(rows, options.batch)) {
+    for (const auto& micro : cuts) {
         auto& slices = micro_batches.emplace_back();
         for (const auto& slice : balanced(sequences, micro, threads)) {
             slices.push_back(data::collate(sequences, slice, task.label_type()));
@@ -106,7 +114,8 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     std::vector<at::Tensor> trained;
     for (const auto& parameter : model.parameters().trained()) trained.push_back(parameter.value);
     int64_t first_token = 0, first_sequence = 0;
-    for (const auto& slices : micro_batches) {
+    for (size_t k = 0; k < micro_batches.size(); ++k) {
+        const auto& slices = micro_batches[k];
         std::vector<nn::Pass> passes;
         for (const auto& slice : slices) {
             passes.push_back({.batch = slice,
@@ -125,6 +134,17 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
         nn::Pass shared = passes.front();
         shared.random = options.random.stream(uint64_t{0});
         model.bind(shared);
+        if (adds_densely(model)) {
+            const auto whole = data::collate(sequences, cuts[k], task.label_type());
+            nn::Pass pass{.batch = whole,
+                          .training = true,
+                          .first_token = passes.front().first_token,
+                          .first_sequence = passes.front().first_sequence,
+                          .bound = true,
+                          .checkpointed_blocks = options.checkpointed_blocks};
+            sums.loss += backward(model, task, pass, options.random, weight, trained, nullptr);
+            continue;
+        }
         std::vector<double> losses(slices.size());
         std::vector<std::vector<at::Tensor>> gradients(slices.size());
         parallel_for(static_cast<int64_t>(slices.size()), 1, [&](int, int64_t begin, int64_t end) {

@@ -43,7 +43,7 @@ int64_t kept_by(const nn::Site& site) {
 }
 
 // Values of low-rank factors that graphs of rows hold transposed.
-int64_t turned(const nn::SiteForms& forms) {
+int64_t turned_values(const nn::SiteForms& forms) {
     int64_t values = 0;
     for (const auto& chain : forms.delta)
         for (const auto& form : chain)
@@ -88,12 +88,13 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
-    int64_t outside = 0, sums = 0;  // of blocks, a token; bytes of weights with a change added, or turned
+    int64_t outside = 0;           // of blocks, a token
+    int64_t sums = 0, turned = 0;  // bytes of dense changes and weights with them, and of turned factors
     for (const auto* site : model.sites()) {
         (site->layer < 0 ? outside : per_token) += kept_by(*site);
         if (nn::dense_delta(site->forms, site->linear.weight.scalar_type()).defined())
-            sums += site->linear.weight.numel() * element;
-        sums += 4 * turned(site->forms);
+            sums += 2 * site->linear.weight.numel() * element;
+        turned += 4 * turned_values(site->forms);
     }
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
@@ -106,8 +107,8 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads
     estimate.blocks = shape.layers;
-    // Each slice of a batch makes its own.
-    estimate.block = (per_token * training.tokens * element + sums * num_threads()) / shape.layers;
+    // Each slice of a batch turns its own; with dense changes there are no slices.
+    estimate.block = (per_token * training.tokens * element + sums + turned * num_threads()) / shape.layers;
     // Its input, and its last layer's product.
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
     estimate.rest = logits + scores(training.longest) + outside * training.tokens * element;
