@@ -305,6 +305,16 @@ class Adapters(BadInput):
             cases.append((f"{adapter}/ether.json: {told}", self.eval(adapter=adapter)))
         self.refused(*cases)
 
+    def test_labels_without_a_head(self):
+        """Five labels, of which neither the adapter nor the model has a head."""
+        def change(folder):
+            change_json(folder / "adapter_config.json", {"modules_to_save": None})
+            change_json(folder / "ether.json", {"labels": list("abcde")})
+            change_tensors(folder / "adapter_model.safetensors", {f"base_model.model.classifier.{part}": None for part in ("weight", "bias")})
+        adapter = self.copy(self.adapter, change)
+        told = "holds no classifier, and "
+        self.refused((told, self.eval(adapter=adapter)), (told, self.merge(BERT, adapter)))
+
     def test_tensors(self):
         name, cases = f"base_model.model.{QUERY}.lora_A.weight", []
         for told, changes in [

@@ -61,6 +61,34 @@ class FaultsTest(ProgramTest):
         self.addCleanup(subprocess.run, ["umount", disk], check=True)
         return disk
 
+    def assert_fails_late(self, words):
+        """The run begins, and ends with a line that says so."""
+        command = [program_test.ETHER, *map(str, self.words())]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            self.ends_with(process, words)
+
+    def test_what_others_left_in_the_folder(self):
+        """Nothing there is removed or written through that no run has made."""
+        self.run_folder.mkdir()
+        notes = self.run_folder / "notes.tmp-2024"
+        notes.mkdir()
+        (notes / "a").write_text("mine")
+        strange = self.run_folder / "checkpoints" / "mymodel"
+        strange.mkdir(parents=True)
+        self.assertIn("mymodel: no run made this", refusal(*self.words()))
+        self.assertEqual(sorted(entry.name for entry in self.run_folder.iterdir()), ["checkpoints", "notes.tmp-2024"])
+        strange.rmdir()
+        victim, metrics = self.write("victim", ""), self.run_folder / "metrics.jsonl"
+        metrics.symlink_to(victim)
+        self.assert_fails_late("metrics.jsonl: cannot open")
+        self.assertEqual(victim.read_text(), "")
+        metrics.unlink()
+        os.mkfifo(metrics)
+        self.assert_fails_late("metrics.jsonl: cannot open")
+        metrics.unlink()
+        ether(*self.words())
+        self.assertEqual((notes / "a").read_text(), "mine")
+
     def test_full_disk(self):
         """Of sizes that end at different writes; with room again, the run goes on to the same end."""
         disk = self.disk("size=40k")

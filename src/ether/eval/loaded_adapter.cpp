@@ -129,6 +129,14 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
                   std::move(model),
                   methods::AdapterConfig{
                       .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
+    for (const auto& module : loaded.model->model().new_modules()) {
+        const auto& all = loaded.model->parameters().all();
+        if (std::none_of(all.begin(), all.end(),
+                         [&](const auto& parameter) { return parameter.bare().starts_with(module + "."); }))
+            fail(ErrorKind::adapter,
+                 "{}: holds no {}, and {} has none for {} labels; give an adapter that was trained with one",
+                 options.adapter, module, options.model, loaded.task->classes());
+    }
     // An adapter may have taken positions.
     loaded.max_length = std::min(loaded.max_length, loaded.model->model().shape().max_positions);
     return loaded;

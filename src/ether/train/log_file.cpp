@@ -1,6 +1,7 @@
 #include "ether/train/log_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,8 +23,13 @@ void LogFile::fail_to(const char* action) const {
 void LogFile::on_start(const RunInfo& info) {
     ETHER_ASSERT(descriptor_ < 0);
     path_ = info.folder / name_;
-    descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    // Not through a link, which may lead to a file of someone else's, nor waiting for a pipe's reader.
+    descriptor_ =
+        ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     if (descriptor_ < 0) fail_to("open");
+    struct stat found_file {};
+    if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
+        fail(ErrorKind::file, "{}: is no regular file, so no log can be kept there", path_.string());
     const auto found = static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END));
     if (found == 0) {
         // The file may be new: a checkpoint that counts on it must find its name after a power cut, too.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "ether/core/error.h"
 #include "ether/io/adapter_folder.h"
@@ -49,13 +50,17 @@ RunProgress from_json(const io::JsonObject& json) {
 
 }  // namespace
 
+bool is_checkpoint_name(const std::string& name) {
+    static const std::regex kName(R"(step-\d{9,18}(\.tmp-\d+-\d+)?)");
+    return std::regex_match(name, kName);
+}
+
 std::vector<fs::path> RunState::all() const {
     std::vector<fs::path> found;
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
         const auto name = entry.path().filename().string();
-        if (name.starts_with("step-") && name.find(".tmp") == std::string::npos)
-            found.push_back(entry.path());
+        if (is_checkpoint_name(name) && name.find(".tmp") == std::string::npos) found.push_back(entry.path());
     }
     std::sort(found.begin(), found.end(), std::greater<>());  // numbers are zero-padded
     return found;
@@ -113,9 +118,10 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
             std::vector<std::pair<at::Tensor, at::Tensor>> copies;
             for (const auto& parameter : parameters.all()) {
                 const auto saved = file.tensor(std::string(kParameter) + parameter.name);
-                if (saved.sizes() != parameter.value.sizes())
-                    fail(ErrorKind::format, "{}: \"{}\" has another shape than this run", folder.string(),
-                         parameter.name);
+                if (saved.sizes() != parameter.value.sizes() ||
+                    saved.scalar_type() != parameter.value.scalar_type())
+                    fail(ErrorKind::format, "{}: \"{}\" has another shape or dtype than this run",
+                         folder.string(), parameter.name);
                 copies.emplace_back(parameter.value, saved);
             }
             optimizer.load_state(optimizer_state);

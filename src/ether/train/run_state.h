@@ -25,6 +25,9 @@ struct RunProgress {
     std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
 };
 
+// Whether a run names a checkpoint's folder so, a half-written one included.
+bool is_checkpoint_name(const std::string& name);
+
 class RunState {
   public:
     explicit RunState(std::filesystem::path run_folder) : folder_(std::move(run_folder) / "checkpoints") {}

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
@@ -60,16 +61,24 @@ uint64_t hash_of(const std::vector<data::Sequence>& sequences) {
     return hash;
 }
 
-// What a killed process left half-written.
-void remove_leftovers(const fs::path& folder) {
+// What a killed process left half-written: files, and among checkpoints folders.
+void remove_leftovers(const fs::path& folder, bool are_folders) {
+    static const std::regex kTemporary(R"(.+\.tmp-\d+-\d+)");
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder, ignored))
-        if (entry.path().filename().string().find(".tmp-") != std::string::npos)
+        if (entry.is_directory(ignored) == are_folders &&
+            std::regex_match(entry.path().filename().string(), kTemporary))
             fs::remove_all(entry.path(), ignored);
 }
 
-// A run that was killed before it had its run.toml leaves empty logs at most; anything else is someone's.
+// A run that was killed before it had its run.toml leaves empty logs and checkpoints at most; anything else
+// is someone's.
 void refuse_foreign_files(const fs::path& folder) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder / "checkpoints", ignored))
+        if (!is_checkpoint_name(entry.path().filename().string()))
+            fail(ErrorKind::file, "{}: no run made this, and one would remove it; choose another --out",
+                 entry.path().string());
     for (const char* name : {kMetricsFile, "adapter_config.json", "adapter_model.safetensors"}) {
         std::error_code missing;
         if (fs::file_size(folder / name, missing) > 0 && !missing)
@@ -96,6 +105,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     if (resume_ && !io::has_entry(out / io::kRunFile))
         fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", out.string(), io::kRunFile);
     if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
+    if (!resume_) refuse_foreign_files(out);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
@@ -309,10 +319,10 @@ void Trainer::open_folder(RunProgress& progress) {
     const fs::path out = config_.out;
     // Another process may have begun and ended a run since the constructor looked.
     if (!resume_ && io::has_entry(out / io::kRunFile)) fail_holds_a_run(out);
-    remove_leftovers(out);
-    remove_leftovers(out / "checkpoints");
+    if (!resume_) refuse_foreign_files(out);
+    remove_leftovers(out, /*are_folders=*/false);
+    remove_leftovers(out / "checkpoints", /*are_folders=*/true);
     if (!resume_) {
-        refuse_foreign_files(out);
         state_.clear();
         progress.inputs = inputs_;
         return;
