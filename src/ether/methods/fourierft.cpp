@@ -4,8 +4,6 @@
 // generator and does not save them.
 #include <ATen/Functions.h>
 
-#include <map>
-
 #include "ether/methods/methods.h"
 #include "ether/methods/random_spectrum.h"
 
@@ -24,15 +22,7 @@ class Fourierft : public Adapter {
                     [&](const nn::Site& site, int64_t count) {
                         return normal({count}, 1, context.random.stream(site.name()));
                     }),
-          halves_(context.model) {
-        std::map<std::pair<const void*, int64_t>, Half> made;  // layers of a size have the same places
-        for (const nn::Site* site : context.sites) {
-            const auto& places = spectrum_.places(*site);
-            auto& half = made[{places.const_data_ptr(), site->linear.in()}];
-            if (!half.place.defined()) half = half_of(*site, places);
-            halves_[*site] = half;
-        }
-    }
+          halves_(spectrum_.from_places(context, half_of)) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& [place, value] = halves_[site];

@@ -1,7 +1,5 @@
 #include "ether/methods/random_spectrum.h"
 
-#include <map>
-
 #include "ether/core/error.h"
 #include "ether/methods/site_numbers.h"
 

@@ -2,6 +2,10 @@
 // places: what methods train that describe a weight's change in another domain.
 #pragma once
 
+#include <map>
+#include <type_traits>
+#include <utility>
+
 #include "ether/methods/method.h"
 
 namespace ether::methods {
@@ -36,6 +40,21 @@ class RandomSpectrum {
     // (n): row-major in W; and what is trained there.
     const at::Tensor& places(const nn::Site& site) const { return sites_[site].places; }
     const at::Tensor& values(const nn::Site& site) const { return sites_[site].values; }
+
+    // What make(site, places) says of each layer, asked once for all layers that have the same places.
+    template <typename Make>
+    auto from_places(const MethodContext& context, Make&& make) const {
+        using Made = std::invoke_result_t<Make, const nn::Site&, const at::Tensor&>;
+        std::map<std::pair<const void*, int64_t>, Made> made;  // by the places and a row's width
+        BySite<Made> result(context.model);
+        for (const nn::Site* site : context.sites) {
+            const std::pair key(places(*site).const_data_ptr(), site->linear.in());
+            auto found = made.find(key);
+            if (found == made.end()) found = made.emplace(key, make(*site, places(*site))).first;
+            result[*site] = found->second;
+        }
+        return result;
+    }
 
   private:
     struct Entries {

@@ -5,7 +5,6 @@
 // db1.
 #include <ATen/Functions.h>
 
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "ether/methods/methods.h"
@@ -37,15 +36,9 @@ class Waveft : public Adapter {
           idwt_(options.idwt),
           spectrum_(options, context, "waveft_spectrum",
                     [](const nn::Site&, int64_t count) { return at::zeros({count}); }),
-          changes_(context.model) {
-        std::map<std::pair<const void*, int64_t>, Change> made;  // layers of a size have the same places
-        for (const nn::Site* site : context.sites) {
-            const auto& places = spectrum_.places(*site);
-            auto& change = made[{places.const_data_ptr(), site->linear.in()}];
-            if (!change.pattern) change = change_of(*site, places);
-            changes_[*site] = change;
-        }
-    }
+          changes_(spectrum_.from_places(context, [this](const nn::Site& site, const Tensor& places) {
+              return change_of(site, places);
+          })) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& [pattern, entry, value, sign] = changes_[site];

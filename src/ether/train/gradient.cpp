@@ -116,14 +116,17 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     int64_t first_token = 0, first_sequence = 0;
     for (size_t k = 0; k < micro_batches.size(); ++k) {
         const auto& slices = micro_batches[k];
+        const auto pass_of = [&](const data::Batch& batch, int64_t token, int64_t sequence) {
+            return nn::Pass{.batch = batch,
+                            .training = true,
+                            .first_token = token,
+                            .first_sequence = sequence,
+                            .bound = slices.size() > 1,
+                            .checkpointed_blocks = options.checkpointed_blocks};
+        };
         std::vector<nn::Pass> passes;
         for (const auto& slice : slices) {
-            passes.push_back({.batch = slice,
-                              .training = true,
-                              .first_token = first_token,
-                              .first_sequence = first_sequence,
-                              .bound = slices.size() > 1,
-                              .checkpointed_blocks = options.checkpointed_blocks});
+            passes.push_back(pass_of(slice, first_token, first_sequence));
             first_token += slice.tokens();
             first_sequence += slice.size();
         }
@@ -136,12 +139,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
         model.bind(shared);
         if (adds_densely(model)) {
             const auto whole = data::collate(sequences, cuts[k], task.label_type());
-            nn::Pass pass{.batch = whole,
-                          .training = true,
-                          .first_token = passes.front().first_token,
-                          .first_sequence = passes.front().first_sequence,
-                          .bound = true,
-                          .checkpointed_blocks = options.checkpointed_blocks};
+            const auto pass = pass_of(whole, shared.first_token, shared.first_sequence);
             sums.loss += backward(model, task, pass, options.random, weight, trained, nullptr);
             continue;
         }

@@ -161,28 +161,22 @@ struct Series {
     }
 };
 
-// Calls body(square, where a matrix begins) for all matrices.
-template <typename Body>
-void for_matrices(const Tensor& like, Body&& body) {
-    constexpr int64_t kWork = 1 << 18;  // below which another thread costs more than it saves
-    const int64_t size = like.size(1);
-    const int64_t grain = std::max<int64_t>(1, kWork / std::max<int64_t>(1, size * size * size));
-    parallel_for(like.size(0), grain, [&](int, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) body(i * size * size);
-    });
-}
-
 constexpr int64_t kExact = -1;  // in place of a degree
 
 // Calls body(map, square, where a matrix begins) for all matrices.
 template <typename T, typename Body>
-void for_rotations(const Tensor& skew, int64_t degree, Body&& body) {
-    const Square<T> square(skew.size(1));
-    for_matrices(skew, [&](int64_t at) {
-        if (degree == kExact)
-            body(Exact(), square, at);
-        else
-            body(Series{degree}, square, at);
+void for_matrices(const Tensor& skew, int64_t degree, Body&& body) {
+    constexpr int64_t kWork = 1 << 18;  // below which another thread costs more than it saves
+    const int64_t size = skew.size(1);
+    const int64_t grain = std::max<int64_t>(1, kWork / std::max<int64_t>(1, size * size * size));
+    const Square<T> square(size);
+    parallel_for(skew.size(0), grain, [&](int, int64_t begin, int64_t end) {
+        for (int64_t at = begin * size * size; at < end * size * size; at += size * size) {
+            if (degree == kExact)
+                body(Exact(), square, at);
+            else
+                body(Series{degree}, square, at);
+        }
     });
 }
 
@@ -203,7 +197,7 @@ struct CayleyFunction : torch::autograd::Function<CayleyFunction> {
             using T = decltype(type);
             const T* from = skew.const_data_ptr<T>();
             T* to = result.mutable_data_ptr<T>();
-            for_rotations<T>(skew, degree, [&](auto map, auto square, int64_t at) {
+            for_matrices<T>(skew, degree, [&](auto map, auto square, int64_t at) {
                 map.forward(square, from + at, to + at);
             });
         });
@@ -217,7 +211,7 @@ struct CayleyFunction : torch::autograd::Function<CayleyFunction> {
             using T = decltype(type);
             const T *from = skew.const_data_ptr<T>(), *g = grad.template const_data_ptr<T>();
             T* to = result.mutable_data_ptr<T>();
-            for_rotations<T>(
+            for_matrices<T>(
                 skew, context->saved_data["degree"].toInt(),
                 [&](auto map, auto square, int64_t at) { map.backward(square, from + at, g + at, to + at); });
         });
