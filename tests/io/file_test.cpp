@@ -22,6 +22,16 @@ std::string text_of(const MappedFile& file) {
     return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
 }
 
+TEST(FinalName, IsWhatATemporaryOneIsToBecome) {
+    for (const auto& [name, result] : {std::pair("run.toml.tmp-12-0", "run.toml"),
+                                       {"step-000000010.tmp-7-31", "step-000000010"},
+                                       {"notes.tmp-2024", "notes.tmp-2024"},
+                                       {".tmp-1-2", ".tmp-1-2"},
+                                       {"a.tmp-1-2.gz", "a.tmp-1-2.gz"},
+                                       {"run.toml", "run.toml"}})
+        EXPECT_EQ(final_name(name), result);
+}
+
 TEST(MappedFile, ShowsTheBytes) {
     TempFolder folder;
     write_raw(folder / "a", std::string("x\0y", 3));

@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <regex>
 #include <system_error>
 #include <utility>
 
@@ -51,7 +52,8 @@ fs::path folder_of(const fs::path& path) {
     return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
 
-// The process id tells a user whose leftover it is; the number keeps threads of one process apart.
+// The process id tells a user whose leftover it is; the number keeps threads of one process apart. final_name
+// is the way back.
 fs::path temporary_name(const fs::path& path) {
     static std::atomic<int> counter{0};
     return folder_of(path) / fmt::format("{}.tmp-{}-{}", path.filename().string(), ::getpid(), counter++);
@@ -114,6 +116,12 @@ void MappedFile::release(std::span<const std::byte> part) const {
     const auto first = reinterpret_cast<uintptr_t>(part.data());
     const uintptr_t begin = (first + page - 1) / page * page, end = (first + part.size()) / page * page;
     if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+std::string final_name(const std::string& name) {
+    static const std::regex kTemporary(R"((.+)\.tmp-\d+-\d+)");
+    std::smatch parts;
+    return std::regex_match(name, parts, kTemporary) ? parts[1].str() : name;
 }
 
 bool has_entry(const fs::path& path) {

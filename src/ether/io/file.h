@@ -44,6 +44,10 @@ bool has_entry(const std::filesystem::path& path);
 // The contents of a regular file or pipe; more than `limit` bytes (default 4 GiB) is an error.
 std::string read_text_file(const std::filesystem::path& path, size_t limit = size_t{1} << 32);
 
+// "NAME" for "NAME.tmp-<pid>-<number>", what a killed process may leave half-written; other names as they
+// are.
+std::string final_name(const std::string& name);
+
 // A file written piece by piece under `<name>.tmp-<pid>-<number>` in the target's folder, which must exist.
 // commit() gives it its name; without commit the destructor removes it and the target stays as it was.
 class AtomicFile {

@@ -51,7 +51,7 @@ RunProgress from_json(const io::JsonObject& json) {
 }  // namespace
 
 bool is_checkpoint_name(const std::string& name) {
-    static const std::regex kName(R"(step-\d{9,18}(\.tmp-\d+-\d+)?)");
+    static const std::regex kName(R"(step-\d{9,18})");
     return std::regex_match(name, kName);
 }
 
@@ -60,7 +60,7 @@ std::vector<fs::path> RunState::all() const {
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
         const auto name = entry.path().filename().string();
-        if (is_checkpoint_name(name) && name.find(".tmp") == std::string::npos) found.push_back(entry.path());
+        if (is_checkpoint_name(name)) found.push_back(entry.path());
     }
     std::sort(found.begin(), found.end(), std::greater<>());  // numbers are zero-padded
     return found;

@@ -25,7 +25,7 @@ struct RunProgress {
     std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
 };
 
-// Whether a run names a checkpoint's folder so, a half-written one included.
+// Whether a run names a checkpoint's folder so.
 bool is_checkpoint_name(const std::string& name);
 
 class RunState {

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
@@ -63,11 +62,10 @@ uint64_t hash_of(const std::vector<data::Sequence>& sequences) {
 
 // What a killed process left half-written: files, and among checkpoints folders.
 void remove_leftovers(const fs::path& folder, bool are_folders) {
-    static const std::regex kTemporary(R"(.+\.tmp-\d+-\d+)");
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder, ignored))
-        if (entry.is_directory(ignored) == are_folders &&
-            std::regex_match(entry.path().filename().string(), kTemporary))
+        if (const auto name = entry.path().filename().string();
+            io::final_name(name) != name && entry.is_directory(ignored) == are_folders)
             fs::remove_all(entry.path(), ignored);
 }
 
@@ -76,7 +74,7 @@ void remove_leftovers(const fs::path& folder, bool are_folders) {
 void refuse_foreign_files(const fs::path& folder) {
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder / "checkpoints", ignored))
-        if (!is_checkpoint_name(entry.path().filename().string()))
+        if (!is_checkpoint_name(io::final_name(entry.path().filename().string())))
             fail(ErrorKind::file, "{}: no run made this, and one would remove it; choose another --out",
                  entry.path().string());
     for (const char* name : {kMetricsFile, "adapter_config.json", "adapter_model.safetensors"}) {
