@@ -86,7 +86,7 @@ void check_address_space() {
         fail(ErrorKind::memory,
              "the limit of address space (ulimit -v) leaves {} MB, and {} are needed to start; raise it by "
              "{} MB",
-             left >> 20, kLeast >> 20, (kLeast - left) >> 20);
+             left >> 20, kLeast >> 20, ((kLeast - left) >> 20) + 1);
 }
 
 // Whether a library's exception says in its own way that memory ran out: libtorch's heap, oneDNN's kernels.

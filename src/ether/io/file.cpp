@@ -11,7 +11,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <regex>
 #include <system_error>
 #include <utility>
 
@@ -52,11 +51,14 @@ fs::path folder_of(const fs::path& path) {
     return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
 
+constexpr std::string_view kTemporaryMark = ".tmp-";
+
 // The process id tells a user whose leftover it is; the number keeps threads of one process apart. final_name
 // is the way back.
 fs::path temporary_name(const fs::path& path) {
     static std::atomic<int> counter{0};
-    return folder_of(path) / fmt::format("{}.tmp-{}-{}", path.filename().string(), ::getpid(), counter++);
+    return folder_of(path) /
+           fmt::format("{}{}{}-{}", path.filename().string(), kTemporaryMark, ::getpid(), counter++);
 }
 
 // The files that are mapped now, where a signal handler can read them. One that finds no place is not named
@@ -119,9 +121,17 @@ void MappedFile::release(std::span<const std::byte> part) const {
 }
 
 std::string final_name(const std::string& name) {
-    static const std::regex kTemporary(R"((.+)\.tmp-\d+-\d+)");
-    std::smatch parts;
-    return std::regex_match(name, parts, kTemporary) ? parts[1].str() : name;
+    const size_t end = name.rfind(kTemporaryMark);
+    if (end == std::string::npos || end == 0) return name;
+    const std::string_view numbers = std::string_view(name).substr(end + kTemporaryMark.size());
+    const size_t dash = numbers.find('-');
+    const auto is_number = [](std::string_view text) {
+        return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+    };
+    if (dash == std::string_view::npos || !is_number(numbers.substr(0, dash)) ||
+        !is_number(numbers.substr(dash + 1)))
+        return name;
+    return name.substr(0, end);
 }
 
 bool has_entry(const fs::path& path) {

@@ -120,7 +120,7 @@ Fields RunConfig::fields() {
          .value = &max_steps,
          .help = "end after so many steps; 0: by epochs",
          .low = 0,
-         .high = 1e12},
+         .high = 1e9 - 1},
         {.name = "batch", .value = &batch, .help = "examples in a batch", .low = 1, .high = 1e6},
         {.name = "accumulate",
          .value = &accumulate,

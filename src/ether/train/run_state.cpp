@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "ether/core/error.h"
 #include "ether/io/adapter_folder.h"
@@ -19,7 +18,10 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
 
-std::string name_of(int64_t step) { return fmt::format("step-{:09}", step); }
+constexpr std::string_view kPrefix = "step-";
+constexpr size_t kDigits = 9;
+
+std::string name_of(int64_t step) { return fmt::format("{}{:0{}}", kPrefix, step, kDigits); }
 
 nlohmann::json to_json(const RunProgress& progress) {
     return {{"step", progress.step},
@@ -51,8 +53,8 @@ RunProgress from_json(const io::JsonObject& json) {
 }  // namespace
 
 bool is_checkpoint_name(const std::string& name) {
-    static const std::regex kName(R"(step-\d{9,18})");
-    return std::regex_match(name, kName);
+    return name.starts_with(kPrefix) && name.size() == kPrefix.size() + kDigits &&
+           name.find_first_not_of("0123456789", kPrefix.size()) == std::string::npos;
 }
 
 std::vector<fs::path> RunState::all() const {
