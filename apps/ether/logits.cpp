@@ -5,6 +5,7 @@
 
 #include "command_line.h"
 #include "ether/core/error.h"
+#include "ether/io/atomic.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 #include "ether/io/safetensors.h"
@@ -61,6 +62,7 @@ int logits_main(int argc, char** argv) {
         },
         {"tokens", "out"});
     if (!line.parse(argc, argv)) return 0;
+    io::remove_temporaries_on_signals();
 
     const auto loaded = loading.load();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());

@@ -277,5 +277,18 @@ TEST(Safetensors, RefusesLyingHeaders) {
                  open_raw(folder, raw_file(rank + R"(],"data_offsets":[0,1]}})", 1)));
 }
 
+TEST(CheckWritten, ComparesEveryBit) {
+    TempFolder folder;
+    const NamedTensors tensors = {{"a", at::ones({2, 3})}, {"b", at::zeros({2}, at::kBFloat16)}};
+    write_safetensors(folder / "f", tensors);
+    check_written(folder / "f", tensors);
+    auto other = tensors;
+    other[1].second = at::zeros({2}, at::kBFloat16).neg();
+    EXPECT_FAILS(file, "\"b\": reads back other values than were written",
+                 check_written(folder / "f", other));
+    other[1].second = at::zeros({2, 1}, at::kBFloat16);
+    EXPECT_FAILS(file, "\"b\": reads back other values", check_written(folder / "f", other));
+}
+
 }  // namespace
 }  // namespace ether::io

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "ether/io/adapter_folder.h"
-#include "ether/io/file.h"
+#include "ether/io/atomic.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/methods/registry.h"
 #include "ether/methods/targets.h"

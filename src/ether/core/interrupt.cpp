@@ -1,7 +1,6 @@
 #include "ether/core/interrupt.h"
 
 #include <csignal>
-#include <initializer_list>
 
 namespace ether {
 namespace {
@@ -15,8 +14,18 @@ void remember(int signal) {
 
 }  // namespace
 
+std::vector<int> interrupt_signals() {
+    std::vector<int> signals;
+    for (int signal : {SIGINT, SIGTERM, SIGHUP}) {
+        struct sigaction found {};
+        if (::sigaction(signal, nullptr, &found) == 0 && found.sa_handler != SIG_IGN)
+            signals.push_back(signal);
+    }
+    return signals;
+}
+
 void install_interrupt_handlers() {
-    for (int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, remember);
+    for (int signal : interrupt_signals()) std::signal(signal, remember);
 }
 
 int interrupt_signal() { return received; }

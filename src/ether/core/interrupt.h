@@ -2,7 +2,12 @@
 // save. A second signal ends the process at once, as by default. Process-wide.
 #pragma once
 
+#include <vector>
+
 namespace ether {
+
+// Those that are not ignored: under nohup, SIGHUP stops nothing.
+std::vector<int> interrupt_signals();
 
 void install_interrupt_handlers();
 

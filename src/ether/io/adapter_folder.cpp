@@ -1,8 +1,10 @@
 #include "ether/io/adapter_folder.h"
 
+#include <optional>
 #include <system_error>
 
 #include "ether/core/error.h"
+#include "ether/io/atomic.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 
@@ -80,15 +82,28 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     const auto holds = [&](const char* name, const std::string& text) {
         return has_entry(folder / name) ? read_text_file(folder / name) == text : text.empty();
     };
+    const bool same = holds(kConfigFile, config) && holds(kEtherFile, ether);
+    // All that can fail comes before what is there is touched.
+    AtomicFile weights(folder / kWeightsFile), config_file(folder / kConfigFile);
+    write_safetensors(weights, files.tensors, {{"format", "pt"}});
+    weights.sync();
+    config_file.write(config);
+    config_file.sync();
+    std::optional<AtomicFile> ether_file;
+    if (files.ether) {
+        ether_file.emplace(folder / kEtherFile);
+        ether_file->write(ether);
+        ether_file->sync();
+    }
     // The same run saving again swaps its tensors in one step and stays whole; any other adapter must not be
     // mixed.
-    if (!holds(kConfigFile, config) || !holds(kEtherFile, ether)) remove_file(folder / kConfigFile);
-    write_safetensors(folder / kWeightsFile, files.tensors, {{"format", "pt"}});
-    if (files.ether)
-        write_file_atomic(folder / kEtherFile, ether);
+    if (!same) remove_file(folder / kConfigFile);
+    weights.commit();
+    if (ether_file)
+        ether_file->commit();
     else
         remove_file(folder / kEtherFile);
-    write_file_atomic(folder / kConfigFile, config);
+    config_file.commit();
 }
 
 }  // namespace ether::io

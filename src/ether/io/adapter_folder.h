@@ -27,8 +27,8 @@ struct AdapterFiles {
 AdapterFiles read_adapter(const std::filesystem::path& folder);
 
 // Makes the folder if needed; other files in it are left alone. Where it held another adapter, that one stops
-// being whole before the first of its files is replaced. Callers who need all or nothing write into an
-// AtomicFolder.
+// being whole before the first of its files is replaced, once all of the new one's lie ready. Callers who
+// need all or nothing write into an AtomicFolder.
 void write_adapter(const std::filesystem::path& folder, const AdapterFiles& files);
 
 }  // namespace ether::io

@@ -272,8 +272,9 @@ at::Tensor SafetensorsFile::weight(std::string_view name) const {
     return tensor(name);
 }
 
-void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+void write_safetensors(AtomicFile& file, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata) {
+    const auto& path = file.target();
     struct Item {
         const DtypeEntry* dtype;
         const std::string* name;
@@ -321,7 +322,6 @@ void write_safetensors(const std::filesystem::path& path, const NamedTensors& te
         fail(ErrorKind::format, "{}: the header would take {} bytes, more than the format's {}",
              path.string(), header.size(), kMaxHeaderBytes);
 
-    AtomicFile file(path);
     const uint64_t header_bytes = header.size();
     file.write({reinterpret_cast<const char*>(&header_bytes), kLengthBytes});
     file.write(header);
@@ -329,7 +329,24 @@ void write_safetensors(const std::filesystem::path& path, const NamedTensors& te
         const at::Tensor data = item.tensor->detach().cpu().contiguous();
         file.write({static_cast<const char*>(data.const_data_ptr()), data.nbytes()});
     }
+}
+
+void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+    AtomicFile file(path);
+    write_safetensors(file, tensors, metadata);
     file.commit();
+}
+
+void check_written(const std::filesystem::path& path, const NamedTensors& tensors) {
+    const SafetensorsFile file(path);
+    for (const auto& [name, tensor] : tensors) {
+        const auto wanted = tensor.detach().cpu().contiguous(), found = file.tensor(name);
+        if (found.scalar_type() != wanted.scalar_type() || found.sizes() != wanted.sizes() ||
+            std::memcmp(found.const_data_ptr(), wanted.const_data_ptr(), wanted.nbytes()) != 0)
+            fail(ErrorKind::file, "{}: reads back other values than were written; is the disk failing?",
+                 where(path, name));
+    }
 }
 
 }  // namespace ether::io

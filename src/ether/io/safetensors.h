@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "ether/io/atomic.h"
 #include "ether/io/file.h"
 
 namespace ether::io {
@@ -68,5 +69,11 @@ class SafetensorsFile {
 // bytes.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
+// Likewise, and leaves it to the caller to commit.
+void write_safetensors(AtomicFile& file, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+// Reads such a file again: an error that names the tensor unless each is there bit by bit.
+void check_written(const std::filesystem::path& path, const NamedTensors& tensors);
 
 }  // namespace ether::io
