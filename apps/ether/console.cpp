@@ -61,6 +61,7 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
             "activations of {} of {} blocks are computed again in backward: less memory, for all of them "
             "about a third more time\n",
             info.checkpointed_blocks, info.blocks);
+    for (const auto& warning : info.warnings) tell("warning: {}\n", warning);
     if (info.first_step) tell("resumed at step {} of {}\n", info.first_step, info.total_steps);
     start_ = last_drawn_ = Clock::now();
 }

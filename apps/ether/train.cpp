@@ -63,12 +63,15 @@ int train_main(int argc, char** argv) {
     line.add_method_options();
     if (!line.parse(argc, argv)) return 0;
     if (!resume.empty()) {
+        const auto refuse = [&](const std::string& name) {
+            fail(ErrorKind::usage,
+                 "--resume goes on with the run's own settings, so --{} cannot be given; start a new run "
+                 "with --config {}/run.toml and another --out",
+                 name, resume);
+        };
         for (const auto& field : config.fields())
-            if (line.given(field.name) && field.name != "threads")
-                fail(ErrorKind::usage,
-                     "--resume goes on with the run's own settings, so --{} cannot be given; start a new run "
-                     "with --config {}/run.toml and another --out",
-                     field.name, resume);
+            if (line.given(field.name) && field.name != "threads") refuse(field.name);
+        for (const auto& [name, value] : line.method_options()) refuse(name);
         const auto threads = config.threads;
         const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
         if (!io::has_entry(saved))

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "ether/tasks/task.h"
 
@@ -21,6 +22,7 @@ struct RunInfo {
     int64_t blocks = 0, checkpointed_blocks = 0;  // of the model; those that run again in backward
     std::string method;
     double learning_rate = 0;
+    std::vector<std::string> warnings = {};  // one line each
 };
 
 struct StepReport {

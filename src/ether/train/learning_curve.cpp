@@ -8,6 +8,7 @@
 #include <span>
 
 #include "ether/io/adapter_folder.h"
+#include "ether/io/atomic.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 #include "ether/train/learning_curve_page.h"
@@ -101,12 +102,13 @@ LinePlot make_plot(const RunInfo& info, const Metrics& metrics) {
 Metrics read_metrics(const std::filesystem::path& file) {
     const auto text = io::read_text_file(file);
     Metrics metrics;
-    int64_t number = 0;
+    int64_t number = 1;
     for (size_t begin = 0; begin < text.size();) {
         const size_t end = std::min(text.find('\n', begin), text.size());
         const io::JsonObject line(
-            io::parse_json(std::string_view(text).substr(begin, end - begin), file.string(), ++number),
+            io::parse_json(std::string_view(text).substr(begin, end - begin), file.string(), number),
             fmt::format("{}:{}", file.string(), number));
+        ++number;
         begin = end + 1;
         if (line.has("eval")) {
             EvalReport report{.step = line.get<int64_t>("step"), .seconds = line.get<double>("seconds")};
@@ -142,6 +144,11 @@ std::vector<Point> smoothed(const std::vector<Point>& points, size_t reach) {
         result[i].y = mean_y(std::span(points).subspan(first, last - first + 1));
     }
     return result;
+}
+
+void LearningCurve::on_start(const RunInfo& info) {
+    info_ = info;
+    if (info.first_step > 0) read_metrics(info.folder / kMetricsFile);
 }
 
 void LearningCurve::on_end() {

@@ -29,7 +29,8 @@ std::vector<Point> smoothed(const std::vector<Point>& points, size_t reach);
 
 class LearningCurve : public Callback {
   public:
-    void on_start(const RunInfo& info) override { info_ = info; }
+    // Reads what a resumed run has written so far: damage is told before training, not after it.
+    void on_start(const RunInfo& info) override;
     void on_end() override;
 
   private:

@@ -1,7 +1,9 @@
 #include "ether/train/run_config.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -296,6 +298,19 @@ std::string quoted(const Field& field) {
          text);
 }
 
+// Every setting of a run with what stands for absent ones, and its method's options.
+void for_each_setting(RunConfig& config, const std::function<void(const Field&)>& visit) {
+    config.lr = config.learning_rate();
+    config.further = with_rates(config.further);
+    for (const auto& field : config.fields()) visit(field);
+    const auto options = methods::method_named(config.method).options();
+    for (const auto& field : options->fields()) {
+        if (const auto chosen = config.method_options.find(field.name); chosen != config.method_options.end())
+            field.set(chosen->second);
+        visit(field);
+    }
+}
+
 }  // namespace
 
 std::string from_anywhere(const std::string& path) {
@@ -304,27 +319,29 @@ std::string from_anywhere(const std::string& path) {
     return std::filesystem::absolute(path).lexically_normal().string();
 }
 
+std::map<std::string, std::string> deciding_settings(RunConfig config) {
+    constexpr std::array kOthers = {"model",      "data",    "eval-data",
+                                    "out",        "threads", "force",
+                                    "save-every", "keep",    "checkpoint-activations"};
+    std::map<std::string, std::string> settings;
+    for_each_setting(config, [&](const Field& field) {
+        if (std::find(kOthers.begin(), kOthers.end(), field.name) == kOthers.end())
+            settings[field.name] = field.text();
+    });
+    return settings;
+}
+
 std::string to_toml(RunConfig config) {
-    config.lr = config.learning_rate();
-    config.further = with_rates(config.further);
     for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out})
         *path = from_anywhere(*path);
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";
-    // Empty values are left out: absent means empty.
-    auto add = [&](const Field& field) {
-        if (field.text().empty()) return;
+    for_each_setting(config, [&](const Field& field) {
+        if (field.text().empty()) return;  // absent means empty
         const auto value = field.to_json();
         text += fmt::format("{} = {}\n", field.name,
                             value.is_string() || value.is_object() ? quoted(field) : value.dump());
-    };
-    for (const auto& field : config.fields()) add(field);
-    const auto options = methods::method_named(config.method).options();
-    for (const auto& field : options->fields()) {
-        if (const auto chosen = config.method_options.find(field.name); chosen != config.method_options.end())
-            field.set(chosen->second);
-        add(field);
-    }
+    });
     return text;
 }
 

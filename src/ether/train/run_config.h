@@ -51,6 +51,9 @@ at::ScalarType dtype_named(const std::string& name);
 // (org/name) as they are.
 std::string from_anywhere(const std::string& path);
 
+// What decides a run's result but its files, as text by name: a resumed run must have the same.
+std::map<std::string, std::string> deciding_settings(RunConfig config);
+
 // The complete configuration as TOML that `--config` reads back; method options included.
 std::string to_toml(RunConfig config);
 

@@ -6,8 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/hash.h"
 #include "ether/io/adapter_folder.h"
-#include "ether/io/file.h"
+#include "ether/io/atomic.h"
 #include "ether/io/json_reader.h"
 #include "ether/io/safetensors.h"
 
@@ -17,6 +18,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
+
+constexpr const char* kHash = "state_hash";  // in the run state, of state.safetensors
 
 constexpr std::string_view kPrefix = "step-";
 constexpr size_t kDigits = 9;
@@ -32,22 +35,50 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"stopped_early", progress.stopped_early},
             {"loss", progress.loss},
             {"inputs", progress.inputs},
+            {"settings", progress.settings},
             {"log_bytes", progress.log_bytes}};
+}
+
+// A number of steps, bytes and the like.
+int64_t count(const io::JsonObject& json, const std::string& key) {
+    const auto value = json.get<int64_t>(key);
+    if (value < 0)
+        fail(ErrorKind::format, "{}: key \"{}\" is {}, expected at least 0", json.name(), key, value);
+    return value;
 }
 
 RunProgress from_json(const io::JsonObject& json) {
     RunProgress progress;
-    progress.step = json.get<int64_t>("step");
+    progress.step = count(json, "step");
     if (json.has("best_score")) progress.best_score = json.get<double>("best_score");
-    progress.best_step = json.get<int64_t>("best_step");
-    progress.evaluations_without_best = json.get<int64_t>("evaluations_without_best");
+    progress.best_step = count(json, "best_step");
+    if (progress.best_step > progress.step)
+        fail(ErrorKind::format, "{}: key \"best_step\" is {}, expected at most the {} of \"step\"",
+             json.name(), progress.best_step, progress.step);
+    progress.evaluations_without_best = count(json, "evaluations_without_best");
     progress.finished = json.get<bool>("finished");
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);
     progress.inputs = json.get<std::string>("inputs");
+    const auto settings = json.object("settings");
+    for (const auto& name : settings.keys()) progress.settings[name] = settings.get<std::string>(name);
     const auto logs = json.object("log_bytes");
-    for (const auto& name : logs.keys()) progress.log_bytes[name] = logs.get<int64_t>(name);
+    for (const auto& name : logs.keys()) progress.log_bytes[name] = count(logs, name);
     return progress;
+}
+
+// Of names, shapes, dtypes and values; in the order of names.
+std::string hash_of(io::NamedTensors tensors) {
+    std::ranges::sort(tensors, {}, [](const auto& entry) { return entry.first; });
+    Hash hash;
+    for (const auto& [name, tensor] : tensors) {
+        const auto data = tensor.contiguous();
+        hash.add(name);
+        hash.add(io::dtype_name(data.scalar_type()));
+        hash.add(data.sizes().data(), data.sizes().size() * sizeof(int64_t));
+        hash.add(data.const_data_ptr(), data.nbytes());
+    }
+    return hash.hex();
 }
 
 }  // namespace
@@ -89,7 +120,9 @@ void RunState::save(const RunProgress& progress, const nn::ParameterStore& param
     for (const auto& [name, tensor] : optimizer.state())
         tensors.emplace_back(std::string(kOptimizer) + name, tensor);
     io::write_safetensors(folder.path() / "state.safetensors", tensors);
-    io::write_file_atomic(folder.path() / io::kRunStateFile, to_json(progress).dump(2) + "\n");
+    auto json = to_json(progress);
+    json[kHash] = hash_of(tensors);
+    io::write_file_atomic(folder.path() / io::kRunStateFile, json.dump(2) + "\n");
     folder.commit();
     remove_old(progress.step, keep);
 }
@@ -103,20 +136,25 @@ void RunState::remove_old(int64_t step, int64_t keep) const {
     }
 }
 
-RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimizer) const {
+RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimizer,
+                           std::vector<std::string>& skipped) const {
     const at::NoGradGuard no_grad;
-    std::string reasons;
     for (const auto& folder : all()) {
         try {
-            const auto progress = from_json(io::JsonObject::load(folder / io::kRunStateFile));
+            const auto json = io::JsonObject::load(folder / io::kRunStateFile);
+            const auto progress = from_json(json);
             if (folder.filename() != name_of(progress.step))
                 fail(ErrorKind::format, "{}: holds step {}, not the one it is named after", folder.string(),
                      progress.step);
             const io::SafetensorsFile file(folder / "state.safetensors");
-            io::NamedTensors optimizer_state;
-            for (const auto& name : file.names())
-                if (name.starts_with(kOptimizer))
-                    optimizer_state.emplace_back(name.substr(kOptimizer.size()), file.tensor(name));
+            io::NamedTensors tensors, optimizer_state;
+            for (const auto& name : file.names()) {
+                const auto& [key, tensor] = tensors.emplace_back(name, file.tensor(name));
+                if (key.starts_with(kOptimizer))
+                    optimizer_state.emplace_back(key.substr(kOptimizer.size()), tensor);
+            }
+            if (hash_of(std::move(tensors)) != json.get<std::string>(kHash))
+                fail(ErrorKind::format, "{}: holds other values than were written", file.path().string());
             std::vector<std::pair<at::Tensor, at::Tensor>> copies;
             for (const auto& parameter : parameters.all()) {
                 const auto saved = file.tensor(std::string(kParameter) + parameter.name);
@@ -130,10 +168,11 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
             for (auto& [value, saved] : copies) value.copy_(saved);
             return progress;
         } catch (const Error& error) {
-            reasons += fmt::format("; {}", error.what());
+            skipped.emplace_back(error.what());
         }
     }
-    fail(ErrorKind::file, "{}: no checkpoint to resume from{}", folder_.string(), reasons);
+    fail(ErrorKind::file, "{}: no checkpoint to resume from{}{}", folder_.string(),
+         skipped.empty() ? "" : "; ", fmt::join(skipped, "; "));
 }
 
 }  // namespace ether::train

@@ -8,6 +8,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ether/nn/parameters.h"
 #include "ether/train/optimizer.h"
@@ -22,7 +23,8 @@ struct RunProgress {
     bool finished = false, stopped_early = false;
     double loss = 0;     // of the last step
     std::string inputs;  // base model and data, by hash: a run goes on with the same ones only
-    std::map<std::string, int64_t> log_bytes;  // by Callback::log_name
+    std::map<std::string, std::string> settings;  // deciding_settings, likewise
+    std::map<std::string, int64_t> log_bytes;     // by Callback::log_name
 };
 
 // Whether a run names a checkpoint's folder so.
@@ -35,8 +37,10 @@ class RunState {
     // Writes step-N, and then removes what is old.
     void save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
               int64_t keep) const;
-    // Loads the newest checkpoint that can be read into the given objects; throws if there is none.
-    RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer) const;
+    // Loads the newest checkpoint that is whole into the given objects, and says in `skipped` what is wrong
+    // with newer ones; throws if there is none.
+    RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer,
+                     std::vector<std::string>& skipped) const;
     // Removes all but the newest `keep` of those up to a step: later ones could not be read.
     void remove_old(int64_t step, int64_t keep) const;
     // Removes all checkpoints: a new run begins.

@@ -10,6 +10,7 @@
 #include "ether/core/interrupt.h"
 #include "ether/core/memory.h"
 #include "ether/core/parallel.h"
+#include "ether/io/atomic.h"
 #include "ether/io/checkpoint.h"
 #include "ether/io/file.h"
 #include "ether/io/hub_cache.h"
@@ -234,7 +235,8 @@ RunInfo Trainer::info(int64_t first_step) const {
         .blocks = model_->model().shape().layers,
         .checkpointed_blocks = checkpointed_blocks_,
         .method = config_.method_names(),
-        .learning_rate = config_.learning_rate()};
+        .learning_rate = config_.learning_rate(),
+        .warnings = warnings_};
 }
 
 void Trainer::fail_not_finite(const char* what, double value, int64_t step) const {
@@ -242,7 +244,7 @@ void Trainer::fail_not_finite(const char* what, double value, int64_t step) cons
     fail(ErrorKind::numeric,
          "the {} became {} at step {} with learning rate {:g}; the last good checkpoint is {}; try a lower "
          "--lr",
-         what, value, step + 1, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
+         what, value, step, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
 }
 
 StepReport Trainer::train_step(int64_t step) {
@@ -257,13 +259,13 @@ StepReport Trainer::train_step(int64_t step) {
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums =
         accumulate_gradients(*model_, *task_, training_, rows, {config_.batch, random, checkpointed_blocks_});
-    if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
+    if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step + 1);
     StepReport report;
     report.loss = sums.loss;
     report.tokens = sums.tokens;
     model_->after_backward({step, total_steps_});
     const double norm = optimizer_->gradient_norm();
-    if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
+    if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step + 1);
     const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
                                           std::llround(config_.warmup * static_cast<double>(total_steps_)));
     const double scale = config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0;
@@ -284,6 +286,8 @@ void Trainer::evaluate(RunProgress& progress) {
                       .scores = task_->evaluate(*model_, evaluation_, config_.eval_batch)};
     report.seconds = seconds_since(start);
     const double score = report.scores.at(task_->main_score());
+    if (const double loss = report.scores.at("loss"); !std::isfinite(loss))
+        fail_not_finite("loss on evaluation data", loss, progress.step);
     report.best = !progress.best_score ||
                   (task_->higher_is_better() ? score > *progress.best_score : score < *progress.best_score);
     if (report.best) {
@@ -323,19 +327,62 @@ void Trainer::open_folder(RunProgress& progress) {
     if (!resume_) {
         state_.clear();
         progress.inputs = inputs_;
+        progress.settings = deciding_settings(config_);
         return;
     }
-    progress = state_.load(model_->parameters(), *optimizer_);
+    resume(progress);
+}
+
+void Trainer::resume(RunProgress& progress) {
+    const fs::path out = config_.out;
+    std::vector<std::string> skipped;
+    progress = state_.load(model_->parameters(), *optimizer_, skipped);
+    for (const auto& reason : skipped)
+        warnings_.push_back(fmt::format("a newer checkpoint is damaged, so the run goes on from step {}: {}",
+                                        progress.step, reason));
     if (progress.inputs != inputs_)
         fail(
             ErrorKind::data,
             "{}: the base model or the data are not what the run began with, so it cannot go on; start a new "
             "run with another --out",
             out.string());
+    for (const auto& [name, value] : deciding_settings(config_))
+        if (const auto found = progress.settings.find(name);
+            found != progress.settings.end() && found->second != value)
+            fail(ErrorKind::data,
+                 "{}: {} is \"{}\", but the run began with \"{}\"; put that back, or start a new run with "
+                 "--config and another --out",
+                 (out / io::kRunFile).string(), name, value, found->second);
+    if (progress.step > total_steps_)
+        fail(ErrorKind::format, "{}: the checkpoint is of step {}, but the run has {}", out.string(),
+             progress.step, total_steps_);
+    restore_adapter(progress);
     state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
     for (auto* callback : callbacks_)
         if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
             callback->resume_log(log->second);
+}
+
+// Where the best adapter's files are gone, by hand or by a kill in the moment in which one takes another's
+// place.
+void Trainer::restore_adapter(RunProgress& progress) {
+    const bool saved = progress.best_score || (progress.finished && evaluation_.empty());
+    if (!saved || io::has_entry(fs::path(config_.out) / "adapter_config.json")) return;
+    if (evaluation_.empty() || progress.best_step == progress.step) {
+        save_adapter();
+        return;
+    }
+    if (progress.finished)
+        fail(ErrorKind::file,
+             "{}: the run is finished, but the adapter of step {}, its best, is not there any more; put it "
+             "back "
+             "or start a new run with another --out",
+             config_.out, progress.best_step);
+    warnings_.push_back(
+        fmt::format("the adapter of step {}, the best so far, is not in the folder any more; the next "
+                    "evaluation counts as the best",
+                    progress.best_step));
+    progress.best_score.reset();
 }
 
 RunResult Trainer::run() {

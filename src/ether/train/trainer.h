@@ -47,6 +47,8 @@ class Trainer {
     RunInfo info(int64_t first_step) const;
     void choose_memory_mode();
     void open_folder(RunProgress& progress);
+    void resume(RunProgress& progress);
+    void restore_adapter(RunProgress& progress);
     [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
     void evaluate(RunProgress& progress);
@@ -61,6 +63,7 @@ class Trainer {
     std::unique_ptr<tasks::Task> task_;
     std::unique_ptr<methods::AdaptedModel> model_;
     std::string toml_, fingerprint_, inputs_;
+    std::vector<std::string> warnings_;
     std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;
     std::unique_ptr<AdamW> optimizer_;
