@@ -4,6 +4,7 @@
 #include "command_line.h"
 #include "comparison.h"
 #include "ether/export/lora.h"
+#include "ether/io/atomic.h"
 #include "ether/train/run_config.h"
 #include "loading.h"
 #include "verb.h"
@@ -34,6 +35,7 @@ int export_main(int argc, char** argv) {
          {.name = "json", .value = &json, .help = "print one JSON object"}},
         {"out"});
     if (!line.parse(argc, argv)) return 0;
+    io::remove_temporaries_on_signals();
 
     lora.base = train::from_anywhere(loading.model);
     auto loaded = loading.load();

@@ -5,6 +5,7 @@
 
 #include "command_line.h"
 #include "comparison.h"
+#include "ether/io/atomic.h"
 #include "ether/train/run_config.h"
 #include "loading.h"
 #include "verb.h"
@@ -25,6 +26,7 @@ int merge_main(int argc, char** argv) {
               {.name = "json", .value = &json, .help = "print one JSON object"}},
              {"out"});
     if (!line.parse(argc, argv)) return 0;
+    io::remove_temporaries_on_signals();
 
     auto loaded = loading.load();
     const auto report = exporting::merge(loaded, out, train::dtype_named(loading.dtype));

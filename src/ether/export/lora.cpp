@@ -9,7 +9,7 @@
 
 #include "ether/core/error.h"
 #include "ether/export/low_rank.h"
-#include "ether/io/file.h"
+#include "ether/io/atomic.h"
 #include "ether/io/safetensors.h"
 #include "ether/methods/registry.h"
 
@@ -17,6 +17,9 @@ namespace ether::exporting {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Of a change in float32, as a share of it.
+constexpr double kRounding = 1e-5;
 
 constexpr const char* kWeightsFile = "adapter_model.safetensors";
 
@@ -113,10 +116,31 @@ std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport
         }
         report.rank = std::max(report.rank, rank);
         changes.push_back({change.a.to(at::kFloat), change.b.to(at::kFloat)});
+        if (!changes.back().a.isfinite().all().item<bool>() ||
+            !changes.back().b.isfinite().all().item<bool>())
+            fail(ErrorKind::numeric, "{}: the change of this layer is not finite, so no LoRA holds it",
+                 site->name());
     }
     report.error = relative(lost_square, square);
     report.rank = std::max<int64_t>(report.rank, 1);
     return changes;
+}
+
+// The LoRA that was read again changes each layer as was meant, whatever a truncation lost of the adapter.
+void check_changes(methods::AdaptedModel& lora, const std::vector<LowRank>& changes) {
+    lora.bind(nn::Pass{data::Batch{}});
+    ETHER_ASSERT(lora.sites().size() == changes.size());
+    for (size_t i = 0; i < changes.size(); ++i) {
+        const nn::Site& site = *lora.sites()[i];
+        const auto [a, b] =
+            nn::lora_factors(in_float64(site.forms), site.linear.weight.detach().to(at::kDouble));
+        const auto wanted = changes[i].b.to(at::kDouble).mm(changes[i].a.to(at::kDouble));
+        const double lost = (b.mm(a) - wanted).norm().item<double>(), size = wanted.norm().item<double>();
+        if (!(lost <= kRounding * size))
+            fail(ErrorKind::numeric,
+                 "{}: the LoRA's change of this layer, read again, is off by {:.3g} of {:.3g}", site.name(),
+                 lost, size);
+    }
 }
 
 std::vector<std::string> server_warnings(int64_t rank, const io::AdapterFiles& files,
@@ -172,19 +196,22 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     io::AtomicFolder folder(out);
     LoraReport report;
     report.layers = static_cast<int64_t>(adapted.sites().size());
-    {
-        const auto changes = changes_of(adapted, options, report);
-        const auto files = lora_files(loaded, changes, report.rank, options.base);
-        report.warnings = server_warnings(report.rank, files, adapted.model().shape());
-        io::write_adapter(folder.path(), files);
-        report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / kWeightsFile));
-    }
+    const auto changes = changes_of(adapted, options, report);
+    const auto files = lora_files(loaded, changes, report.rank, options.base);
+    report.warnings = server_warnings(report.rank, files, adapted.model().shape());
+    io::write_adapter(folder.path(), files);
+    io::check_written(folder.path() / kWeightsFile, files.tensors);
+    report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / kWeightsFile));
     const Probe probe(adapted);
     const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
                                            .adapter = folder.path().string(),
                                            .dtype = adapted.model().dtype()});
     static_cast<Comparison&>(report) = probe.compare(again.model->logits({.batch = probe.batch()}));
+    check_changes(*again.model, changes);
     const bool float32 = adapted.model().dtype() == at::kFloat;
+    if (!std::isfinite(report.largest_difference))
+        fail(ErrorKind::numeric,
+             "{}: with the LoRA the model's logits are NaN or infinite; nothing was written", out.string());
     if (report.exact() && !(report.largest_difference <= report.tolerance(float32)))
         fail(
             ErrorKind::numeric,

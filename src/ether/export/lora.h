@@ -33,8 +33,9 @@ struct LoraReport : Comparison {
 
 // Writes adapter_config.json (type LORA, scale 1, the same rank in all layers: where one needs less, factors
 // end in zeros), adapter_model.safetensors (float32) with the modules that were trained whole, and
-// ether.json. `out` must not exist. Throws, leaving nothing, where no LoRA holds what the adapter changes,
-// and if an exact export's logits differ from the adapter's by more than Comparison::tolerance.
+// ether.json. `out` must not exist. Throws, leaving nothing, where no LoRA holds what the adapter changes, if
+// the result does not read back as the factors that were meant, and if an exact export's logits differ from
+// the adapter's by more than Comparison::tolerance.
 LoraReport export_lora(eval::LoadedAdapter& loaded, const std::filesystem::path& out,
                        const LoraExport& options);
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/io/atomic.h"
 #include "ether/io/file.h"
 #include "ether/io/safetensors.h"
 #include "ether/models/registry.h"
@@ -70,12 +71,12 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     io::AtomicFolder folder(out);
     const auto start = std::chrono::steady_clock::now();
     auto tensors = adapted.merged_tensors(report.dtype);
+    const bool tied = loaded.checkpoint.config().get_or<bool>("tie_word_embeddings", false);
     auto config = merged_config(loaded, report.dtype);
     models::declare_new_biases(adapted.model(), config, tensors);
     const auto own_head = adapted.model().output_site().name() + ".weight";
-    if (config.value("tie_word_embeddings", false) &&
-        std::any_of(tensors.begin(), tensors.end(),
-                    [&](const auto& tensor) { return tensor.first == own_head; }))
+    if (tied && std::any_of(tensors.begin(), tensors.end(),
+                            [&](const auto& tensor) { return tensor.first == own_head; }))
         config["tie_word_embeddings"] = false;  // the adapter changed the head and not the embeddings
     io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
@@ -85,6 +86,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
     report.write_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
+    io::check_written(folder.path() / "model.safetensors", tensors);
     const Probe probe(adapted);
     const auto again = models::load_model(
         io::Checkpoint::open(folder.path()),

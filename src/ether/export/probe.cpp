@@ -3,21 +3,38 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
+#include <numeric>
 
+#include "ether/core/error.h"
 #include "ether/core/random.h"
 
 namespace ether::exporting {
 namespace {
 
-data::Batch random_rows(const nn::ModelShape& shape) {
+constexpr int64_t kRandomRows = 4;
+constexpr int64_t kTrainedTokens = 256, kTokensInARow = 16;  // of those whose embeddings the adapter trained
+
+data::Batch probe_rows(methods::AdaptedModel& adapted) {
+    const auto& shape = adapted.model().shape();
     const auto random = Random(0).stream("merge probe");
-    std::vector<data::Sequence> rows(4);
+    std::vector<data::Sequence> rows(kRandomRows);
     uint64_t drawn = 0;
     for (size_t i = 0; i < rows.size(); ++i)
         for (int64_t j = 0; j < std::min<int64_t>(shape.max_positions, 4 + 5 * static_cast<int64_t>(i)); ++j)
             rows[i].ids.push_back(
                 static_cast<int64_t>(random.below(drawn++, static_cast<uint64_t>(shape.vocab_size))));
-    const std::vector<int64_t> all = {0, 1, 2, 3};
+    adapted.bind(nn::Pass{data::Batch{}});
+    if (const auto* trained = adapted.model().embeddings().rows) {
+        const auto& ids = trained->ids();
+        const int64_t step = std::max<int64_t>(1, ids.numel() / kTrainedTokens);
+        for (int64_t i = 0; i < ids.numel(); i += step) {
+            const auto longest = static_cast<size_t>(std::min(shape.max_positions, kTokensInARow));
+            if (i == 0 || rows.back().ids.size() == longest) rows.emplace_back();
+            rows.back().ids.push_back(ids[i].item<int64_t>());
+        }
+    }
+    std::vector<int64_t> all(rows.size());
+    std::iota(all.begin(), all.end(), int64_t{0});
     return data::collate(rows, all, data::LabelType::none);
 }
 
@@ -29,9 +46,14 @@ double Comparison::tolerance(bool float32) const {
     return (float32 ? 1e-4 : 5e-2) * std::max(1.0, largest_logit);
 }
 
-Probe::Probe(methods::AdaptedModel& adapted) : batch_(random_rows(adapted.model().shape())) {
+Probe::Probe(methods::AdaptedModel& adapted) : batch_(probe_rows(adapted)) {
     const at::NoGradGuard no_grad;
     adapter_ = adapted.logits({.batch = batch_}).to(at::kDouble);
+    if (!adapter_.isfinite().all().item<bool>())
+        fail(ErrorKind::numeric,
+             "with this adapter the model's logits are NaN or infinite, so there is nothing to compare a "
+             "result "
+             "with; was it trained on another base?");
     adapted.model().unbind();
     if (adapted.parameters().count(nn::ParameterGroup::base) == 0)
         base_ = adapted.model().logits({.batch = batch_}).to(at::kDouble);

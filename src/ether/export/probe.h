@@ -1,5 +1,5 @@
-// What exported files are checked by: a few rows of random ids, on which a result that was read again is
-// compared with the adapter it was made from.
+// What exported files are checked by: a few rows of random ids, and of tokens whose embeddings the adapter
+// trained, on which a result that was read again is compared with the adapter it was made from.
 #pragma once
 
 #include <optional>

@@ -16,6 +16,8 @@ class TokenRows {
     // ids: (k) int64, each once and all within the table (vocabulary, d). rows: (k, d), perhaps trained.
     TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary);
 
+    const at::Tensor& ids() const { return ids_; }
+
     // table[token_ids] with these rows, (T, d) in the table's dtype. Differentiable in the rows.
     at::Tensor embed(const at::Tensor& table, const at::Tensor& token_ids) const;
     // table with these rows.
