@@ -5,6 +5,7 @@
 #include "ether/methods/adapted_model.h"
 #include "ether/models/registry.h"
 #include "ether/tasks/task.h"
+#include "forward.h"
 #include "fuzz.h"
 
 namespace ether {
@@ -17,7 +18,9 @@ void read(const fuzz::Folder& folder, std::string_view bytes) {
     const auto files = io::read_adapter(folder.path());
     static const auto checkpoint = io::Checkpoint::open(fuzz::kModels / "bert");
     auto model = models::load_model(checkpoint, {.head = nn::Head::sequence_classification, .classes = 3});
-    const methods::AdaptedModel adapted(std::move(model), files);
+    methods::AdaptedModel adapted(std::move(model), files);
+    fuzz::run_forward(adapted, adapted.model().shape());
+    if (!adapted.inserts_modules()) adapted.merged_tensors(at::kBFloat16);
     if (files.ether) tasks::task_from(io::JsonObject(*files.ether, "ether.json"));
 }
 

@@ -5,6 +5,7 @@
 
 #include "ether/io/checkpoint.h"
 #include "ether/models/registry.h"
+#include "forward.h"
 #include "fuzz.h"
 
 namespace ether {
@@ -29,8 +30,10 @@ void read(std::string_view config) {
     const auto checkpoint = io::Checkpoint::open(base->folder.path());
     const auto classes = models::stored_classes(checkpoint);
     if (classes) models::stored_class_names(checkpoint, *classes);
-    models::load_model(checkpoint, {.head = classes ? nn::Head::sequence_classification : nn::Head::causal_lm,
-                                    .classes = classes.value_or(0)});
+    const auto model = models::load_model(
+        checkpoint, {.head = classes ? nn::Head::sequence_classification : nn::Head::causal_lm,
+                     .classes = classes.value_or(0)});
+    fuzz::run_forward(*model, model->shape());
 }
 
 }  // namespace

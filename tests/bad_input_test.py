@@ -148,7 +148,9 @@ class Models(BadInput):
             (': key "hidden_size": expected an integer, found null', {"hidden_size": None}),
             (': key "hidden_size" is -1, expected 1 to ', {"hidden_size": -1}),
             (': key "num_hidden_layers" is 2147483648, expected 1 to 65536', {"num_hidden_layers": 2**31}),
-            (': key "layer_norm_eps" is -1, expected a number above 0', {"layer_norm_eps": -1}),
+            (': key "layer_norm_eps" is -1, expected 1e-30 to 1', {"layer_norm_eps": -1}),
+            (': key "layer_norm_eps" is 1e+39, expected 1e-30 to 1', {"layer_norm_eps": 1e39}),
+            (': key "initializer_range" is -1e+300, expected 0 to 10', {"initializer_range": -1e300}),
             (': key "id2label.0": expected a string, found 3', {"id2label": {"0": 3}}),
             (': model_type "gpt9" is not supported; known architectures: bert, llama, ',
              {"model_type": "gpt9"}),
@@ -157,6 +159,24 @@ class Models(BadInput):
             (": JSON is nested deeper than 64 levels", b"[" * 10**5), (": expected a JSON object, found a list", b"[]"),
         ]]
         self.refused(*[(f"{model}/config.json{told}", self.train(model=model)) for told, model in models])
+
+    def test_config_of_other_models(self):
+        scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                   "original_max_position_embeddings": 8}
+        models = []
+        for source, told, changes in [
+            ("roberta", 'key "pad_token_id" is 9223372036854775807, expected a token\'s number, below ', {"pad_token_id": 2**63 - 1}),
+            ("llama_tied", 'key "rope_theta" is 1e-300, expected 1 to 1e+12', {"rope_theta": 1e-300}),
+            ("llama_tied", 'key "factor" is 1e-310, expected 0.001 to 1e+06', {"rope_scaling": scaling | {"factor": 1e-310}}),
+            ("llama_tied", "low_freq_factor (4) must be below high_freq_factor (4)", {"rope_scaling": scaling | {"low_freq_factor": 4}}),
+            ("llama_tied", 'key "original_max_position_embeddings" is 0, expected 1 to ',
+             {"rope_scaling": scaling | {"original_max_position_embeddings": 0}}),
+            ("qwen2", 'key "layer_types" holds "looking_away", expected sliding_attention or full_attention',
+             {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["looking_away"]}),
+        ]:
+            changes |= {"rope_parameters": ...}
+            models.append((told, self.copy(MODELS / source, lambda folder: change_json(folder / "config.json", changes))))
+        self.refused(*[(told, ["inspect", model]) for told, model in models])
 
     def test_tokenizers(self):
         def template(special_id, text_type):
@@ -213,6 +233,8 @@ class Data(BadInput):
         ]:
             file = self.file(name, content)
             cases.append((f"{file}{told}", self.train(data=file)))
+        file = self.file("a.csv", "text,label\nw5,0.5\nw6,1e308\n")
+        cases.append((f"{file}:3: the label 1e+308 is beyond 1e+15", self.train(data=file)))
         self.refused(*cases, (':1: no column "second"; the columns are "text", "label"', self.train("--pair-column", "second")))
 
     def test_labels_to_judge_by(self):
@@ -283,7 +305,9 @@ class Adapters(BadInput):
             ('key "peft_type" is missing', {"peft_type": ...}),
             ('peft_type "A\\x0aB" is not known; known: ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
             ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
-            ('key "r" has the value 0', {"r": 0}),
+            ('key "r" has the value 0, which does not fit: ', {"r": 0}),
+            ("(1 to 65536)", {"r": 0}),
+            ("needs more values than the ", {"r": 65536}),
             (f'tensor "base_model.model.{QUERY}.lora_A.weight" has shape (8, 32), but this model and configuration need (16, 32)', {"r": 16}),
             ('target_modules: no linear layer is named "qury"; names here: ', {"target_modules": ["qury"]}),
             ("layers_to_transform: 9 is not within 0-1", {"layers_to_transform": 9}),
@@ -304,6 +328,41 @@ class Adapters(BadInput):
             adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", changes))
             cases.append((f"{adapter}/ether.json: {told}", self.eval(adapter=adapter)))
         self.refused(*cases)
+
+    def test_configurations_of_a_prefix(self):
+        ether(*self.train("--method", "prefix"))
+        own = (self.folder / "out").rename(self.folder / "prefix")
+        cases = []
+        for told, changes in [
+            ('key "num_layers" is 99, but this model has 2', {"num_layers": 99}),
+            ('key "num_attention_heads" is -3, but this model has 4', {"num_attention_heads": -3}),
+            ('key "token_dim": expected an integer, found "a" (string)', {"token_dim": "a"}),
+            ('key "num_transformer_submodules" = 2 is not supported', {"num_transformer_submodules": 2}),
+        ]:
+            adapter = self.copy(own, lambda folder: change_json(folder / "adapter_config.json", changes))
+            cases.append(([f"{adapter}: ", told], self.eval(adapter=adapter)))
+        self.refused(*cases)
+
+    def test_what_overflows(self):
+        """An adapter whose numbers are finite, and the model's with it are not."""
+        name = f"base_model.model.{QUERY}.lora_%s.weight"
+        huge = struct.pack("<f", 3e38) * 256
+        adapter = self.copy(self.adapter, lambda folder: change_tensors(
+            folder / "adapter_model.safetensors", {name % "A": ("F32", [8, 32], huge), name % "B": ("F32", [32, 8], huge)}))
+        out = ["--out", self.folder / "out"]
+        self.refused(
+            (f"the loss on {self.data} is ", self.eval(adapter=adapter)),
+            ("the model's logits are NaN or infinite", self.merge(BERT, adapter)),
+            ("not finite", ["export", "--model", BERT, "--adapter", adapter, *out]),
+            ("not finite", ["export", "--model", BERT, "--adapter", adapter, "--max-rank", 2, *out]),
+            ("1: the model's logits for this text are NaN or infinite",
+             ["predict", "--model", BERT, "--adapter", adapter, "--input", self.file("a.txt", "w5\n")]))
+
+    def test_values_of_a_wrong_type_that_nothing_needs(self):
+        adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"task": 3}))
+        self.assertIn("trained for: 3\n", ether("inspect", adapter))
+        model = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"tie_word_embeddings": "yes"}))
+        self.refused(('key "tie_word_embeddings": expected true or false, found "yes"', self.merge(model, self.adapter)))
 
     def test_labels_without_a_head(self):
         """Five labels, of which neither the adapter nor the model has a head."""

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import tempfile
 from kill_test import MODELS, write_data
 from program_test import preload, read_tensors
 
-TASKS = {"classify": "bert", "causal-lm": "llama_tied"}
+TASKS = {"classify": "bert", "regression": "bert", "causal-lm": "llama_tied"}  # regression: to classify by real numbers
 # Defaults that are too large for the fixtures.
 SMALL = {"oft": "--block-size 8", "naive": "--blocks 4", "vblora": "--vector-length 4 --num-vectors 16", "fourierft": "--n-frequency 64",
          "waveft": "--n-frequency 64", "miss": "--rank 8", "c3a": "--block-size 4", "road": "--group-size 8", "shira": "--rank 4",
@@ -44,7 +45,9 @@ def values(path):
 class Trainings:
     def __init__(self, program, folder, steps, model):
         self.program, self.folder, self.steps, self.model, self.shifts = program, folder, steps, model, preload(program, "shifted_memory")
-        write_data(folder / "train.csv", 61, random.Random(0))
+        data = folder / "train.csv"
+        write_data(data, 61, random.Random(0))
+        (folder / "real.csv").write_text(re.sub(r"(?m)(\d)$", r"\1.5", data.read_text()))
 
     def train(self, task, method, number, threads=2):
         """One run's adapter file, with everything moved but in run 0."""
@@ -52,7 +55,8 @@ class Trainings:
         for old in (out, copy):
             shutil.rmtree(old, ignore_errors=True)
         copy_with_header_room(self.model or MODELS / TASKS[task], copy, 8 * (number % 8))
-        command = [self.program, "train", "--model", copy, "--task", task, "--data", self.folder / "train.csv", "--method", method,
+        data, name = ("real.csv", "classify") if task == "regression" else ("train.csv", task)
+        command = [self.program, "train", "--model", copy, "--task", name, "--data", self.folder / data, "--method", method,
                    *([] if self.model else SMALL.get(method, "").split()), "--max-steps", self.steps, "--batch", 8, "--threads", threads, "--out", out]
         shifted = {"LD_PRELOAD": str(self.shifts), "SHIFT": str(number)} if number else {}
         done = subprocess.run([*map(str, command)], env={**os.environ, **shifted}, capture_output=True, text=True)
@@ -67,10 +71,11 @@ def main():
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--methods", nargs="+", help="these alone; else all")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--model", type=pathlib.Path, help="a BERT of real size, for --task classify alone")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    tasks = ["classify"] if options.model else list(TASKS)
+    tasks = ["classify"] if options.model else options.tasks
     inspected = subprocess.run([options.program, "inspect", MODELS / "bert", "--json"], capture_output=True, check=True)
     methods = options.methods or list(json.loads(inspected.stdout)["methods"])
     for task in tasks:

@@ -27,7 +27,7 @@ VARIANTS = {
     "causal language model": "--model llama_tied --task causal-lm --max-steps 25 --batch 4 --eval-data --eval-every 5",
 }
 # Which moment a kill aims at; "any" includes the program's start and end.
-AIMS = ["any", "training", "checkpoint", "adapter", "first step"]
+AIMS = ["any", "training", "checkpoint", "adapter", "evaluation", "first step"]
 
 
 def write_data(path, rows, chance):
@@ -57,6 +57,18 @@ def contents(run):
             data = len(data)  # of fixed width, but for times
         found[name] = data
     return found
+
+
+def lines_of(log):
+    """Those that are complete."""
+    return [json.loads(line) for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def evaluates(log):
+    """Whether the run has told of a step, and not yet of the evaluation that follows."""
+    lines = lines_of(log)
+    rhythm = {line["step"] for line in lines if "eval" in line}
+    return bool(rhythm and "eval" not in lines[-1] and lines[-1]["step"] % min(rhythm) == 0)
 
 
 class Killer:
@@ -118,6 +130,11 @@ class Killer:
         if aim == "training":
             until(lambda: time.monotonic() > deadline)
             return
+        if aim == "evaluation":
+            until(lambda: time.monotonic() > deadline)
+            until(lambda: evaluates(log))
+            time.sleep(self.chance.choice([0, self.chance.uniform(0, 0.002)]))
+            return
         for _ in range(self.chance.randint(0, 3)):
             until(half_written)
             until(lambda: not half_written())
@@ -158,7 +175,9 @@ class Killer:
             return "in the middle of a checkpoint"
         if any(".tmp-" in path.name for path in out.iterdir()):
             return "in the middle of an adapter or another file"
-        steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_bytes().splitlines(True) if line.endswith(b"\n")]
+        if evaluates(out / "metrics.jsonl"):
+            return "in the middle of an evaluation"
+        steps = [line["step"] for line in lines_of(out / "metrics.jsonl")]
         newest = max(int(path.name[5:]) for path in (out / "checkpoints").iterdir())
         return "between steps after the last checkpoint" if steps and steps[-1] > newest else "at a checkpoint or a start"
 

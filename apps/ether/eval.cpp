@@ -1,4 +1,5 @@
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -37,6 +38,10 @@ int eval_main(int argc, char** argv) {
         task.encode(data::read_examples(data, table), data, tokenizer, {.max_length = loaded.max_length});
     const auto start = std::chrono::steady_clock::now();
     const auto scores = task.evaluate(*loaded.model, sequences, batch);
+    if (!std::isfinite(scores.at("loss")))
+        fail(ErrorKind::numeric,
+             "the loss on {} is {}; is the adapter made for this base, and are its weights whole?", data,
+             scores.at("loss"));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (json) {
         nlohmann::json object = scores;

@@ -123,8 +123,11 @@ void print_adapter(const ordered_json& object) {
         if (!value.is_null() && !(value.is_array() && value.size() > 8))
             fmt::print("{} = {}\n", key, value.dump());
     if (object.contains("ether")) {
-        fmt::print("trained for: {}\nbase fingerprint: {}\n", object["ether"].value("task", "?"),
-                   object["ether"].value("base_fingerprint", "?"));
+        const auto told = [&](const char* key) {
+            const auto value = object["ether"].value(key, ordered_json());
+            return value.is_null() ? "?" : value.is_string() ? value.get<std::string>() : value.dump();
+        };
+        fmt::print("trained for: {}\nbase fingerprint: {}\n", told("task"), told("base_fingerprint"));
         if (object["ether"].contains("labels")) fmt::print("labels: {}\n", object["ether"]["labels"].dump());
     } else {
         fmt::print("no ether.json: nothing tells which base model and labels belong to it\n");

@@ -83,6 +83,13 @@ void answer(const eval::LoadedAdapter& loaded, const text::Tokenizer& tokenizer,
             const std::vector<data::Example>& examples, const std::string& name, int64_t batch, bool json) {
     const auto sequences = loaded.task->encode(examples, name, tokenizer, {.max_length = loaded.max_length});
     const auto logits = all_logits(*loaded.model, sequences, batch);
+    for (int64_t i = 0; i < logits.size(0); ++i)
+        if (!logits[i].isfinite().all().item<bool>())
+            fail(ErrorKind::numeric,
+                 "{}:{}: the model's logits for this text are NaN or infinite; is the adapter made for this "
+                 "base, "
+                 "and are its weights whole?",
+                 name, examples[static_cast<size_t>(i)].line);
     const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get());
     const auto probabilities = classifier ? logits.softmax(1) : logits;
     for (int64_t i = 0; i < probabilities.size(0); ++i) {

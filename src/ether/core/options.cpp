@@ -34,6 +34,12 @@ Number parse_number(const Field& field, const std::string& text, const char* kin
     return value;
 }
 
+// "1 to 8": a number's bounds, for a message.
+std::string range_text(const Field& field) {
+    if (field.low && field.high) return fmt::format("{} to {}", *field.low, *field.high);
+    return field.low ? fmt::format("at least {}", *field.low) : "";
+}
+
 }  // namespace
 
 std::vector<std::string> split_list(const std::string& text) {
@@ -114,10 +120,9 @@ void Field::set(const std::string& text) const {
 void Field::check() const {
     auto in_range = [&](double number) {
         if (std::isfinite(number) && (!low || number >= *low) && (!high || number <= *high)) return;
-        if (low && high)
-            fail(ErrorKind::usage, "--{}: {} is out of range, expected {} to {}", name, number, *low, *high);
-        if (low) fail(ErrorKind::usage, "--{}: {} is out of range, expected at least {}", name, number, *low);
-        fail(ErrorKind::usage, "--{}: {} is out of range, expected a finite number", name, number);
+        const auto range = range_text(*this);
+        fail(ErrorKind::usage, "--{}: {} is out of range, expected {}", name, number,
+             range.empty() ? "a finite number" : range);
     };
     if (const auto* integer = std::get_if<int64_t*>(&value)) in_range(static_cast<double>(**integer));
     if (const auto* number = std::get_if<double*>(&value)) in_range(**number);
@@ -192,8 +197,9 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
                    value);
         check();
     } catch (const std::exception&) {
-        fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}", where,
-             config_key(), json.dump(), help);
+        const auto range = range_text(*this);
+        fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}{}", where,
+             config_key(), json.dump(), help, range.empty() ? "" : fmt::format(" ({})", range));
     }
 }
 

@@ -15,6 +15,8 @@
 namespace ether::methods {
 namespace {
 
+constexpr int64_t kReadableExcess = 8;
+
 // "parts.0.", of the k-th of several methods; a single one has none.
 std::string scope_of(size_t k, size_t parts) { return parts > 1 ? fmt::format("parts.{}.", k) : ""; }
 
@@ -88,7 +90,9 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters)
     : model_(std::move(model)) {
     std::vector<std::vector<std::string>> modules;
+    int64_t values = 0;
     for (const auto& [name, files, weight] : adapters) {
+        for (const auto& [key, tensor] : files.tensors) values += tensor.numel();
         modules.push_back(modules_from_config(files.config, *model_));
         for (const auto& module : modules.back()) {
             if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) !=
@@ -106,6 +110,8 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<N
             part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
         }
     }
+    // What is a little too large is told tensor by tensor.
+    parameters_.limit_saved(kReadableExcess * values + (int64_t{1} << 20));
     build(0, /*from_file=*/true);
     for (size_t i = 0; i < adapters.size(); ++i) load(adapters[i], modules[i]);
 }

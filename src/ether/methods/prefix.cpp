@@ -5,19 +5,33 @@
 // projection of width m: l d + m (d + 1) + 2 L d_kv (m + 1). Not mergeable. Files as PEFT's prefix tuning.
 #include <nlohmann/json.hpp>
 
+#include "ether/core/error.h"
+#include "ether/io/json_reader.h"
+#include "ether/methods/adapter_config.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/prefix_vectors.h"
 
 namespace ether::methods {
 namespace {
 
+constexpr const char *kLayers = "num_layers", *kHeads = "num_attention_heads", *kWidth = "token_dim";
+
 struct PrefixOptions : MethodOptions {
     int64_t length = 10, projection = 0;
+    // What a file says about the model it was made for: 0 where it does not.
+    int64_t layers = 0, heads = 0, width = 0;
 
     Fields fields() override {
         auto length_field = prefix_length_field(&length);
         length_field.key = "num_virtual_tokens";
         return {length_field, projection_field(&projection)};
+    }
+    void from_config(nlohmann::json& config) override {
+        const io::JsonObject values(config, kAdapterConfig);
+        for (const auto& [key, value] : {std::pair(kLayers, &layers), {kHeads, &heads}, {kWidth, &width}}) {
+            *value = values.get_or<int64_t>(key, 0);
+            config.erase(key);
+        }
     }
     // The file's adapter has no network.
     void to_config(nlohmann::json& config) const override {
@@ -33,6 +47,11 @@ class Prefix : public Adapter {
           dtype_(context.model.dtype()),
           length_(options.length),
           vectors_(kPromptEmbeddings, options.length, options.projection, context) {
+        if (context.loading) {
+            check(kLayers, options.layers, shape_.layers);
+            check(kHeads, options.heads, shape_.kv_heads);
+            check(kWidth, options.width, shape_.kv_heads * shape_.head_dim);
+        }
         context.model.take_positions(options.length);
     }
 
@@ -48,15 +67,21 @@ class Prefix : public Adapter {
 
     void to_config(nlohmann::json& config) const override {
         config.erase("bias");
-        config["num_layers"] = shape_.layers;
-        config["num_attention_heads"] = shape_.kv_heads;
-        config["token_dim"] = shape_.kv_heads * shape_.head_dim;
+        config[kLayers] = shape_.layers;
+        config[kHeads] = shape_.kv_heads;
+        config[kWidth] = shape_.kv_heads * shape_.head_dim;
         config["num_transformer_submodules"] = 1;
     }
 
     void to_tensors(io::NamedTensors& tensors) const override { vectors_.to_tensors(tensors); }
 
   private:
+    static void check(const char* key, int64_t found, int64_t own) {
+        if (found != 0 && found != own)
+            fail(ErrorKind::adapter, "{}: key \"{}\" is {}, but this model has {}", kAdapterConfig, key,
+                 found, own);
+    }
+
     nn::ModelShape shape_;
     at::ScalarType dtype_;  // of activations
     int64_t length_;
@@ -64,12 +89,10 @@ class Prefix : public Adapter {
     at::Tensor current_;  // of the pass whose points were asked for last
 };
 
-// How it was trained, and what the base model says as well.
-bool ignores(const std::string& key, const nlohmann::json&) {
-    for (const char* known : {"prefix_projection", "encoder_hidden_size", "init_weights", "num_layers",
-                              "num_attention_heads", "token_dim", "num_transformer_submodules"})
-        if (key == known) return true;
-    return false;
+// How it was trained.
+bool ignores(const std::string& key, const nlohmann::json& value) {
+    if (key == "num_transformer_submodules") return value == 1;  // 2: an encoder and a decoder
+    return key == "prefix_projection" || key == "encoder_hidden_size" || key == "init_weights";
 }
 
 }  // namespace

@@ -224,11 +224,11 @@ BertConfig BertConfig::from(const io::JsonObject& config) {
         .intermediate_size = positive(config, "intermediate_size"),
         .max_positions = positive(config, "max_position_embeddings"),
         .type_vocab_size = positive_or(config, "type_vocab_size", 2),
-        .layer_norm_eps = positive_number(config, "layer_norm_eps", 1e-12),
+        .layer_norm_eps = norm_epsilon(config, "layer_norm_eps", 1e-12),
         .hidden_dropout = probability(config, "hidden_dropout_prob", 0.1),
         .attention_dropout = probability(config, "attention_probs_dropout_prob", 0.1),
         .classifier_dropout = 0,
-        .initializer_range = config.get_or<double>("initializer_range", 0.02),
+        .initializer_range = models::initializer_range(config),
         .activation = checked_activation(config, "hidden_act", "gelu"),
     };
     result.classifier_dropout = probability(config, "classifier_dropout", result.hidden_dropout);

@@ -52,11 +52,21 @@ int64_t positive(const io::JsonObject& config, const char* key, int64_t most) {
     return value;
 }
 
-double positive_number(const io::JsonObject& config, const char* key, std::optional<double> fallback) {
+double number_within(const io::JsonObject& config, const char* key, double least, double most,
+                     std::optional<double> fallback) {
     const auto value = fallback ? config.get_or<double>(key, *fallback) : config.get<double>(key);
-    if (!(value > 0))
-        fail(ErrorKind::model, "{}: key \"{}\" is {}, expected a number above 0", config.name(), key, value);
+    if (!(value >= least && value <= most))
+        fail(ErrorKind::model, "{}: key \"{}\" is {:g}, expected {:g} to {:g}", config.name(), key, value,
+             least, most);
     return value;
+}
+
+double norm_epsilon(const io::JsonObject& config, const char* key, double fallback) {
+    return number_within(config, key, 1e-30, 1, fallback);
+}
+
+double initializer_range(const io::JsonObject& config) {
+    return number_within(config, "initializer_range", 0, 10, 0.02);
 }
 
 double probability(const io::JsonObject& config, const char* key, double fallback) {

@@ -20,8 +20,13 @@ inline constexpr int64_t kMostLayers = 1 << 16, kWidestHead = 1 << 16;
 int64_t positive(const io::JsonObject& config, const char* key, int64_t most = int64_t{1} << 31);
 int64_t positive_or(const io::JsonObject& config, const char* key, int64_t fallback,
                     int64_t most = int64_t{1} << 31);
-// A number > 0, required unless there is a fallback.
-double positive_number(const io::JsonObject& config, const char* key, std::optional<double> fallback = {});
+// A number from `least` to `most`, required unless there is a fallback.
+double number_within(const io::JsonObject& config, const char* key, double least, double most,
+                     std::optional<double> fallback = {});
+// What a norm adds to a variance: from 1e-30, which float32 holds, to 1.
+double norm_epsilon(const io::JsonObject& config, const char* key, double fallback);
+// Standard deviation of new weights, at most 10.
+double initializer_range(const io::JsonObject& config);
 // A number in [0, 1).
 double probability(const io::JsonObject& config, const char* key, double fallback);
 // An error that names both keys unless divisor divides value.

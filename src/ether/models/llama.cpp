@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/models/common.h"
 #include "ether/nn/weights.h"
 #include "ether/ops/attention/attention.h"
@@ -209,7 +210,7 @@ std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head
         return scaling ? scaling->get_or<std::string>(name, "") : std::string();
     };
     const bool own_theta = scaling && scaling->has("rope_theta");
-    const double theta = positive_number(own_theta ? *scaling : config, "rope_theta", 10000.0);
+    const double theta = number_within(own_theta ? *scaling : config, "rope_theta", 1, 1e12, 10000.0);
     std::string kind = text("rope_type").empty() ? text("type") : text("rope_type");
     if (kind.empty()) kind = "default";
     std::vector<float> frequencies;
@@ -220,15 +221,18 @@ std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head
     if (kind != "linear" && kind != "llama3")
         fail(ErrorKind::model, "{}: rope scaling \"{}\" is not supported; known: default, linear, llama3",
              config.name(), kind);
-    const double factor = positive_number(*scaling, "factor");
+    const double factor = number_within(*scaling, "factor", 1e-3, 1e6);
     if (kind == "linear") {
         for (auto& f : frequencies) f = static_cast<float>(f / factor);
         return frequencies;
     }
     // llama3: long wavelengths are stretched by `factor`, short ones kept, those between blended.
-    const double low = scaling->get<double>("low_freq_factor"),
-                 high = scaling->get<double>("high_freq_factor");
-    const auto original = static_cast<double>(scaling->get<int64_t>("original_max_position_embeddings"));
+    const double low = number_within(*scaling, "low_freq_factor", 1e-3, 1e6),
+                 high = number_within(*scaling, "high_freq_factor", 1e-3, 1e6);
+    if (low >= high)
+        fail(ErrorKind::model, "{}: low_freq_factor ({:g}) must be below high_freq_factor ({:g})",
+             config.name(), low, high);
+    const auto original = static_cast<double>(positive(*scaling, "original_max_position_embeddings"));
     for (auto& f : frequencies) {
         const double wavelength = 2 * std::numbers::pi / f;
         if (wavelength < original / high) continue;
@@ -247,6 +251,11 @@ std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::
     if (window <= 0 || model_type == "llama") return windows;
     if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
     const auto types = config.get_or<std::vector<std::string>>("layer_types", {});
+    for (const auto& type : types)
+        if (type != "sliding_attention" && type != "full_attention")
+            fail(ErrorKind::model,
+                 "{}: key \"layer_types\" holds \"{}\", expected sliding_attention or full_attention",
+                 config.name(), printable(type));
     const auto first = model_type == "mistral" ? 0 : config.get_or<int64_t>("max_window_layers", 0);
     for (int64_t i = 0; i < layers; ++i) {
         const auto at = static_cast<size_t>(i);
@@ -275,8 +284,8 @@ LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
         fail(ErrorKind::model, "{}: heads are {} wide, but rotary positions need an even width",
              config.name(), result.head_dim);
     result.max_positions = positive(config, "max_position_embeddings");
-    result.rms_norm_eps = positive_number(config, "rms_norm_eps", 1e-6);
-    result.initializer_range = config.get_or<double>("initializer_range", 0.02);
+    result.rms_norm_eps = norm_epsilon(config, "rms_norm_eps", 1e-6);
+    result.initializer_range = models::initializer_range(config);
     result.attention_dropout = probability(config, "attention_dropout", 0);
     const bool bias = config.get_or<bool>("attention_bias", false), qwen2 = result.model_type == "qwen2";
     result.qkv_bias = qwen2 || bias;

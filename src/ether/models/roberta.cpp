@@ -4,6 +4,7 @@
 
 #include "ether/core/error.h"
 #include "ether/models/bert_encoder.h"
+#include "ether/models/common.h"
 #include "ether/nn/weights.h"
 
 namespace ether::models {
@@ -12,9 +13,10 @@ namespace {
 // The position table's rows up to the padding token's number belong to padding (fairseq's make_positions).
 int64_t first_position(const io::JsonObject& config) {
     const auto padding = config.get_or<int64_t>("pad_token_id", 1);
-    if (padding < 0)
-        fail(ErrorKind::model, "{}: key \"pad_token_id\" is {}, expected a token's number", config.name(),
-             padding);
+    const auto tokens = positive(config, "vocab_size");
+    if (padding < 0 || padding >= tokens)
+        fail(ErrorKind::model, "{}: key \"pad_token_id\" is {}, expected a token's number, below {}",
+             config.name(), padding, tokens);
     return padding + 1;
 }
 

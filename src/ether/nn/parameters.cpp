@@ -1,6 +1,7 @@
 #include "ether/nn/parameters.h"
 
 #include "ether/core/error.h"
+#include "ether/nn/weights.h"
 
 namespace ether::nn {
 
@@ -8,6 +9,12 @@ at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGrou
                                bool saved) {
     name = scope_ + name;
     ETHER_ASSERT(!find(name));
+    if (saved) saved_ += value.numel();
+    if (saved_ > most_saved_)
+        fail(ErrorKind::adapter,
+             "the adapter's configuration needs more values than the {} in its file: with \"{}\" {} it is "
+             "beyond them; it was made for another model, or the configuration was changed",
+             most_saved_, name, shape_text(value.sizes()));
     value = value.detach();  // a leaf, even if it was computed from another parameter
     if (trained) value.requires_grad_(true);
     parameters_.push_back({std::move(name), std::move(value), group, trained, saved, scope_});

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,6 +39,10 @@ class ParameterStore {
     at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
                    bool trained = true, bool saved = true);
 
+    // From now on it is an error to add more saved values than that: an adapter's settings must not make the
+    // program allocate what its file cannot fill.
+    void limit_saved(int64_t values) { most_saved_ = values; }
+
     // Names added from now on begin with this, and are found with it or without.
     void enter(std::string scope) { scope_ = std::move(scope); }
 
@@ -51,6 +56,7 @@ class ParameterStore {
   private:
     std::vector<Parameter> parameters_;
     std::string scope_;
+    int64_t saved_ = 0, most_saved_ = std::numeric_limits<int64_t>::max();
 };
 
 }  // namespace ether::nn

@@ -10,6 +10,8 @@
 namespace ether::tasks {
 namespace {
 
+constexpr double kLargestLabel = 1e15;  // of a regression: sums of squares must fit float32
+
 // Mean over classes that occur (as label or prediction) of 2 TP / (2 TP + FP + FN), as scikit-learn's macro
 // average.
 double macro_f1(const std::vector<int64_t>& right, const std::vector<int64_t>& predicted,
@@ -85,9 +87,19 @@ Scores Classification::evaluate(methods::AdaptedModel& model, const std::vector<
 nlohmann::json Classification::describe() const { return {{"task", name()}, {"labels", labels_.names()}}; }
 
 double Regression::label_of(const data::Example& example, const std::string& file) const {
-    if (const auto* value = std::get_if<double>(&example.label)) return *value;
-    if (const auto* value = std::get_if<int64_t>(&example.label)) return static_cast<double>(*value);
-    fail(ErrorKind::data, "{}:{}: the label is not a number, as this regression needs", file, example.line);
+    double label = 0;
+    if (const auto* real = std::get_if<double>(&example.label))
+        label = *real;
+    else if (const auto* integer = std::get_if<int64_t>(&example.label))
+        label = static_cast<double>(*integer);
+    else
+        fail(ErrorKind::data, "{}:{}: the label is not a number, as this regression needs", file,
+             example.line);
+    if (!(std::abs(label) <= kLargestLabel))
+        fail(ErrorKind::data,
+             "{}:{}: the label {:g} is beyond {:g}, so its square overflows; scale the labels", file,
+             example.line, label, kLargestLabel);
+    return label;
 }
 
 LossSum Regression::loss(methods::AdaptedModel& model, const nn::Pass& pass) const {
