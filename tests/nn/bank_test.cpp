@@ -35,6 +35,9 @@ std::vector<Form> one_of_each(uint64_t seed) {
             Permute{at::arange(kWidth).flip(0)},
             PairRotate{normal({kWidth}, seed + 8), normal({kWidth}, seed + 9), 3},
             Dropout{0.5},
+            Dense{{normal({kWidth, kWidth}, seed + 12)},
+                  [](const std::vector<Tensor>& of) { return of[0] * 2; },
+                  kWidth},
             overlay(seed + 10, kWidth, 5 + static_cast<int64_t>(seed / 100))};  // entries of several sizes
 }
 

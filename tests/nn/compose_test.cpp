@@ -31,7 +31,10 @@ std::vector<SiteForms> changes(uint64_t seed) {
     all[3].output = {Scale{normal({kOut}, seed + 3)}, Shift{normal({kOut}, seed + 4)}};
     all[4].delta = {{LowRank{normal({3, kIn}, seed + 5), normal({kOut, 3}, seed + 6), 0.7}}};
     all[5].delta = {{BlockDiagonal{normal({2, 6, 3}, seed + 7)}, Permute{at::arange(6).flip(0)},
-                     BlockDiagonal{normal({2, 3, 4}, seed + 8)}}};
+                     BlockDiagonal{normal({2, 3, 4}, seed + 8)}},
+                    {Dense{{normal({kOut, 1}, seed + 9), normal({1, kIn}, seed + 10)},
+                           [](const std::vector<Tensor>& of) { return of[0].mm(of[1]); },
+                           kOut}}};
     for (const auto& change : all) {
         if (&change == &all.back()) break;
         auto& whole = all.back();

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "ether/core/error.h"
+#include "ether/nn/dense_product.h"
 #include "ether/nn/site.h"
 #include "gradcheck.h"
 #include "io/test_files.h"
@@ -157,6 +158,54 @@ TEST(LowRankBranch, ActsAloneBehindDropoutAndUnderOthers) {
     }
 }
 
+// M = tanh(A B), (out, in).
+Dense dense_form(int64_t out, int64_t in, uint64_t seed) {
+    return {{normal({out, 3}, seed), normal({3, in}, seed + 1)},
+            [](const Tensors& of) { return of[0].mm(of[1]).tanh(); },
+            out};
+}
+
+TEST(DenseForm, EqualsItsMatrixAndItsGradient) {
+    const auto form = dense_form(5, 7, 1);
+    const auto x = normal({4, 7}, 3), weight = normal({5, 7}, 4), bias = normal({5}, 5);
+    EXPECT_TRUE(near(dense_product(form, x, {}, {}), x.mm(form.matrix().t()), 1e-14));
+    const auto y = x.mm((weight + form.matrix()).t()) + bias;
+    EXPECT_TRUE(near(dense_product(form, x, weight, bias), y, 1e-14));
+    Tensor streamed;
+    const auto sink = [&](const Tensor& gradient) { streamed = gradient; };
+    EXPECT_TRUE(gradcheck(
+        [&](const Tensors& in) {
+            return dense_product({{in[0], in[1]}, form.make, form.out}, in[2], in[3], in[4], sink);
+        },
+        {{"a", form.of[0]}, {"b", form.of[1]}, {"x", x}, {"weight", weight}, {"bias", bias}}));
+    EXPECT_EQ(streamed.sizes(), weight.sizes());
+    // Only one of the small tensors is trained, and the result is known: backward makes the matrix all the
+    // same.
+    const auto trained = form.of[1].clone().requires_grad_(true);
+    const Dense known{{form.of[0], trained}, form.make, form.out};
+    dense_product(known, x, weight, bias, {}, y).sum().backward();
+    const auto alone = form.of[1].clone().requires_grad_(true);
+    (x.mm(form.of[0].mm(alone).tanh().t())).sum().backward();
+    EXPECT_TRUE(near(trained.grad(), alone.grad(), 1e-13));
+}
+
+TEST(DenseForm, KeepsNeitherTheMatrixNorTheSum) {
+    std::vector<at::weak_intrusive_ptr<at::TensorImpl>> made;
+    Dense form = dense_form(5, 7, 1);
+    form.of[0].requires_grad_(true);
+    form.make = [&, make = form.make](const Tensors& of) {
+        const auto matrix = make(of);
+        made.emplace_back(matrix.getIntrusivePtr());
+        return matrix;
+    };
+    const auto y = dense_product(form, normal({4, 7}, 3), normal({5, 7}, 4), {});
+    ASSERT_EQ(made.size(), 1u);
+    EXPECT_TRUE(made[0].expired());
+    y.sum().backward();
+    EXPECT_EQ(made.size(), 2u);
+    EXPECT_TRUE(made[1].expired());
+}
+
 // A site with sums of chains beside its product: what merging, exact factors and the memory estimate see.
 struct Deltas {
     const char* name;
@@ -195,7 +244,10 @@ TEST_P(DeltaChains, MergeAndFactorsAreForward) {
 INSTANTIATE_TEST_SUITE_P(
     Chains, DeltaChains,
     testing::Values(
-        Deltas{"dense", {{BlockDiagonal{normal({1, 12, 10}, 1)}}}, 10},
+        Deltas{"dense", {{dense_form(10, 12, 1)}}, 10},
+        Deltas{"one_block", {{BlockDiagonal{normal({1, 12, 10}, 1)}}}, 10},
+        Deltas{"dense_and_narrow", {{dense_form(4, 12, 1), BlockDiagonal{normal({1, 4, 10}, 3)}}}, 4},
+        Deltas{"narrow_and_dense", {{BlockDiagonal{normal({1, 12, 4}, 3)}, dense_form(10, 4, 1)}}, 4},
         Deltas{"low_rank", {{Dropout{0.5}, LowRank{normal({3, 12}, 1), normal({10, 3}, 2), 0.7}}}, 3},
         Deltas{"blocks", {{BlockDiagonal{normal({2, 6, 5}, 1)}}}, 10},
         Deltas{"narrow",

@@ -34,7 +34,7 @@ std::vector<Candidate> candidates() {
             {"PairRotate", "road", {}},
             {"BlockDiagonal", "oft", {}},
             {"Permute and BlockDiagonal", "boft", {{"factors", "2"}}},
-            {"a dense addition", "loha", {}},
+            {"Dense", "hira", {}},
             {"Overlay", "pafi", {}},
             {"SequenceGate", "unipelt", {{"modules", "lora"}}, true}};
 }
@@ -52,6 +52,7 @@ double forward_flops(const Form& form, int64_t width) {
         double operator()(const nn::BlockDiagonal& form) const {
             return 2 * width * static_cast<double>(form.blocks.size(-1));
         }
+        double operator()(const nn::Dense& form) const { return 2 * width * static_cast<double>(form.out); }
         double operator()(const nn::Overlay& form) const {
             return 2 * static_cast<double>(form.values.numel());
         }

@@ -58,11 +58,13 @@ class C3a : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& kernels = kernels_[site];
-        const int64_t rows = kernels.size(0), columns = kernels.size(1), b = kernels.size(2);
-        const auto blocks = (kernels / static_cast<double>(site.linear.in()))
-                                .index_select(2, around_.at(b))
-                                .view({rows, columns, b, b});
-        return dense(blocks.transpose(1, 2).reshape({rows * b, columns * b}));
+        const auto change = [around = around_.at(kernels.size(2)),
+                             in = static_cast<double>(site.linear.in())](const std::vector<Tensor>& of) {
+            const int64_t rows = of[0].size(0), columns = of[0].size(1), b = of[0].size(2);
+            const auto blocks = (of[0] / in).index_select(2, around).view({rows, columns, b, b});
+            return blocks.transpose(1, 2).reshape({rows * b, columns * b});
+        };
+        return dense(site, {kernels}, change);
     }
 
   private:

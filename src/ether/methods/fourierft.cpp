@@ -25,12 +25,14 @@ class Fourierft : public Adapter {
           halves_(spectrum_.from_places(context, half_of)) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& [place, value] = halves_[site];
-        const int64_t out = site.linear.out(), in = site.linear.in();
-        const auto& values = spectrum_.values(site);
-        const auto parts = values.index_select(0, value) * (scaling_ / 2);
-        const auto half = at::zeros({out * (in / 2 + 1)}, values.options()).index_add(0, place, parts);
-        return dense(at::fft_irfft2(half.view({out, -1}), at::OptionalIntArrayRef({out, in})));
+        const auto change = [half = halves_[site], scale = scaling_ / 2, out = site.linear.out(),
+                             in = site.linear.in()](const std::vector<at::Tensor>& of) {
+            const auto parts = of[0].index_select(0, half.value) * scale;
+            const auto sums =
+                at::zeros({out * (in / 2 + 1)}, of[0].options()).index_add(0, half.place, parts);
+            return at::fft_irfft2(sums.view({out, -1}), at::OptionalIntArrayRef({out, in}));
+        };
+        return dense(site, {spectrum_.values(site)}, change);
     }
 
   private:

@@ -36,7 +36,10 @@ class Hira : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& [a, b] = factors_[site];
-        return dense(b.mm(a) * site.linear.weight, dropout_);
+        const auto change = [weight = site.linear.weight](const std::vector<Tensor>& of) {
+            return of[1].mm(of[0]) * weight;
+        };
+        return dense(site, {a, b}, change, dropout_);
     }
 
     bool reads_weights() const override { return true; }

@@ -144,9 +144,10 @@ inline nn::SiteForms branch(nn::Form form, double dropout = 0) {
 inline nn::SiteForms low_rank(const at::Tensor& a, const at::Tensor& b, double scale, double dropout) {
     return branch(nn::LowRank{a, b, scale}, dropout);
 }
-// An addition (out, in) to the weight.
-inline nn::SiteForms dense(const at::Tensor& change, double dropout = 0) {
-    return branch(nn::BlockDiagonal{change.t().unsqueeze(0)}, dropout);
+// An addition (out, in) to the site's weight, as nn::Dense makes it.
+inline nn::SiteForms dense(const nn::Site& site, std::vector<at::Tensor> of, nn::Dense::Make make,
+                           double dropout = 0) {
+    return branch(nn::Dense{std::move(of), std::move(make), site.linear.out()}, dropout);
 }
 
 // "a.b.q_proj" + "ether_u" -> "a.b.q_proj.ether_u", the name of a site's parameter.

@@ -53,11 +53,12 @@ class OftPaper : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& r = blocks_[site];
-        const auto q = ops::cayley((r.transpose(1, 2) - r) / 2);
         if (options_.side == "input" && options_.layout == "official")
-            return dense(official_change(site, q - at::eye(r.size(1), r.options())));
+            return dense(site, {r}, [weight = site.linear.weight](const std::vector<Tensor>& of) {
+                return official_change(weight, rotations(of[0]) - at::eye(of[0].size(1), of[0].options()));
+            });
         nn::SiteForms forms;
-        const nn::BlockDiagonal rotation{q.transpose(1, 2)};  // of x in rows
+        const nn::BlockDiagonal rotation{rotations(r).transpose(1, 2)};  // of x in rows
         (options_.side == "input" ? forms.pre : forms.post).emplace_back(rotation);
         return forms;
     }
@@ -65,11 +66,12 @@ class OftPaper : public Adapter {
     bool reads_weights() const override { return options_.layout == "official"; }
 
   private:
+    static Tensor rotations(const Tensor& r) { return ops::cayley((r.transpose(1, 2) - r) / 2); }
+
     // The published code reads W (out, in) as (n, out, in/n) without transposing (ether.cpp), and multiplies
     // piece i by Q_i.
-    Tensor official_change(const nn::Site& site, const Tensor& change) const {
-        const auto& weight = site.linear.weight;
-        const auto pieces = weight.reshape({options_.blocks, site.linear.out(), change.size(1)});
+    static Tensor official_change(const Tensor& weight, const Tensor& change) {
+        const auto pieces = weight.reshape({change.size(0), weight.size(0), change.size(1)});
         return pieces.to(change.scalar_type()).bmm(change).view(weight.sizes());
     }
 

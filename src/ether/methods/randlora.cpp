@@ -70,10 +70,16 @@ class Randlora : public Adapter {
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& [lambda, gamma] = factors_[site];
         const int64_t in = site.linear.in(), out = site.linear.out();
-        const auto small = (lambda.unsqueeze(2) * a_.narrow(2, 0, std::min(in, out)) * gamma).flatten(0, 1);
         const auto large = b_.narrow(0, 0, std::max(in, out)).narrow(1, 0, lambda.size(1)).flatten(1);
-        return in <= out ? low_rank(small, large, scale_, dropout_)
-                         : low_rank(large.t(), small.t(), scale_, dropout_);
+        const auto small = [shared = a_.narrow(2, 0, std::min(in, out)), scale = scale_,
+                            turned = in > out](const std::vector<Tensor>& of) {
+            const auto factor = (of[0].unsqueeze(2) * shared * (of[1] * scale)).flatten(0, 1);
+            return turned ? factor.t() : factor;
+        };
+        const nn::Dense made{{lambda, gamma}, small, in <= out ? large.size(1) : out};
+        auto forms = branch(in <= out ? nn::Form(made) : nn::BlockDiagonal{large.unsqueeze(0)}, dropout_);
+        forms.delta.front().push_back(in <= out ? nn::Form(nn::BlockDiagonal{large.t().unsqueeze(0)}) : made);
+        return forms;
     }
 
   private:

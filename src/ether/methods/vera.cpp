@@ -69,8 +69,12 @@ class Vera : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& [b, d] = factors_[site];
-        return low_rank(a_.narrow(1, 0, site.linear.in()),
-                        b_.narrow(0, 0, site.linear.out()) * d * b.unsqueeze(1), 1, dropout_);
+        const auto scaled = [shared = b_.narrow(0, 0, site.linear.out())](const std::vector<Tensor>& of) {
+            return shared * of[1] * of[0].unsqueeze(1);
+        };
+        auto forms = branch(nn::BlockDiagonal{a_.narrow(1, 0, site.linear.in()).t().unsqueeze(0)}, dropout_);
+        forms.delta.front().emplace_back(nn::Dense{{b, d}, scaled, site.linear.out()});
+        return forms;
     }
 
   private:

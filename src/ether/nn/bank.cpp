@@ -55,6 +55,10 @@ struct Stack {
     Form operator()(const BlockDiagonal& first) const {
         return BlockDiagonal{all(first, [](const BlockDiagonal& form) { return form.blocks; })};
     }
+    Form operator()(const Dense&) const {
+        return BlockDiagonal{
+            stacked(forms, [](const Form& form) { return std::get<Dense>(form).matrix().t().unsqueeze(0); })};
+    }
     Form operator()(const PairRotate& first) const {
         return PairRotate{all(first, [](const PairRotate& form) { return form.cosine; }),
                           all(first, [](const PairRotate& form) { return form.sine; }), first.half};

@@ -37,13 +37,17 @@ Form scaled(const Form& form, double weight) {
         return BlockDiagonal{diagonal->blocks * weight};
     if (const auto* overlay = std::get_if<Overlay>(&form))
         return Overlay{overlay->patterns, overlay->values * weight};
+    if (const auto* dense = std::get_if<Dense>(&form))
+        return Dense{dense->of, [make = dense->make, weight](const auto& of) { return make(of) * weight; },
+                     dense->out};
     if (const auto* scale = std::get_if<Scale>(&form)) return Scale{scale->factor * weight};
     ETHER_ASSERT(false);
 }
 
 bool can_be_scaled(const Form& form) {
     return std::holds_alternative<LowRank>(form) || std::holds_alternative<BlockDiagonal>(form) ||
-           std::holds_alternative<Overlay>(form) || std::holds_alternative<Scale>(form);
+           std::holds_alternative<Overlay>(form) || std::holds_alternative<Scale>(form) ||
+           std::holds_alternative<Dense>(form);
 }
 
 }  // namespace

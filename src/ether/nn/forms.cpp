@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "ether/core/error.h"
+#include "ether/nn/dense_product.h"
 #include "ether/ops/block_product/block_product.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
@@ -36,6 +37,9 @@ struct ApplyToAll {
         if (n == 1) return wide.reshape({-1, in}).mm(blocks[0]).view({tokens, -1}).to(x.scalar_type());
         const auto pieces = wide.reshape({tokens, n, in}).transpose(0, 1);
         return pieces.bmm(blocks).transpose(0, 1).reshape({tokens, -1}).to(x.scalar_type());
+    }
+    Tensor operator()(const Dense& form) const {
+        return dense_product(form, x.to(form.of.front().scalar_type()), {}, {}).to(x.scalar_type());
     }
     Tensor operator()(const SequenceGate& form) const {
         if (!pass.offsets.defined())
@@ -90,6 +94,7 @@ struct ApplyToRows {
     ops::Rows::Value operator()(const Overlay& form) const {
         return ops::overlay(rows, x, form.patterns, form.values, pass.rows);
     }
+    ops::Rows::Value operator()(const Dense&) const { ETHER_ASSERT(false); }
     ops::Rows::Value operator()(const SequenceGate&) const { ETHER_ASSERT(false); }
 };
 
@@ -124,6 +129,8 @@ Tensor dense(const Chain& chain, const Tensor& weight) {
         } else if (const auto* matrix = std::get_if<BlockDiagonal>(&form);
                    matrix && matrix->blocks.size(1) == weight.size(1)) {
             result = matrix->blocks[0];
+        } else if (const auto* large = std::get_if<Dense>(&form)) {
+            result = large->matrix().t();
         } else {
             result = apply_form(form, at::eye(weight.size(1), weight.options()));
         }
@@ -169,6 +176,11 @@ struct Tensors {
     std::vector<Tensor*> operator()(PairRotate& form) const { return {&form.cosine, &form.sine}; }
     std::vector<Tensor*> operator()(Dropout&) const { return {}; }
     std::vector<Tensor*> operator()(Overlay& form) const { return {&form.values}; }
+    std::vector<Tensor*> operator()(Dense& form) const {
+        std::vector<Tensor*> tensors;
+        for (auto& tensor : form.of) tensors.push_back(&tensor);
+        return tensors;
+    }
     std::vector<Tensor*> operator()(SequenceGate& form) const { return {&form.weight, &form.bias}; }
 };
 
@@ -207,7 +219,7 @@ bool acts_by_row(const Form& form) {
                                         ops::suits_block_product(low_rank->b.unsqueeze(0)));
     if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
         return is_banked(*diagonal) || ops::suits_block_product(diagonal->blocks);
-    return !std::holds_alternative<SequenceGate>(form);
+    return !std::holds_alternative<SequenceGate>(form) && !std::holds_alternative<Dense>(form);
 }
 
 int64_t width_after(const Form& form, int64_t width) {
@@ -215,6 +227,7 @@ int64_t width_after(const Form& form, int64_t width) {
     if (const auto* diagonal = std::get_if<BlockDiagonal>(&form))
         return width / diagonal->blocks.size(-2) * diagonal->blocks.size(-1);
     if (const auto* overlay = std::get_if<Overlay>(&form)) return overlay->patterns.front()->out;
+    if (const auto* dense = std::get_if<Dense>(&form)) return dense->out;
     return width;
 }
 
@@ -254,31 +267,32 @@ Tensor apply_chain(const Chain& chain, const Tensor& x, const FormPass& pass) {
 
 namespace {
 
-// As (in, out), if so many places are entries: a sparse change costs 1.2 ns an entry and token, three times a
-// step, a dense one another product, as much at 1 in 200, and memory for its sum with the weight.
-Tensor dense_overlay(const Overlay& overlay) {
+// Only if so many places are entries: a sparse change costs 1.2 ns an entry and token, three times a step, a
+// dense one another product, as much at 1 in 200.
+std::optional<Dense> dense_overlay(const Overlay& overlay) {
     constexpr double kDense = 0.01;
-    const auto& pattern = *overlay.patterns.front();
-    const auto places = static_cast<double>(pattern.out * pattern.in);
-    if (overlay.patterns.size() > 1 || static_cast<double>(pattern.size()) < kDense * places) return {};
-    return at::zeros({pattern.out * pattern.in}, overlay.values.options())
-        .scatter_add(0, pattern.indices, overlay.values)
-        .view({pattern.out, pattern.in})
-        .t();
+    const auto pattern = overlay.patterns.front();
+    const auto places = static_cast<double>(pattern->out * pattern->in);
+    if (overlay.patterns.size() > 1 || static_cast<double>(pattern->size()) < kDense * places) return {};
+    const auto make = [pattern](const std::vector<Tensor>& of) {
+        return at::zeros({pattern->out * pattern->in}, of[0].options())
+            .scatter_add(0, pattern->indices, of[0])
+            .view({pattern->out, pattern->in});
+    };
+    return Dense{{overlay.values}, make, pattern->out};
 }
 
 }  // namespace
 
-Tensor dense_delta(const SiteForms& forms, at::ScalarType dtype) {
+std::optional<Dense> dense_delta(const SiteForms& forms, at::ScalarType dtype) {
     if (!forms.pre.empty() || !forms.post.empty() || !forms.output.empty() || forms.delta.size() != 1)
         return {};
     const auto& chain = forms.delta.front();
     if (chain.size() != 1) return {};
     if (const auto* overlay = std::get_if<Overlay>(&chain.front()))
-        return overlay->values.scalar_type() == dtype ? dense_overlay(*overlay) : Tensor();
-    const auto* matrix = std::get_if<BlockDiagonal>(&chain.front());
-    if (!matrix || is_banked(*matrix) || matrix->blocks.size(0) != 1) return {};
-    return matrix->blocks.scalar_type() == dtype ? matrix->blocks[0] : Tensor();
+        return overlay->values.scalar_type() == dtype ? dense_overlay(*overlay) : std::nullopt;
+    const auto* dense = std::get_if<Dense>(&chain.front());
+    return dense && dense->of.front().scalar_type() == dtype ? std::optional(*dense) : std::nullopt;
 }
 
 std::pair<Tensor, Tensor> merged(const SiteForms& forms, const Tensor& weight, const Tensor& bias) {

@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+#include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -69,9 +71,21 @@ struct Overlay {
     at::Tensor values;
 };
 
+// y = x M^T with a matrix M (out, in) that is too large to be kept for every layer: it is made of smaller
+// tensors when a pass needs it, and once more in backward. make: differentiable in `of`, and reads nothing
+// else that is trained.
+struct Dense {
+    using Make = std::function<at::Tensor(const std::vector<at::Tensor>& of)>;
+    std::vector<at::Tensor> of;
+    Make make;
+    int64_t out = 0;
+
+    at::Tensor matrix() const { return make(of); }
+};
+
 // Besides, SequenceGate: x times its sequence's factor, which follows from x. Never merged.
 using Form = std::variant<Rank1, LowRank, Scale, Shift, BlockDiagonal, Permute, PairRotate, Dropout, Overlay,
-                          SequenceGate>;
+                          Dense, SequenceGate>;
 // Forms one after the other.
 using Chain = std::vector<Form>;
 
@@ -120,9 +134,9 @@ ops::Rows::Value apply_form(const Form& form, ops::Rows& rows, ops::Rows::Value 
 ops::Rows::Value apply_chain(const Chain& chain, ops::Rows& rows, ops::Rows::Value x, const FormPass& pass);
 at::Tensor apply_chain(const Chain& chain, const at::Tensor& x, const FormPass& pass);
 
-// The dense matrix (in, out), y = x M, if a site's only change besides W is one such addition in W's dtype:
-// then W + M^T is as good as two products. Else undefined.
-at::Tensor dense_delta(const SiteForms& forms, at::ScalarType dtype);
+// The matrix M, if a site's only change besides W is one such addition in W's dtype: then W + M is as good as
+// two products.
+std::optional<Dense> dense_delta(const SiteForms& forms, at::ScalarType dtype);
 
 // A site's weight (out, in) and bias (out, or undefined) with its forms multiplied in, in the weight's dtype,
 // which must be float32 or float64. A form that shifts the output creates a bias.

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/addmm.h>
 
+#include "ether/nn/dense_product.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 
@@ -16,7 +17,10 @@ namespace {
 at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, at::Tensor x, const FormPass& pass,
                       bool in_place) {
     const auto* last = std::get_if<LowRank>(&chain.back());
-    if (!last || last->a.scalar_type() != y.scalar_type()) return y + apply_chain(chain, x, pass);
+    if (!last || last->a.scalar_type() != y.scalar_type()) {
+        const auto change = apply_chain(chain, x, pass);
+        return in_place ? y.add_(change) : y + change;
+    }
     if (chain.size() > 1) x = apply_chain({chain.begin(), chain.end() - 1}, x, pass);
     const auto h = x.mm(last->a.t());
     return in_place ? y.addmm_(h, last->b.t(), 1, last->scale) : at::addmm(y, h, last->b.t(), 1, last->scale);
@@ -56,17 +60,16 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
         const auto bias = bias_follows ? at::Tensor() : linear.bias;
         if (sites_[i]->watch) sites_[i]->watch(tensors[first + i]);
         at::Tensor* kept = sites_[i]->keeps_product ? pass.last_product : nullptr;
-        auto multiply = [&](const at::Tensor& weight) {
-            products_.push_back(ops::linear(tensors[first + i], weight, bias, sites_[i]->weight_grad,
-                                            kept ? *kept : at::Tensor()));
-            if (kept && !kept->defined()) *kept = products_.back().detach();
-        };
+        const auto known = kept ? *kept : at::Tensor();
+        const auto& sink = sites_[i]->weight_grad;
+        // Added to the weight: one product forward, two backward, instead of two and three.
+        const auto dense = dense_delta(forms, linear.weight.scalar_type());
+        products_.push_back(dense
+                                ? dense_product(*dense, tensors[first + i], linear.weight, bias, sink, known)
+                                : ops::linear(tensors[first + i], linear.weight, bias, sink, known));
+        if (kept && !known.defined()) *kept = products_.back().detach();
         auto& deltas = deltas_.emplace_back();
-        if (const auto dense = dense_delta(forms, linear.weight.scalar_type()); dense.defined()) {
-            // Added to the weight: one product forward, two backward, instead of two and three.
-            multiply(linear.weight + dense.t());
-        } else {
-            multiply(linear.weight);
+        if (!dense) {
             for (size_t k = 0; k < forms.delta.size(); ++k) {
                 // One tensor to keep instead of two, where nothing comes between.
                 const auto& chain = forms.delta[k];

@@ -53,10 +53,10 @@ bool can_slice(methods::AdaptedModel& model) {
            !model.wants_weight_grad();
 }
 
-// A change as large as its weight: each slice would add the two, and have a gradient of that size.
+// A change as large as its weight: each slice would make it, add the two, and have a gradient of that size.
 bool adds_densely(const methods::AdaptedModel& model) {
     return std::any_of(model.sites().begin(), model.sites().end(), [](const nn::Site* site) {
-        return nn::dense_delta(site->forms, site->linear.weight.scalar_type()).defined();
+        return nn::dense_delta(site->forms, site->linear.weight.scalar_type()).has_value();
     });
 }
 

@@ -88,12 +88,12 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
-    int64_t outside = 0;           // of blocks, a token
-    int64_t sums = 0, turned = 0;  // bytes of dense changes and weights with them, and of turned factors
+    int64_t outside = 0;              // of blocks, a token
+    int64_t largest = 0, turned = 0;  // bytes of the largest dense change, and of turned factors
     for (const auto* site : model.sites()) {
         (site->layer < 0 ? outside : per_token) += kept_by(*site);
-        if (nn::dense_delta(site->forms, site->linear.weight.scalar_type()).defined())
-            sums += 2 * site->linear.weight.numel() * element;
+        if (nn::dense_delta(site->forms, site->linear.weight.scalar_type()))
+            largest = std::max(largest, site->linear.weight.numel() * element);
         turned += 4 * turned_values(site->forms);
     }
     const bool whole_logits = !model.model().output_site().forms.empty();
@@ -107,24 +107,29 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads
     estimate.blocks = shape.layers;
-    // Each slice of a batch turns its own; with dense changes there are no slices.
-    estimate.block = (per_token * training.tokens * element + sums + turned * num_threads()) / shape.layers;
+    // Each slice of a batch turns its own.
+    estimate.block = (per_token * training.tokens * element + turned * num_threads()) / shape.layers;
     // Its input, and its last layer's product.
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
-    estimate.rest = logits + scores(training.longest) + outside * training.tokens * element;
+    // One at a time, its sum with the weight, its gradient, and what lies between them and the trained
+    // values.
+    estimate.rest = logits + scores(training.longest) + 5 * largest + outside * training.tokens * element;
     // Without gradients a block's values live until the next one.
     estimate.evaluation = logits + block * evaluation.tokens * element + scores(evaluation.longest);
     return estimate;
 }
 
-void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available) {
+void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available,
+                  bool resumed) {
     if (estimate.total(checkpointed_blocks) <= available) return;
     fail(ErrorKind::memory,
          "this run needs about {} (trained values and optimizer {}, activations {}), but {} are free; lower "
-         "--batch (and raise --accumulate to keep the result) or --max-length, or use --dtype bf16; --force "
-         "tries all the same",
+         "{}; --force tries all the same{}",
          in_words(estimate.total(checkpointed_blocks)), in_words(estimate.trained),
-         in_words(estimate.activations(checkpointed_blocks)), in_words(available));
+         in_words(estimate.activations(checkpointed_blocks)), in_words(available),
+         resumed ? "--batch as much as you raise --accumulate"
+                 : "--batch (and raise --accumulate to keep the result) or --max-length, or use --dtype bf16",
+         resumed ? "; a resumed run takes both from its run.toml" : "");
 }
 
 }  // namespace ether::train

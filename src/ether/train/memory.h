@@ -34,6 +34,7 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
                                const LargestBatch& evaluation);
 
 // Throws, saying what to change, if the estimate is beyond what is available.
-void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available);
+void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available,
+                  bool resumed = false);
 
 }  // namespace ether::train
