@@ -172,7 +172,8 @@ class Models(BadInput):
             ("llama_tied", 'key "original_max_position_embeddings" is 0, expected 1 to ',
              {"rope_scaling": scaling | {"original_max_position_embeddings": 0}}),
             ("qwen2", 'key "layer_types" holds "looking_away", expected sliding_attention or full_attention',
-             {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["looking_away"]}),
+             {"layer_types": ["full_attention", "looking_away"]}),
+            ("qwen2", 'key "layer_types" has 1 entries, expected one for each of 2 layers', {"layer_types": ["full_attention"]}),
         ]:
             changes |= {"rope_parameters": ...}
             models.append((told, self.copy(MODELS / source, lambda folder: change_json(folder / "config.json", changes))))
@@ -307,7 +308,7 @@ class Adapters(BadInput):
             ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
             ('key "r" has the value 0, which does not fit: ', {"r": 0}),
             ("(1 to 65536)", {"r": 0}),
-            ("needs more values than the ", {"r": 65536}),
+            ("the adapter's file holds 1123 values, but its configuration asks for ", {"r": 65536}),
             (f'tensor "base_model.model.{QUERY}.lora_A.weight" has shape (8, 32), but this model and configuration need (16, 32)', {"r": 16}),
             ('target_modules: no linear layer is named "qury"; names here: ', {"target_modules": ["qury"]}),
             ("layers_to_transform: 9 is not within 0-1", {"layers_to_transform": 9}),

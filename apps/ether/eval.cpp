@@ -40,7 +40,7 @@ int eval_main(int argc, char** argv) {
     const auto scores = task.evaluate(*loaded.model, sequences, batch);
     if (!std::isfinite(scores.at("loss")))
         fail(ErrorKind::numeric,
-             "the loss on {} is {}; is the adapter made for this base, and are its weights whole?", data,
+             "the loss on {} is {}: the weights overflow, or an adapter that was made for another base", data,
              scores.at("loss"));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (json) {

@@ -86,9 +86,8 @@ void answer(const eval::LoadedAdapter& loaded, const text::Tokenizer& tokenizer,
     for (int64_t i = 0; i < logits.size(0); ++i)
         if (!logits[i].isfinite().all().item<bool>())
             fail(ErrorKind::numeric,
-                 "{}:{}: the model's logits for this text are NaN or infinite; is the adapter made for this "
-                 "base, "
-                 "and are its weights whole?",
+                 "{}:{}: the model's logits for this text are NaN or infinite: the weights overflow, or an "
+                 "adapter that was made for another base",
                  name, examples[static_cast<size_t>(i)].line);
     const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get());
     const auto probabilities = classifier ? logits.softmax(1) : logits;

@@ -15,13 +15,9 @@ void remember(int signal) {
 }  // namespace
 
 std::vector<int> interrupt_signals() {
-    std::vector<int> signals;
-    for (int signal : {SIGINT, SIGTERM, SIGHUP}) {
-        struct sigaction found {};
-        if (::sigaction(signal, nullptr, &found) == 0 && found.sa_handler != SIG_IGN)
-            signals.push_back(signal);
-    }
-    return signals;
+    struct sigaction found {};
+    const bool hangs_up = ::sigaction(SIGHUP, nullptr, &found) == 0 && found.sa_handler != SIG_IGN;
+    return hangs_up ? std::vector{SIGINT, SIGTERM, SIGHUP} : std::vector{SIGINT, SIGTERM};
 }
 
 void install_interrupt_handlers() {

@@ -6,7 +6,7 @@
 
 namespace ether {
 
-// Those that are not ignored: under nohup, SIGHUP stops nothing.
+// Those three, without SIGHUP where it was ignored when the program started: nohup means that.
 std::vector<int> interrupt_signals();
 
 void install_interrupt_handlers();

@@ -30,6 +30,11 @@ void remove_file(const fs::path& path) {
 
 }  // namespace
 
+bool has_adapter(const fs::path& folder) {
+    return has_entry(folder / kConfigFile) && has_entry(folder / kWeightsFile) &&
+           has_entry(folder / kEtherFile);
+}
+
 AdapterFiles read_adapter(const fs::path& folder) {
     std::error_code code;
     const fs::file_status status = fs::status(folder, code);

@@ -23,6 +23,9 @@ struct AdapterFiles {
         ether;  // ether.json, an object: base fingerprint, labels, task; absent if PEFT's own
 };
 
+// Whether the folder has all files that write_adapter makes of an adapter of ours.
+bool has_adapter(const std::filesystem::path& folder);
+
 // The tensors lie on the file's map, read-only, and outlive a later rewrite of the folder.
 AdapterFiles read_adapter(const std::filesystem::path& folder);
 

@@ -225,8 +225,11 @@ void AtomicFolder::commit() {
             if (errno != EINVAL && errno != ENOSYS) fail_system(target_, "replace", errno);
             old = temporary_name(target_);
             if (::rename(target_.c_str(), old.c_str()) != 0) fail_system(target_, "rename", errno);
-            if (::rename(path().c_str(), target_.c_str()) != 0)
-                fail_system(target_, "rename into place", errno);
+            if (::rename(path().c_str(), target_.c_str()) != 0) {
+                const int code = errno;
+                ::rename(old.c_str(), target_.c_str());
+                fail_system(target_, "rename into place", code);
+            }
         }
         fs::remove_all(old, code);
         if (code) fail_system(old, "remove", code.value());

@@ -14,6 +14,7 @@
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
+#include "ether/io/descriptor.h"
 #include "ether/io/json_reader.h"
 
 namespace ether::io {
@@ -339,6 +340,10 @@ void write_safetensors(const std::filesystem::path& path, const NamedTensors& te
 }
 
 void check_written(const std::filesystem::path& path, const NamedTensors& tensors) {
+    {
+        const Descriptor written(path, O_RDONLY);
+        ::posix_fadvise(written.get(), 0, 0, POSIX_FADV_DONTNEED);  // so that the disk is read, not the cache
+    }
     const SafetensorsFile file(path);
     for (const auto& [name, tensor] : tensors) {
         const auto wanted = tensor.detach().cpu().contiguous(), found = file.tensor(name);

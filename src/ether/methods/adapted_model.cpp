@@ -15,8 +15,6 @@
 namespace ether::methods {
 namespace {
 
-constexpr int64_t kReadableExcess = 8;
-
 // "parts.0.", of the k-th of several methods; a single one has none.
 std::string scope_of(size_t k, size_t parts) { return parts > 1 ? fmt::format("parts.{}.", k) : ""; }
 
@@ -110,8 +108,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<N
             part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
         }
     }
-    // What is a little too large is told tensor by tensor.
-    parameters_.limit_saved(kReadableExcess * values + (int64_t{1} << 20));
+    parameters_.expect_saved(values);
     build(0, /*from_file=*/true);
     for (size_t i = 0; i < adapters.size(); ++i) load(adapters[i], modules[i]);
 }

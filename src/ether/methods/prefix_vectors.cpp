@@ -17,6 +17,7 @@ PrefixVectors::PrefixVectors(std::string name, int64_t length, int64_t projectio
     };
     const int64_t d = shape.hidden_size, row = 2 * shape.layers * width_;
     if (projection == 0 || context.loading) {
+        context.parameters.check_room(length * row, name_);
         vectors_ = add("", normal({length, row}, 0.02, context.random));
         return;
     }

@@ -246,16 +246,19 @@ std::vector<float> rotary_frequencies(const io::JsonObject& config, int64_t head
 // on.
 std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::string& model_type,
                                        int64_t layers) {
-    std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
-    const auto window = config.get_or<int64_t>("sliding_window", 0);
-    if (window <= 0 || model_type == "llama") return windows;
-    if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
     const auto types = config.get_or<std::vector<std::string>>("layer_types", {});
+    if (!types.empty() && static_cast<int64_t>(types.size()) != layers)
+        fail(ErrorKind::model, "{}: key \"layer_types\" has {} entries, expected one for each of {} layers",
+             config.name(), types.size(), layers);
     for (const auto& type : types)
         if (type != "sliding_attention" && type != "full_attention")
             fail(ErrorKind::model,
                  "{}: key \"layer_types\" holds \"{}\", expected sliding_attention or full_attention",
                  config.name(), printable(type));
+    std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
+    const auto window = config.get_or<int64_t>("sliding_window", 0);
+    if (window <= 0 || model_type == "llama") return windows;
+    if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
     const auto first = model_type == "mistral" ? 0 : config.get_or<int64_t>("max_window_layers", 0);
     for (int64_t i = 0; i < layers; ++i) {
         const auto at = static_cast<size_t>(i);

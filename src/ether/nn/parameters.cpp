@@ -1,7 +1,6 @@
 #include "ether/nn/parameters.h"
 
 #include "ether/core/error.h"
-#include "ether/nn/weights.h"
 
 namespace ether::nn {
 
@@ -9,16 +8,21 @@ at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGrou
                                bool saved) {
     name = scope_ + name;
     ETHER_ASSERT(!find(name));
-    if (saved) saved_ += value.numel();
-    if (saved_ > most_saved_)
-        fail(ErrorKind::adapter,
-             "the adapter's configuration needs more values than the {} in its file: with \"{}\" {} it is "
-             "beyond them; it was made for another model, or the configuration was changed",
-             most_saved_, name, shape_text(value.sizes()));
+    if (saved) check_room(value.numel(), name), saved_ += value.numel();
     value = value.detach();  // a leaf, even if it was computed from another parameter
     if (trained) value.requires_grad_(true);
     parameters_.push_back({std::move(name), std::move(value), group, trained, saved, scope_});
     return parameters_.back().value;
+}
+
+void ParameterStore::check_room(int64_t more, const std::string& name) const {
+    constexpr int64_t kExcess = 8, kMore = 1 << 20;
+    if (!expected_ || saved_ + more <= kExcess * *expected_ + kMore) return;
+    fail(ErrorKind::adapter,
+         "the adapter's file holds {} values, but its configuration asks for {} up to \"{}\" alone; it was "
+         "made "
+         "for another model, or the configuration was changed",
+         *expected_, saved_ + more, name);
 }
 
 const Parameter* ParameterStore::find(const std::string& name) const {

@@ -5,7 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,9 +39,12 @@ class ParameterStore {
     at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
                    bool trained = true, bool saved = true);
 
-    // From now on it is an error to add more saved values than that: an adapter's settings must not make the
-    // program allocate what its file cannot fill.
-    void limit_saved(int64_t values) { most_saved_ = values; }
+    // From now on it is an error to add many more saved values than that: the settings of an adapter whose
+    // file has so many must not make the program allocate layer after layer what the file cannot fill. (What
+    // is a little too large is better told tensor by tensor.)
+    void expect_saved(int64_t values) { expected_ = values; }
+    // The same for what is about to be made.
+    void check_room(int64_t more, const std::string& name) const;
 
     // Names added from now on begin with this, and are found with it or without.
     void enter(std::string scope) { scope_ = std::move(scope); }
@@ -56,7 +59,8 @@ class ParameterStore {
   private:
     std::vector<Parameter> parameters_;
     std::string scope_;
-    int64_t saved_ = 0, most_saved_ = std::numeric_limits<int64_t>::max();
+    int64_t saved_ = 0;
+    std::optional<int64_t> expected_;
 };
 
 }  // namespace ether::nn

@@ -320,9 +320,13 @@ std::string from_anywhere(const std::string& path) {
 }
 
 std::map<std::string, std::string> deciding_settings(RunConfig config) {
-    constexpr std::array kOthers = {"model",      "data",    "eval-data",
-                                    "out",        "threads", "force",
-                                    "save-every", "keep",    "checkpoint-activations"};
+    // Paths, what only says where and when, and columns: what is in them is compared itself.
+    constexpr std::array kOthers = {
+        "model",       "data",     "eval-data",    "out",     "text-column",
+        "pair-column", "quoting",  "label-column", "threads", "force",
+        "eval-batch",  "patience", "save-every",   "keep",    "checkpoint-activations"};
+    config.batch *= config.accumulate;  // a step's examples, however they are cut
+    config.accumulate = 1;
     std::map<std::string, std::string> settings;
     for_each_setting(config, [&](const Field& field) {
         if (std::find(kOthers.begin(), kOthers.end(), field.name) == kOthers.end())

@@ -19,7 +19,8 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
 
-constexpr const char* kHash = "state_hash";  // in the run state, of state.safetensors
+constexpr const char* kValuesFile = "state.safetensors";
+constexpr const char* kHash = "state_hash";  // in the run state, of the values
 
 constexpr std::string_view kPrefix = "step-";
 constexpr size_t kDigits = 9;
@@ -60,8 +61,10 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);
     progress.inputs = json.get<std::string>("inputs");
-    const auto settings = json.object("settings");
-    for (const auto& name : settings.keys()) progress.settings[name] = settings.get<std::string>(name);
+    if (json.has("settings")) {
+        const auto settings = json.object("settings");
+        for (const auto& name : settings.keys()) progress.settings[name] = settings.get<std::string>(name);
+    }
     const auto logs = json.object("log_bytes");
     for (const auto& name : logs.keys()) progress.log_bytes[name] = count(logs, name);
     return progress;
@@ -79,6 +82,30 @@ std::string hash_of(io::NamedTensors tensors) {
         hash.add(data.const_data_ptr(), data.nbytes());
     }
     return hash.hex();
+}
+
+// hash: of what was written; empty: unknown.
+void load_values(const fs::path& path, const std::string& hash, const nn::ParameterStore& parameters,
+                 AdamW& optimizer) {
+    const at::NoGradGuard no_grad;
+    const io::SafetensorsFile file(path);
+    io::NamedTensors tensors, optimizer_state;
+    for (const auto& name : file.names()) {
+        const auto& [key, tensor] = tensors.emplace_back(name, file.tensor(name));
+        if (key.starts_with(kOptimizer)) optimizer_state.emplace_back(key.substr(kOptimizer.size()), tensor);
+    }
+    if (!hash.empty() && hash_of(std::move(tensors)) != hash)
+        fail(ErrorKind::format, "{}: holds other values than were written", path.string());
+    std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+    for (const auto& parameter : parameters.all()) {
+        const auto saved = file.tensor(std::string(kParameter) + parameter.name);
+        if (saved.sizes() != parameter.value.sizes() || saved.scalar_type() != parameter.value.scalar_type())
+            fail(ErrorKind::format, "{}: \"{}\" has another shape or dtype than this run", path.string(),
+                 parameter.name);
+        copies.emplace_back(parameter.value, saved);
+    }
+    optimizer.load_state(optimizer_state);
+    for (auto& [value, saved] : copies) value.copy_(saved);
 }
 
 }  // namespace
@@ -119,7 +146,7 @@ void RunState::save(const RunProgress& progress, const nn::ParameterStore& param
         tensors.emplace_back(std::string(kParameter) + parameter.name, parameter.value.detach());
     for (const auto& [name, tensor] : optimizer.state())
         tensors.emplace_back(std::string(kOptimizer) + name, tensor);
-    io::write_safetensors(folder.path() / "state.safetensors", tensors);
+    io::write_safetensors(folder.path() / kValuesFile, tensors);
     auto json = to_json(progress);
     json[kHash] = hash_of(tensors);
     io::write_file_atomic(folder.path() / io::kRunStateFile, json.dump(2) + "\n");
@@ -137,39 +164,31 @@ void RunState::remove_old(int64_t step, int64_t keep) const {
 }
 
 RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimizer,
+                           const std::function<void(const RunProgress&)>& check,
                            std::vector<std::string>& skipped) const {
-    const at::NoGradGuard no_grad;
     for (const auto& folder : all()) {
-        try {
-            const auto json = io::JsonObject::load(folder / io::kRunStateFile);
-            const auto progress = from_json(json);
-            if (folder.filename() != name_of(progress.step))
-                fail(ErrorKind::format, "{}: holds step {}, not the one it is named after", folder.string(),
-                     progress.step);
-            const io::SafetensorsFile file(folder / "state.safetensors");
-            io::NamedTensors tensors, optimizer_state;
-            for (const auto& name : file.names()) {
-                const auto& [key, tensor] = tensors.emplace_back(name, file.tensor(name));
-                if (key.starts_with(kOptimizer))
-                    optimizer_state.emplace_back(key.substr(kOptimizer.size()), tensor);
+        RunProgress progress;
+        std::string hash;
+        const auto reads = [&](auto&& read) {
+            try {
+                read();
+                return true;
+            } catch (const Error& error) {
+                skipped.emplace_back(error.what());
+                return false;
             }
-            if (hash_of(std::move(tensors)) != json.get<std::string>(kHash))
-                fail(ErrorKind::format, "{}: holds other values than were written", file.path().string());
-            std::vector<std::pair<at::Tensor, at::Tensor>> copies;
-            for (const auto& parameter : parameters.all()) {
-                const auto saved = file.tensor(std::string(kParameter) + parameter.name);
-                if (saved.sizes() != parameter.value.sizes() ||
-                    saved.scalar_type() != parameter.value.scalar_type())
-                    fail(ErrorKind::format, "{}: \"{}\" has another shape or dtype than this run",
-                         folder.string(), parameter.name);
-                copies.emplace_back(parameter.value, saved);
-            }
-            optimizer.load_state(optimizer_state);
-            for (auto& [value, saved] : copies) value.copy_(saved);
-            return progress;
-        } catch (const Error& error) {
-            skipped.emplace_back(error.what());
-        }
+        };
+        if (!reads([&] {
+                const auto json = io::JsonObject::load(folder / io::kRunStateFile);
+                progress = from_json(json);
+                hash = json.get_or<std::string>(kHash, "");
+                if (folder.filename() != name_of(progress.step))
+                    fail(ErrorKind::format, "{}: holds step {}, not the one it is named after",
+                         folder.string(), progress.step);
+            }))
+            continue;
+        check(progress);
+        if (reads([&] { load_values(folder / kValuesFile, hash, parameters, optimizer); })) return progress;
     }
     fail(ErrorKind::file, "{}: no checkpoint to resume from{}{}", folder_.string(),
          skipped.empty() ? "" : "; ", fmt::join(skipped, "; "));

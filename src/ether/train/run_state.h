@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -38,8 +39,10 @@ class RunState {
     void save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,
               int64_t keep) const;
     // Loads the newest checkpoint that is whole into the given objects, and says in `skipped` what is wrong
-    // with newer ones; throws if there is none.
+    // with newer ones; throws if there is none. check: throws where a checkpoint is of another run than this
+    // one, which no older one makes good; it is asked before values are looked at.
     RunProgress load(const nn::ParameterStore& parameters, AdamW& optimizer,
+                     const std::function<void(const RunProgress&)>& check,
                      std::vector<std::string>& skipped) const;
     // Removes all but the newest `keep` of those up to a step: later ones could not be read.
     void remove_old(int64_t step, int64_t keep) const;

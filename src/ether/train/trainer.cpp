@@ -216,7 +216,7 @@ void Trainer::choose_memory_mode() {
         checkpointed_blocks_ = estimate.blocks;
     else if (can_checkpoint(*model_))
         checkpointed_blocks_ = estimate.blocks_to_checkpoint(available);
-    if (!config_.force) check_memory(estimate, checkpointed_blocks_, available);
+    if (!config_.force) check_memory(estimate, checkpointed_blocks_, available, resume_);
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
@@ -334,12 +334,22 @@ void Trainer::open_folder(RunProgress& progress) {
 }
 
 void Trainer::resume(RunProgress& progress) {
-    const fs::path out = config_.out;
     std::vector<std::string> skipped;
-    progress = state_.load(model_->parameters(), *optimizer_, skipped);
+    progress = state_.load(
+        model_->parameters(), *optimizer_, [this](const RunProgress& found) { check_same_run(found); },
+        skipped);
     for (const auto& reason : skipped)
-        warnings_.push_back(fmt::format("a newer checkpoint is damaged, so the run goes on from step {}: {}",
-                                        progress.step, reason));
+        warnings_.push_back(fmt::format(
+            "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
+    restore_adapter(progress);
+    state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
+    for (auto* callback : callbacks_)
+        if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
+            callback->resume_log(log->second);
+}
+
+void Trainer::check_same_run(const RunProgress& progress) const {
+    const fs::path out = config_.out;
     if (progress.inputs != inputs_)
         fail(
             ErrorKind::data,
@@ -356,18 +366,13 @@ void Trainer::resume(RunProgress& progress) {
     if (progress.step > total_steps_)
         fail(ErrorKind::format, "{}: the checkpoint is of step {}, but the run has {}", out.string(),
              progress.step, total_steps_);
-    restore_adapter(progress);
-    state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
-    for (auto* callback : callbacks_)
-        if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
-            callback->resume_log(log->second);
 }
 
 // Where the best adapter's files are gone, by hand or by a kill in the moment in which one takes another's
 // place.
 void Trainer::restore_adapter(RunProgress& progress) {
     const bool saved = progress.best_score || (progress.finished && evaluation_.empty());
-    if (!saved || io::has_entry(fs::path(config_.out) / "adapter_config.json")) return;
+    if (!saved || io::has_adapter(config_.out)) return;
     if (evaluation_.empty() || progress.best_step == progress.step) {
         save_adapter();
         return;

@@ -48,6 +48,7 @@ class Trainer {
     void choose_memory_mode();
     void open_folder(RunProgress& progress);
     void resume(RunProgress& progress);
+    void check_same_run(const RunProgress& progress) const;
     void restore_adapter(RunProgress& progress);
     [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
