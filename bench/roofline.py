@@ -23,8 +23,8 @@ COLOURS = {"products": "#1f4e79", "attention": "#0072b2", "rows": "#d55e00", "lo
 NAMES = {"products": "base products and head", "attention": "attention",
          "rows": "between products: norms, reflections, SwiGLU, rotary", "loss": "cross entropy", "rest": "autograd, allocator, sums, waiting"}
 # What a sample's symbol belongs to; the first that fits. Code that oneDNN has generated has no symbol.
-SYMBOLS = [("loss", r"cross_entropy"), ("attention", r"attention|tile_product|ops::tile"), ("products", r"\[JIT\]|^0x|dnnl|gemm|sgemm|mkl_"),
-           ("rows", r"rank1|rms_norm|swiglu|rotary|ops::rows|Rows|elementwise|linear::|overlay|dropout|pair_rotate|permute")]
+SYMBOLS = [("loss", r"cross_?entropy"), ("attention", r"attention|tile_product"), ("products", r"\[JIT\]|dnnl|gemm|mkl_"),
+           ("rows", r"rank1|norm|swiglu|rotary|rotate|RowOp|Rows|elementwise|scale|permute|overlay|dropout")]
 
 
 def last_json(words, **options):
@@ -43,16 +43,16 @@ def shares(command, environment):
             if process.poll() is not None:
                 raise SystemExit("the steps ended before the samples did; raise --steps")
             process.kill()
-        told = subprocess.run(["perf", "report", "-i", samples, "--no-children", "--stdio", "-t", "|", "--sort", "dso,symbol"],
+        told = subprocess.run(["perf", "report", "-i", samples, "--no-children", "--stdio", "-n", "-t", "|", "--sort", "dso,symbol"],
                               check=True, capture_output=True, text=True).stdout
     found = dict.fromkeys(COLOURS, 0.0)
     for line in told.splitlines():
         fields = [field.strip() for field in line.split("|")]
-        if line.startswith("#") or len(fields) < 3 or not fields[0].endswith("%"):
+        if line.startswith("#") or len(fields) < 4 or not fields[1].isdigit():
             continue
-        name = " ".join(fields[1:])
-        part = next((part for part, pattern in SYMBOLS if re.search(pattern, name)), "rest")
-        found[part] += float(fields[0][:-1]) / 100
+        name = " ".join(fields[2:])
+        part = next((part for part, pattern in SYMBOLS if re.search(pattern, name, re.IGNORECASE)), "rest")
+        found[part] += int(fields[1])
     whole = sum(found.values())
     return {part: share / whole for part, share in found.items()}
 

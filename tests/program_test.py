@@ -373,6 +373,16 @@ class Evaluate(ProgramTest):
         self.assertIn("mixed.csv:3: expected a class (a string or an integer), found the number 0.5; real", told)
 
 
+class Bench(ProgramTest):
+    def test_steps_of_methods_that_act_between_passes(self):
+        for method in ["ether", "id3", "adalora"]:
+            found = json.loads(ether("bench", "train-step", "--model", MODELS / "llama_tied", "--method", method, "--batch", 2,
+                                     "--tokens", 8, "--steps", 2, "--json"))
+            self.assertEqual(found["method"], method)
+            self.assertGreater(found["tokens_per_second"], 0)
+            self.assertGreater(found["trainable_parameters"], 0)
+
+
 if __name__ == "__main__":
     ETHER = sys.argv.pop(1)
     unittest.main()

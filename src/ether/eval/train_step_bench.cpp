@@ -67,7 +67,9 @@ double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_
         train::accumulate_gradients(
             model, *task, sequences, rows,
             {input.batch, Random(input.seed).stream(static_cast<uint64_t>(step)), checkpointed_blocks});
+        model.after_backward({step, steps + 1});
         optimizer.step(1);
+        model.after_update({.step = step + 1, .total = steps + 1});
         model.parameters().clear_grads();
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     }
