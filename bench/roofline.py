@@ -117,9 +117,9 @@ def roofline(points, peak, bandwidth, title):
                f'stroke="black" stroke-width="2"/><text x="{x(ridge) + 6:.1f}" y="{y(peak) - 8:.1f}">{peak / 1e9:.0f} GFLOP/s</text>'
                f'<text x="{x(ridge / 12):.1f}" y="{y(peak / 12) - 14:.1f}" text-anchor="end">{bandwidth / 1e9:.1f} GB/s</text>')
     for part, (a, b) in points.items():
+        place = f'x="{x(a) - 10:.1f}" y="{y(b) + 20:.1f}" text-anchor="end"' if x(a) > width / 2 else f'x="{x(a) + 12:.1f}" y="{y(b) + 5:.1f}"'
         out.append(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="6" fill="{COLOURS[part]}"/>'
-                   f'<text x="{x(a) - 10:.1f}" y="{y(b) + 20:.1f}" text-anchor="{"end" if x(a) > width / 2 else "middle"}" fill="{COLOURS[part]}">{NAMES[part]}: '
-                   f'{b / min(peak, a * bandwidth):.2f} of the roof</text>')
+                   f'<text {place} fill="{COLOURS[part]}">{NAMES[part]}: {b / min(peak, a * bandwidth):.2f} of the roof</text>')
     out.append(f'<text x="{(left + width) / 2}" y="{height - 14}" text-anchor="middle">operations a byte that must be moved</text>'
                f'<text transform="translate(22 {height / 2}) rotate(-90)" text-anchor="middle">GFLOP/s</text></svg>')
     return "\n".join(out) + "\n"
