@@ -2,11 +2,9 @@
 
 #include <sys/mount.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <csignal>
-#include <fstream>
 #include <string>
 
 #include "io/test_files.h"

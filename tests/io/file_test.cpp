@@ -1,10 +1,7 @@
 #include "ether/io/file.h"
 
-#include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
-#include <csignal>
 #include <fstream>
 #include <string>
 
@@ -14,7 +11,6 @@
 namespace ether::io {
 namespace {
 
-using test::read_raw;
 using test::TempFolder;
 using test::write_raw;
 namespace fs = std::filesystem;
