@@ -197,6 +197,11 @@ TEST(VectorMath, ExpIsWithinTwoUnitsInTheLastPlace) {
     EXPECT_EQ(exp(0.0F), 1.0F);
     EXPECT_EQ(exp(-88.0F), 0.0F);
     EXPECT_EQ(exp(-std::numeric_limits<float>::infinity()), 0.0F);
+    for (const float nan :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN()}) {
+        EXPECT_TRUE(std::isnan(exp(nan)));
+        EXPECT_TRUE(std::isnan(exp(Vector<float, 32>{} + nan)[5]));
+    }
 }
 
 }  // namespace

@@ -22,12 +22,16 @@ ETHER_INLINE F exp_near_zero(const F& r) {
     return p * r * r + r + 1.0F;
 }
 
-// e^x to 2 units in the last place for x <= 88; 0 below -87.3.
+// 1.5 * 2^23: a float that this was added to is rounded to an integer, which stands in its lowest bits. (A
+// conversion would have no answer for NaN.)
+inline constexpr float kRound = 12582912.0F;
+
+// e^x to 2 units in the last place for x <= 88; 0 below -87.3; NaN for NaN.
 inline float exp(float x) {
     const float clamped = std::min(std::max(x, -87.3F), 88.0F);
-    const float k = std::nearbyint(clamped * 1.44269504F);
+    const float shifted = clamped * 1.44269504F + kRound, k = shifted - kRound;
     const float r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
-    const float scale = std::bit_cast<float>((static_cast<int32_t>(k) + 127) << 23);
+    const auto scale = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
     return x < -87.3F ? 0.0F : exp_near_zero(r) * scale;
 }
 inline double exp(double x) { return std::exp(x); }
@@ -40,13 +44,12 @@ ETHER_INLINE V exp(const V& x) {
         for (size_t lane = 0; lane < sizeof(V) / sizeof(double); ++lane) y[lane] = std::exp(x[lane]);
         return y;
     } else {
-        constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
         const V low = V{} - 87.3F, high = V{} + 88.0F;
         auto clamped = x < low ? low : x;
         clamped = clamped > high ? high : clamped;
-        const V k = (clamped * 1.44269504F + kRound) - kRound;
+        const V shifted = clamped * 1.44269504F + kRound, k = shifted - kRound;
         const V r = (clamped - k * 0.693359375F) + k * 2.12194440e-4F;
-        const auto scale = (V)((__builtin_convertvector(k, Vector<int32_t, sizeof(V)>) + 127) << 23);
+        const auto scale = (V)(((Vector<uint32_t, sizeof(V)>)shifted + 127) << 23);
         return x < low ? V{} : exp_near_zero(r) * scale;
     }
 }
