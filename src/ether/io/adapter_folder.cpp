@@ -5,6 +5,7 @@
 
 #include "ether/core/error.h"
 #include "ether/io/atomic.h"
+#include "ether/io/descriptor.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 
@@ -79,9 +80,7 @@ AdapterFiles read_adapter(const fs::path& folder) {
 }
 
 void write_adapter(const fs::path& folder, const AdapterFiles& files) {
-    std::error_code code;
-    fs::create_directories(folder, code);
-    if (code) fail(ErrorKind::file, "{}: cannot create the folder: {}", folder.string(), code.message());
+    create_folders(folder);
     const std::string config = to_text(files.config);
     const std::string ether = files.ether ? to_text(*files.ether) : "";
     const auto holds = [&](const char* name, const std::string& text) {

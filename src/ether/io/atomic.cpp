@@ -104,6 +104,13 @@ void remove_temporaries_on_signals() {
     }).detach();
 }
 
+void create_folders(const fs::path& path) {
+    const std::lock_guard lock(temporaries().mutex);
+    std::error_code code;
+    fs::create_directories(path, code);
+    if (code) fail_system(path, "create the folder", code.value());
+}
+
 Temporary::Temporary(const fs::path& target, const std::function<int(const fs::path&)>& make) {
     const std::lock_guard lock(temporaries().mutex);
     int code = 0;
@@ -187,9 +194,7 @@ AtomicFolder::AtomicFolder(const fs::path& path, Existing existing)
 // The target as the temporary may lie beside it.
 const fs::path& AtomicFolder::ready_target() const {
     check_target();
-    std::error_code code;
-    fs::create_directories(folder_of(target_), code);
-    if (code) fail_system(folder_of(target_), "create", code.value());
+    create_folders(folder_of(target_));
     return target_;
 }
 

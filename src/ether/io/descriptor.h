@@ -1,5 +1,4 @@
-// A file descriptor that closes itself, and the error of a failed system call: for what reads and writes
-// files.
+// For what reads and writes files: a descriptor that closes itself, folders, the error of a failed call.
 #pragma once
 
 #include <fcntl.h>
@@ -17,6 +16,10 @@ namespace ether::io {
 [[noreturn]] inline void fail_system(const std::filesystem::path& path, std::string_view action, int code) {
     fail(ErrorKind::file, "{}: cannot {}: {}", path.string(), action, std::generic_category().message(code));
 }
+
+// The folder, with its parents. Waits for ever where remove_temporaries_on_signals is at work: a folder that
+// it has removed must not come back.
+void create_folders(const std::filesystem::path& path);
 
 class Descriptor {
   public:
