@@ -18,7 +18,8 @@ import subprocess
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from train_step import ROOT, last_json
+
 COLOURS = {"products": "#1f4e79", "attention": "#0072b2", "rows": "#d55e00", "loss": "#008f68", "rest": "#8a8a8a"}
 NAMES = {"products": "base products and head", "attention": "attention",
          "rows": "between products: norms, reflections, SwiGLU, rotary", "loss": "cross entropy", "rest": "autograd, allocator, sums, waiting"}
@@ -27,16 +28,11 @@ SYMBOLS = [("loss", r"cross_?entropy"), ("attention", r"attention|tile_product")
            ("rows", r"rank1|norm|swiglu|rotary|rotate|RowOp|Rows|elementwise|scale|permute|overlay|dropout")]
 
 
-def last_json(words, **options):
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True, **options)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def shares(command, environment):
+def shares(command):
     """{part: share of the samples of the steps}"""
     with tempfile.TemporaryDirectory(prefix="ether-roofline-") as folder:
         samples = pathlib.Path(folder) / "perf.data"
-        with subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             time.sleep(5)  # past loading and the first step
             subprocess.run(["perf", "record", "-q", "-e", "cpu-clock", "-p", str(process.pid), "-o", samples, "--", "sleep", "10"],
                            check=True, stdout=subprocess.DEVNULL)
@@ -135,13 +131,12 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs")
     parser.add_argument("--ether", type=pathlib.Path, default=ROOT / "build/release/bin/ether")
     options = parser.parse_args()
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     step = [options.ether, "bench", "train-step", "--model", options.model, "--method", options.method, "--targets", "all-linear",
-            "--batch", options.batch, "--tokens", options.tokens]
-    measured = last_json([*step, "--steps", 5, "--json"], env=environment)
-    bandwidth = last_json([options.ether, "bench", "mixed-batch", "--model", options.model, "--method", options.method, "--json"],
-                          env=environment)["read_bytes_per_second"]
-    found = shares([*step, "--steps", options.steps], environment)
+            "--batch", str(options.batch), "--tokens", str(options.tokens)]
+    measured = last_json([*step, "--steps", "5", "--json"])
+    bandwidth = last_json([options.ether, "bench", "mixed-batch", "--model", options.model, "--method", options.method, "--json"])["read_bytes_per_second"]
+    found = shares([*step, "--steps", str(options.steps)])
     seconds, peak = measured["median_seconds"], measured["gemm_flops_per_second"]
     counts = work(json.loads((options.model / "config.json").read_text()), options.batch, options.tokens)
     points = {part: (operations / moved, operations / (found[part] * seconds)) for part, (operations, moved) in counts.items()}
