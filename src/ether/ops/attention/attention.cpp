@@ -4,7 +4,9 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "ether/ops/attention/composed.h"
 #include "ether/ops/attention/kernel.h"
+#include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 
 namespace ether::ops {
@@ -99,6 +101,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     ETHER_ASSERT(q.dim() == 2 && q.size(1) % options.heads == 0 && options.heads % options.kv_heads == 0);
     ETHER_ASSERT(k.sizes() == v.sizes() && k.size(1) / options.kv_heads == q.size(1) / options.heads);
     ETHER_ASSERT(query_offsets.sizes() == key_offsets.sizes());
+    if (runs_composed(q)) return attention_composed(q, k, v, query_offsets, key_offsets, options);
     return AttentionFunction::apply(q, k, v, query_offsets, key_offsets, options);
 }
 

@@ -19,6 +19,7 @@ struct AttentionOptions {
     Random random{0};  // of the dropout mask
     int64_t dropout_row =
         0;  // what q's first row counts as in it: a batch in pieces drops what it drops whole
+    int64_t longest_query = 0, longest_key = 0;  // sequences' greatest lengths; 0: to be found out
 };
 
 // q: (Tq, heads * head_dim), k, v: (Tk, kv_heads * head_dim); query_offsets, key_offsets: (B + 1) int32. The

@@ -1,5 +1,7 @@
 #include "ether/ops/block_product/block_product.h"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 
 #include "ether/core/error.h"
@@ -18,6 +20,11 @@ class BlockProduct : public RowOpOf<BlockProduct> {
 
     int64_t width(int64_t) const override { return pieces_ * out_; }
     bool reads_arguments(bool with_parameters) const override { return with_parameters; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        const auto pieces = x[0].view({-1, pieces_, 1, in_});
+        return alpha_ * pieces.matmul(parameters[0]).view({-1, pieces_ * out_});
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

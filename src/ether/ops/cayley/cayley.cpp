@@ -9,6 +9,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/gemm/tile.h"
 #include "ether/ops/isa.h"
@@ -220,24 +221,24 @@ struct CayleyFunction : torch::autograd::Function<CayleyFunction> {
 };
 
 // Larger ones are for a library that divides a matrix among threads.
-bool is_small(const Tensor& skew) {
+bool is_for_kernel(const Tensor& skew) {
     constexpr int64_t kLargest = 128;
     ETHER_ASSERT(skew.dim() == 3 && skew.size(1) == skew.size(2));
     ETHER_ASSERT(skew.scalar_type() == at::kFloat || skew.scalar_type() == at::kDouble);
-    return skew.size(1) <= kLargest;
+    return skew.size(1) <= kLargest && !runs_composed(skew);
 }
 
 }  // namespace
 
 Tensor cayley(const Tensor& skew) {
-    if (is_small(skew)) return CayleyFunction::apply(skew.contiguous(), kExact);
+    if (is_for_kernel(skew)) return CayleyFunction::apply(skew.contiguous(), kExact);
     const auto one = at::eye(skew.size(1), skew.options());
     return at::linalg_solve(one + skew, one - skew, /*left=*/false);
 }
 
 Tensor cayley_neumann(const Tensor& skew, int64_t degree) {
     ETHER_ASSERT(degree >= 0);
-    if (is_small(skew)) return CayleyFunction::apply(skew.contiguous(), degree);
+    if (is_for_kernel(skew)) return CayleyFunction::apply(skew.contiguous(), degree);
     const auto one = at::eye(skew.size(1), skew.options()).expand_as(skew);
     const Series series{degree};
     auto sum = one * series.coefficient<double>(degree);

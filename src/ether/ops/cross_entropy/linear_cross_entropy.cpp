@@ -1,16 +1,16 @@
 #include "ether/ops/cross_entropy/linear_cross_entropy.h"
 
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/Functions.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "ether/core/parallel.h"
+#include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/gemm/gemm.h"
 #include "ether/ops/isa.h"
@@ -49,6 +49,36 @@ A loss_and_gradient(A* logits, int64_t classes, int64_t target) {
     return std::log(sum) + highest - target_logit;
 }
 
+// The same for all rows of logits; -> the sum of their losses, a scalar in float64.
+at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
+    const int64_t count = logits.size(0), classes = logits.size(1);
+    const auto options = logits.options().dtype(at::kDouble);
+    if (runs_composed(logits)) {
+        const auto target = targets.clamp_min(0).unsqueeze(1), ignored = targets.eq(kIgnored).unsqueeze(1);
+        const auto normalizer = logits.logsumexp(1, /*keepdim=*/true);
+        const auto losses = (normalizer - logits.gather(1, target)).masked_fill(ignored, 0);
+        logits.sub_(normalizer).exp_();
+        logits.scatter_add_(1, target, at::full({count, 1}, -1, logits.options())).masked_fill_(ignored, 0);
+        return losses.sum(at::kDouble);
+    }
+    std::vector<double> losses(static_cast<size_t>(count));
+    const int64_t* target = targets.const_data_ptr<int64_t>();
+    dispatch(logits.scalar_type(), "linear_cross_entropy", [&](auto type) {
+        using A = decltype(type);
+        if constexpr (std::is_floating_point_v<A>) {
+            A* rows = logits.template mutable_data_ptr<A>();
+            parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
+                for_best_isa([&] {
+                    for (int64_t t = first; t < last; ++t)
+                        losses[static_cast<size_t>(t)] =
+                            loss_and_gradient(rows + t * classes, classes, target[t]);
+                });
+            });
+        }
+    });
+    return at::full({}, std::accumulate(losses.begin(), losses.end(), 0.0), options);
+}
+
 struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropyFunction> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& weight,
                               const at::Tensor& targets) {
@@ -59,34 +89,19 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
         auto grad_weight = weight.requires_grad()
                                ? at::zeros(weight.sizes(), weight.options().dtype(accumulate))
                                : at::Tensor();
-        double loss = 0;
-        const int64_t* target = targets.const_data_ptr<int64_t>();
+        const auto loss = at::zeros({}, hidden.options().dtype(at::kDouble));
         for (int64_t begin = 0; begin < tokens; begin += chunk) {
             const int64_t count = std::min(chunk, tokens - begin);
             const auto h = hidden.narrow(0, begin, count);
             auto logits = gemm_nt(h, weight).to(accumulate);
-            std::vector<double> losses(static_cast<size_t>(count));
-            dispatch(accumulate, "linear_cross_entropy", [&](auto type) {
-                using A = decltype(type);
-                if constexpr (std::is_floating_point_v<A>) {
-                    A* rows = logits.template mutable_data_ptr<A>();
-                    parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
-                        for_best_isa([&] {
-                            for (int64_t t = first; t < last; ++t)
-                                losses[static_cast<size_t>(t)] =
-                                    loss_and_gradient(rows + t * classes, classes, target[begin + t]);
-                        });
-                    });
-                }
-            });
-            for (double value : losses) loss += value;
+            loss.add_(loss_and_gradient(logits, targets.narrow(0, begin, count)));
             const auto gradient = logits.to(hidden.scalar_type());
             if (grad_hidden.defined()) grad_hidden.narrow(0, begin, count).copy_(gemm_nn(gradient, weight));
             if (grad_weight.defined()) grad_weight.add_(gemm_tn(gradient, h));
         }
         context->save_for_backward({grad_hidden, grad_weight});
         context->saved_data["weight_dtype"] = weight.scalar_type();
-        return at::full({}, loss, hidden.options().dtype(accumulate));
+        return loss.to(accumulate);
     }
 
     static variable_list backward(AutogradContext* context, variable_list grads) {

@@ -1,5 +1,7 @@
 #include "ether/ops/dropout/dropout.h"
 
+#include <ATen/Functions.h>
+
 #include "ether/core/error.h"
 #include "ether/ops/isa.h"
 
@@ -12,6 +14,11 @@ class Dropout : public RowOpOf<Dropout> {
         : p_(p), key_(key), first_row_(first_row), width_(width) {}
 
     bool reads_arguments(bool) const override { return false; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override {
+        const auto index = at::arange(x[0].numel(), x[0].options().dtype(at::kLong)) + first_row_ * width_;
+        return x[0] * keep_scales(key_, index, p_, x[0].scalar_type()).view(x[0].sizes());
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
@@ -39,6 +46,25 @@ class Dropout : public RowOpOf<Dropout> {
 };
 
 }  // namespace
+
+// keep() in 64-bit integers, of which the lower halves count.
+at::Tensor keep_scales(uint64_t key, const at::Tensor& index, double p, at::ScalarType dtype) {
+    constexpr int64_t kHalf = 0xffffffff;
+    const auto half = [](uint64_t bits) { return static_cast<int64_t>(bits & 0xffffffff); };
+    auto x =
+        (index.bitwise_and(kHalf).bitwise_xor(half(key)) + at::bitwise_right_shift(index, 32) * 0x9e3779b9)
+            .bitwise_and(kHalf);
+    const auto mix = [&](int64_t shift, int64_t factor) {
+        x = (x.bitwise_xor(at::bitwise_right_shift(x, shift)) * factor).bitwise_and(kHalf);
+    };
+    mix(17, 0xed5ad4bb);
+    x = x.bitwise_xor(half(key >> 32));
+    mix(11, 0xac4c1b51);
+    mix(15, 0x31848bab);
+    const auto kept =
+        x.bitwise_xor(at::bitwise_right_shift(x, 14)).le(static_cast<int64_t>(keep_threshold(p)));
+    return kept.to(dtype) * (1 / (1 - p));
+}
 
 Rows::Value dropout(Rows& rows, Rows::Value x, double p, const Random& random, int64_t first_row) {
     ETHER_ASSERT(p >= 0 && p < 1);

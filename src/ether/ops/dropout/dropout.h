@@ -10,6 +10,9 @@ namespace ether::ops {
 // counted from first_row, so that a batch in pieces drops what it drops whole.
 Rows::Value dropout(Rows& rows, Rows::Value x, double p, const Random& random, int64_t first_row = 0);
 
+// The factors of elements counted by index (int64): 0, or 1 / (1 - p) where keep() (core/random.h) keeps one.
+at::Tensor keep_scales(uint64_t key, const at::Tensor& index, double p, at::ScalarType dtype);
+
 // The same for x (T, d) alone.
 at::Tensor dropout(const at::Tensor& x, double p, const Random& random, int64_t first_row = 0);
 

@@ -1,5 +1,7 @@
 #include "ether/ops/elementwise/elementwise.h"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 
 #include "ether/core/error.h"
@@ -14,6 +16,8 @@ class Add : public RowOpOf<Add> {
     explicit Add(int64_t width) : width_(width) {}
 
     bool reads_arguments(bool) const override { return false; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override { return x[0] + x[1]; }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
@@ -41,6 +45,11 @@ class WithVector : public RowOpOf<WithVector<kIsScale>> {
     }
 
     bool reads_arguments(bool with_parameters) const override { return kIsScale && with_parameters; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        const auto own = bank_rows_.defined() ? parameters[0].index_select(0, bank_rows_) : parameters[0];
+        return kIsScale ? x[0] * own : x[0] + own;
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

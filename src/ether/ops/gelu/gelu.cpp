@@ -1,5 +1,7 @@
 #include "ether/ops/gelu/gelu.h"
 
+#include <ATen/Functions.h>
+
 #include <numbers>
 
 #include "ether/ops/isa.h"
@@ -13,6 +15,8 @@ class Gelu : public RowOpOf<Gelu> {
     explicit Gelu(int64_t width) : width_(width) {}
 
     bool reads_arguments(bool) const override { return true; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override { return at::gelu(x[0]); }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -11,9 +11,10 @@
 namespace ether::ops {
 namespace {
 
-// The dtype in which a product of this dtype is computed.
-at::ScalarType compute_dtype(at::ScalarType dtype) {
-    return dtype == at::kBFloat16 && !bfloat16_gemm_is_faster() ? at::kFloat : dtype;
+// The dtype in which a product with x is computed.
+at::ScalarType compute_dtype(const at::Tensor& x) {
+    const auto dtype = x.scalar_type();
+    return x.is_cpu() && dtype == at::kBFloat16 && !bfloat16_gemm_is_faster() ? at::kFloat : dtype;
 }
 
 // oneDNN's product, x (T, in) times w (out, in) transposed, where w may be any strided view: libtorch has it
@@ -36,7 +37,7 @@ constexpr int64_t kSmallProduct = int64_t{1} << 20;
 
 // x (T, in) times w (out, in) transposed, all of one dtype.
 at::Tensor product(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
-    const bool suits = x.scalar_type() != at::kDouble && x.numel() * w.size(0) > kSmallProduct;
+    const bool suits = x.is_cpu() && x.scalar_type() != at::kDouble && x.numel() * w.size(0) > kSmallProduct;
     if (const auto* onednn = onednn_linear(); onednn && suits)
         return onednn->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
                             c10::List<std::optional<at::Scalar>>(), "");
@@ -63,13 +64,13 @@ bool bfloat16_gemm_is_faster() {
 }
 
 at::Tensor gemm_nt(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    const auto dtype = compute_dtype(x.scalar_type());
+    const auto dtype = compute_dtype(x);
     const auto b = bias.defined() ? bias.to(dtype) : bias;
     return product(x.to(dtype), weight.to(dtype), b).to(x.scalar_type());
 }
 
 at::Tensor gemm_nn(const at::Tensor& g, const at::Tensor& weight) {
-    const auto dtype = compute_dtype(g.scalar_type());
+    const auto dtype = compute_dtype(g);
     return product(g.to(dtype), weight.to(dtype).t(), {}).to(g.scalar_type());
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "ether/core/parallel.h"
+#include "ether/ops/device.h"
 
 extern "C" {
 size_t cblas_sgemm_pack_get_size(int identifier, int m, int n, int k);
@@ -26,12 +27,14 @@ constexpr int kRepeats = 5;
 // MKL's constants (mkl_cblas.h).
 constexpr int kRowMajor = 101, kNoTranspose = 111, kTranspose = 112, kPacked = 151, kMatrixB = 162;
 
-double fastest(const Product& product) {
+double fastest(const Product& product, at::Device device) {
     using Clock = std::chrono::steady_clock;
     double best = 1e30;
     for (int repeat = 0; repeat <= kRepeats; ++repeat) {
+        wait_for(device);
         const auto start = Clock::now();
         product();
+        wait_for(device);
         if (repeat > 0) best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
     }
     return best;
@@ -113,24 +116,28 @@ constexpr Candidate kCandidates[] = {
 }  // namespace
 
 GemmRate best_gemm_rate(const std::vector<GemmShape>& shapes, int64_t batch, int64_t tokens,
-                        at::ScalarType dtype) {
+                        at::ScalarType dtype, at::Device device) {
     const at::NoGradGuard no_grad;
     GemmRate best;
     for (const auto& candidate : kCandidates) {
         if (candidate.float_only && dtype != at::kFloat) continue;
+        if (!device.is_cpu() && candidate.prepare != with_mm) continue;
         for (const bool whole : {true, false}) {
-            if (!whole && batch == 1) continue;
+            if (!whole && (batch == 1 || !device.is_cpu())) continue;
             double seconds = 0, flops = 0;
             for (const auto& shape : shapes) {
-                Operands operands{at::randn({shape.out, shape.in}).to(dtype), {}, {}};
+                const auto random = [&](int64_t rows, int64_t columns) {
+                    return at::randn({rows, columns}, device).to(dtype);
+                };
+                Operands operands{random(shape.out, shape.in), {}, {}};
                 for (int64_t i = 0; i < (whole ? 1 : batch); ++i) {
                     const int64_t rows = whole ? batch * tokens : tokens;
-                    operands.x.push_back(at::randn({rows, shape.in}).to(dtype));
-                    operands.g.push_back(at::randn({rows, shape.out}).to(dtype));
+                    operands.x.push_back(random(rows, shape.in));
+                    operands.g.push_back(random(rows, shape.out));
                 }
                 const auto layer = candidate.prepare(operands);
                 const auto count = static_cast<double>(shape.count);
-                seconds += count * (fastest(layer.forward) + fastest(layer.backward));
+                seconds += count * (fastest(layer.forward, device) + fastest(layer.backward, device));
                 flops += count * 4.0 * static_cast<double>(batch * tokens * shape.out * shape.in);
             }
             if (flops / seconds > best.flops_per_second)

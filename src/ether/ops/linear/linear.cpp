@@ -61,7 +61,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
     // autograd takes an absent tensor as an empty optional only
     auto optional = [](const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
     // Below the first trained value nothing has a graph, but a sink is to be called all the same.
-    const auto anchor = sink ? at::empty({0}).requires_grad_(true) : at::Tensor();
+    const auto anchor =
+        sink ? at::empty({0}, x.options().dtype(at::kFloat)).requires_grad_(true) : at::Tensor();
     return LinearFunction::apply(x.contiguous(), weight, optional(bias), &sink, optional(anchor), &known);
 }
 

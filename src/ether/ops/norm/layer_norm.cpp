@@ -1,5 +1,7 @@
 #include "ether/ops/norm/layer_norm.h"
 
+#include <ATen/Functions.h>
+
 #include <cmath>
 
 #include "ether/core/error.h"
@@ -17,6 +19,10 @@ class LayerNorm : public RowOpOf<LayerNorm> {
     }
 
     bool reads_arguments(bool) const override { return true; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        return at::layer_norm(x[0], {width_}, parameters[0], parameters[1], eps_);
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

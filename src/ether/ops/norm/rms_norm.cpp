@@ -1,5 +1,7 @@
 #include "ether/ops/norm/rms_norm.h"
 
+#include <ATen/Functions.h>
+
 #include <cmath>
 
 #include "ether/core/error.h"
@@ -17,6 +19,12 @@ class RmsNorm : public RowOpOf<RmsNorm> {
     }
 
     bool reads_arguments(bool) const override { return true; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        const auto pieces = x[0].view({-1, pieces_, size_});
+        const auto inverse = (pieces.square().mean(-1, /*keepdim=*/true) + eps_).rsqrt();
+        return (pieces * inverse * parameters[0]).view(x[0].sizes());
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,7 @@
 #include "ether/ops/overlay/overlay.h"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 
 #include "ether/core/error.h"
@@ -23,6 +25,21 @@ class OverlayProduct : public RowOpOf<OverlayProduct> {
 
     int64_t width(int64_t) const override { return patterns_.front()->out; }
     bool reads_arguments(bool with_parameters) const override { return with_parameters; }
+
+    // Each pattern's matrix as a whole.
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        at::Tensor sum;
+        for (size_t i = 0; i < patterns_.size(); ++i) {
+            const auto values = parameters[0].narrow(0, firsts_[i], patterns_[i]->size());
+            const auto matrix =
+                at::zeros({out() * in()}, values.options()).index_put({patterns_[i]->indices}, values);
+            auto y = x[0].mm(matrix.view({out(), in()}).t());
+            if (bank_rows_.defined())
+                y = y.masked_fill(bank_rows_.ne(static_cast<int64_t>(i)).unsqueeze(1), 0);
+            sum = sum.defined() ? sum + y : y;
+        }
+        return sum;
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
@@ -79,9 +96,11 @@ class OverlayProduct : public RowOpOf<OverlayProduct> {
 
 }  // namespace
 
-SparsePattern::SparsePattern(const at::Tensor& indices, int64_t out, int64_t in)
-    : indices(indices.contiguous()), out(out), in(in) {
-    const auto* flat = this->indices.const_data_ptr<int64_t>();
+SparsePattern::SparsePattern(const at::Tensor& indices, int64_t out, int64_t in,
+                             std::optional<at::Device> device)
+    : indices(indices.to(device.value_or(indices.device())).contiguous()), out(out), in(in) {
+    const auto host = indices.cpu().contiguous();
+    const auto* flat = host.const_data_ptr<int64_t>();
     for (int64_t k = 0; k < indices.numel(); ++k) {
         ETHER_ASSERT(flat[k] >= 0 && flat[k] < out * in);
         rows.push_back(static_cast<int32_t>(flat[k] / in));

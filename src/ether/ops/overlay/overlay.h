@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "ether/ops/rows/rows.h"
@@ -11,8 +12,9 @@ namespace ether::ops {
 
 // Where a matrix (out, in) has entries.
 struct SparsePattern {
-    // indices: (k) int64, row-major in (out, in), all within it.
-    SparsePattern(const at::Tensor& indices, int64_t out, int64_t in);
+    // indices: (k) int64, row-major in (out, in), all within it; kept on the device where values will be, by
+    // default their own.
+    SparsePattern(const at::Tensor& indices, int64_t out, int64_t in, std::optional<at::Device> device = {});
 
     int64_t size() const { return static_cast<int64_t>(rows.size()); }
 

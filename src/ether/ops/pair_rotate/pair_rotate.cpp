@@ -1,5 +1,7 @@
 #include "ether/ops/pair_rotate/pair_rotate.h"
 
+#include <ATen/Functions.h>
+
 #include "ether/core/error.h"
 #include "ether/ops/isa.h"
 #include "ether/ops/vector.h"
@@ -15,6 +17,14 @@ class PairRotation : public RowOpOf<PairRotation> {
     }
 
     bool reads_arguments(bool with_parameters) const override { return with_parameters; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        auto own = [&](const at::Tensor& values) {
+            return bank_rows_.defined() ? values.index_select(0, bank_rows_) : values;
+        };
+        const auto partners = x[0].view({-1, width_ / (2 * half_), 2, half_}).flip(2).view(x[0].sizes());
+        return own(parameters[0]) * x[0] + own(parameters[1]) * partners;
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,7 @@
 #include "ether/ops/permute/permute.h"
 
+#include <ATen/Functions.h>
+
 #include "ether/core/error.h"
 
 namespace ether::ops {
@@ -10,6 +12,10 @@ class Permutation : public RowOpOf<Permutation> {
     explicit Permutation(const at::Tensor& order) : order_(order) {}
 
     bool reads_arguments(bool) const override { return false; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override {
+        return x[0].index_select(1, order_);
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,7 @@
 #include "ether/ops/rank1/rank1.h"
 
+#include <ATen/Functions.h>
+
 #include <array>
 
 #include "ether/core/error.h"
@@ -20,6 +22,21 @@ class Rank1Op : public RowOpOf<Rank1Op> {
 
     // A reflection's own gradient needs x; what flows on does not.
     bool reads_arguments(bool with_parameters) const override { return with_parameters; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        auto of_token = [&](const at::Tensor& vectors) {  // (T or 1, terms, blocks, size)
+            return vectors.dim() == 4 ? vectors.index_select(0, bank_rows_) : vectors.unsqueeze(0);
+        };
+        const auto left = of_token(parameters[0]), right = of_token(parameters[1]);
+        const auto blocks = x[0].view({-1, left.size(2), left.size(3)});
+        auto y = blocks;
+        for (size_t k = 0; k < coefficients_.size(); ++k) {
+            const auto term = static_cast<int64_t>(k);
+            const auto products = (blocks * right.select(1, term)).sum(-1, /*keepdim=*/true);
+            y = y + coefficients_[k] * products * left.select(1, term);
+        }
+        return y.view(x[0].sizes());
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,7 @@
 #include "ether/ops/rotary/rotary.h"
 
+#include <ATen/Functions.h>
+
 #include "ether/core/error.h"
 #include "ether/ops/isa.h"
 #include "ether/ops/vector.h"
@@ -13,6 +15,14 @@ class Rotary : public RowOpOf<Rotary> {
         : positions_(positions), cos_(cos), sin_(sin), heads_(heads), half_(cos.size(1)) {}
 
     bool reads_arguments(bool) const override { return false; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override {
+        const auto cos = cos_.index_select(0, positions_).unsqueeze(1),
+                   sin = sin_.index_select(0, positions_).unsqueeze(1);
+        const auto halves = x[0].reshape({-1, heads_, 2, half_}).unbind(2);
+        return at::stack({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, 2)
+            .view(x[0].sizes());
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,6 @@
-// RowOp: an operation that treats each token by itself, as plain kernels on a few rows at a time. Rows
-// (rows.h) strings them together; an operation knows nothing of autograd, threads or its neighbours.
+// RowOp: an operation that treats each token by itself, as plain kernels on a few rows at a time, and once
+// more composed of libtorch's operations, for devices without kernels of ours (ops/composed.h). Rows (rows.h)
+// strings them together; an operation knows nothing of autograd, threads or its neighbours.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,6 +39,10 @@ class RowOp {
     virtual int64_t width(int64_t argument_width) const { return argument_width; }
     // Whether backward reads an argument's value; with_parameters: some parameter wants its gradient.
     virtual bool reads_arguments(bool with_parameters) const = 0;
+
+    // The whole result, (T, width), differentiable in arguments and parameters; x: each (T, argument's
+    // width), parameters: those above, or others in their place.
+    virtual at::Tensor composed(at::TensorList x, at::TensorList parameters) const = 0;
 
     virtual void forward(const RowTile<float>& tile, float* y) const = 0;
     virtual void forward(const RowTile<double>& tile, double* y) const = 0;

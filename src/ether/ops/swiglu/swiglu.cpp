@@ -1,5 +1,7 @@
 #include "ether/ops/swiglu/swiglu.h"
 
+#include <ATen/Functions.h>
+
 #include "ether/ops/isa.h"
 #include "ether/ops/vector_math.h"
 
@@ -11,6 +13,8 @@ class Swiglu : public RowOpOf<Swiglu> {
     explicit Swiglu(int64_t width) : width_(width) {}
 
     bool reads_arguments(bool) const override { return true; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override { return at::silu(x[0]) * x[1]; }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -1,5 +1,7 @@
 #include "ether/ops/token_product/token_product.h"
 
+#include <ATen/Functions.h>
+
 #include <algorithm>
 
 #include "ether/core/error.h"
@@ -64,6 +66,12 @@ class TokenProduct : public RowOpOf<TokenProduct<kTransposed>> {
 
     int64_t width(int64_t) const override { return pieces_ * (kTransposed ? rows_ : columns_); }
     bool reads_arguments(bool with_parameters) const override { return with_parameters; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
+        const auto own = parameters[0].index_select(0, bank_rows_);  // (T, pieces or 1, rows, columns)
+        const auto pieces = x[0].view({-1, pieces_, 1, kTransposed ? columns_ : rows_});
+        return alpha_ * pieces.matmul(kTransposed ? own.transpose(2, 3) : own).view({x[0].size(0), -1});
+    }
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/vector_math.h"
 
@@ -66,6 +67,7 @@ struct UnitFunction : torch::autograd::Function<UnitFunction> {
 
 at::Tensor unit(const at::Tensor& v) {
     ETHER_ASSERT(v.scalar_type() == at::kFloat || v.scalar_type() == at::kDouble);
+    if (runs_composed(v)) return v / v.square().sum(-1, /*keepdim=*/true).sqrt();
     return UnitFunction::apply(v);
 }
 

@@ -6,7 +6,8 @@
 namespace ether::ops {
 
 // v: (..., m) float32 or float64 -> v / |v| along the last axis; a zero vector is an error, since it has no
-// direction. Differentiable: grad = (g - û (û . g)) / |v|.
+// direction, but NaN where this is composed (composed.h): the loss then is. Differentiable: grad = (g - û (û
+// . g)) / |v|.
 at::Tensor unit(const at::Tensor& v);
 
 }  // namespace ether::ops

@@ -1,0 +1,12 @@
+// Operations run as kernels of ours on the CPU, and composed of libtorch's own on every other device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace ether::ops {
+
+// Whether operations on x are composed. On the CPU only where the environment variable ETHER_COMPOSED is set:
+// it tells a kernel's fault from others, and there tests see what other devices run.
+bool runs_composed(const at::Tensor& x);
+
+}  // namespace ether::ops
