@@ -23,13 +23,13 @@ import peft, torch
 from transformers import AutoModelForCausalLM
 
 folder, dtype, batch, tokens, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
-kind, options = sys.argv[6], json.loads(sys.argv[7])
+kind, options, device = sys.argv[6], json.loads(sys.argv[7]), sys.argv[8]
 torch.manual_seed(0)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
+model = AutoModelForCausalLM.from_pretrained(folder, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype]).to(device)
 model = peft.get_peft_model(model, getattr(peft, kind)(**options)).train()
 trained = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=1e-4)
-ids = torch.randint(0, model.config.vocab_size, (batch, tokens))
+ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
 seconds = []
 for step in range(steps + 1):
     start = time.perf_counter()
@@ -38,10 +38,13 @@ for step in range(steps + 1):
     if hasattr(model.base_model, "update_and_allocate"):  # AdaLoRA's
         model.base_model.update_and_allocate(step + 1)
     optimizer.zero_grad()
+    if device != "cpu":
+        torch.cuda.synchronize()
     seconds.append(time.perf_counter() - start)
 median = statistics.median(seconds[1:])
 print(json.dumps({"tokens_per_second": batch * tokens / median, "trainable_parameters": sum(p.numel() for p in trained),
-                  "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+                  "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                  "peak_device_bytes": torch.cuda.max_memory_allocated() if device != "cpu" else 0}))
 """
 
 MAKE_MODEL = """
@@ -62,14 +65,15 @@ def last_json(command):
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def peer_step(model, dtype, sizes, kind="LoraConfig", options={"r": 8, "lora_alpha": 16}):
+def peer_step(model, dtype, sizes, kind="LoraConfig", options={"r": 8, "lora_alpha": 16}, device="cpu"):
     """PEFT's step with a configuration of that class; sizes: batch, tokens, steps, as text."""
-    return last_json([sys.executable, "-c", PEER, model, dtype, *sizes, kind, json.dumps({"target_modules": TARGETS.split(",")} | options)])
+    return last_json([sys.executable, "-c", PEER, model, dtype, *sizes, kind, json.dumps({"target_modules": TARGETS.split(",")} | options),
+                      device])
 
 
-def our_step(ether, model, dtype, sizes, method, options=()):
+def our_step(ether, model, dtype, sizes, method, options=(), device="cpu"):
     return last_json([ether, "bench", "train-step", "--model", model, "--method", method, *options, "--batch", sizes[0], "--tokens", sizes[1],
-                      "--steps", sizes[2], "--dtype", dtype, "--json"])
+                      "--steps", sizes[2], "--dtype", dtype, "--device", device, "--json"])
 
 
 def main():

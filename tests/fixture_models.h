@@ -24,9 +24,9 @@ struct FixtureModel {
     std::filesystem::path path() const { return std::filesystem::path("tests/fixtures/models") / name; }
     io::SafetensorsFile expected() const { return io::SafetensorsFile(path() / "expected.safetensors"); }
 
-    std::unique_ptr<nn::Model> load(at::ScalarType dtype = at::kFloat) const {
+    std::unique_ptr<nn::Model> load(at::ScalarType dtype = at::kFloat, at::Device device = at::kCPU) const {
         return models::load_model(io::Checkpoint::open(path()),
-                                  {.head = head, .classes = 3, .dtype = dtype, .seed = 5});
+                                  {.head = head, .classes = 3, .dtype = dtype, .seed = 5, .device = device});
     }
 
     // Its rows of tokens; with the next token as target (language models) or row number modulo 3 as label.

@@ -9,6 +9,7 @@
 #include "ether/eval/mixed_batch_bench.h"
 #include "ether/eval/train_step_bench.h"
 #include "ether/io/hub_cache.h"
+#include "ether/ops/device.h"
 #include "ether/train/run_config.h"
 #include "verb.h"
 
@@ -17,7 +18,7 @@ namespace {
 
 // What all measurements ask for.
 struct Common {
-    std::string model, dtype = "auto";
+    std::string model, dtype = "auto", device = "auto";
     int64_t threads = 0;
     bool json = false;
 
@@ -26,6 +27,7 @@ struct Common {
         line.add({
             {.name = "method", .value = &adapter.method, .help = method_help},
             {.name = "targets", .value = &adapter.targets.modules, .help = "layers to adapt"},
+            {.name = "device", .value = &device, .help = "cpu, cuda, cuda:1, or auto: a GPU if there is one"},
         });
         line.add_method_options();
     }
@@ -39,7 +41,7 @@ struct Common {
              .value = &dtype,
              .help = "of weights and activations",
              .choices = {"auto", "f32", "bf16"}},
-            {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+            {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 1024},
             {.name = "json", .value = &json, .help = "print one JSON object"},
         });
     }
@@ -50,6 +52,7 @@ struct Common {
     }
     io::Checkpoint open(eval::BenchInput& input) const {
         input.dtype = train::dtype_named(dtype);
+        input.device = ops::device_named(device);
         if (threads > 0) set_num_threads(static_cast<int>(threads));
         return io::Checkpoint::open(io::resolve_model(model));
     }
@@ -95,6 +98,7 @@ int train_step_main(int argc, char** argv) {
                {"median_seconds", result.median_seconds},
                {"tokens_per_second", result.tokens_per_second},
                {"peak_rss_bytes", result.peak_rss_bytes},
+               {"peak_device_bytes", result.peak_device_bytes},
                {"trainable_parameters", result.trainable_parameters},
                {"flops_per_token", result.flops_per_token},
                {"gemm", result.gemm},
@@ -106,8 +110,10 @@ int train_step_main(int argc, char** argv) {
             "of {:.0f} "
             "tokens/s ({}, {:.0f} GFLOP/s)\n",
             options.adapter.method, result.tokens_per_second, result.median_seconds,
-            result.trainable_parameters, static_cast<double>(result.peak_rss_bytes) / 1e9, share,
-            result.gemm_limit_tokens_per_second, result.gemm, result.gemm_flops_per_second / 1e9);
+            result.trainable_parameters,
+            static_cast<double>(result.peak_device_bytes ? result.peak_device_bytes : result.peak_rss_bytes) /
+                1e9,
+            share, result.gemm_limit_tokens_per_second, result.gemm, result.gemm_flops_per_second / 1e9);
     return 0;
 }
 

@@ -20,6 +20,7 @@ int eval_main(int argc, char** argv) {
     CommandLine line("eval", "Scores a model with an adapter on a file of examples.",
                      "ether eval --model DIR --adapter runs/a --data test.jsonl --json");
     line.add(loading.fields(), {"model"});
+    line.add(loading.device_fields());
     line.add({{.name = "data", .value = &data, .help = "examples: .jsonl, .json, .csv, .tsv or .txt"}},
              {"data"});
     line.add(column_fields(table));

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "ether/core/parallel.h"
+#include "ether/ops/device.h"
 #include "ether/train/run_config.h"
 
 namespace ether::app {
@@ -23,15 +24,23 @@ Fields LoadingOptions::fields() {
          .value = &dtype,
          .help = "of weights and activations; auto: as stored",
          .choices = {"auto", "f32", "bf16"}},
-        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 1024},
         {.name = "force", .value = &force, .help = "use an adapter that was trained on another base"},
     };
 }
 
+Fields LoadingOptions::device_fields() {
+    device = "auto";
+    return {{.name = "device", .value = &device, .help = "auto: a GPU if there is one; cpu, cuda or cuda:1"}};
+}
+
 eval::LoadedAdapter LoadingOptions::load() const {
     if (threads > 0) set_num_threads(static_cast<int>(threads));
-    auto loaded = eval::load_adapter(
-        {.model = model, .adapter = adapter, .dtype = train::dtype_named(dtype), .force = force});
+    auto loaded = eval::load_adapter({.model = model,
+                                      .adapter = adapter,
+                                      .dtype = train::dtype_named(dtype),
+                                      .force = force,
+                                      .device = ops::device_named(device)});
     for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
     return loaded;
 }

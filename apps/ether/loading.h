@@ -10,11 +10,12 @@
 namespace ether::app {
 
 struct LoadingOptions {
-    std::string model, adapter, dtype = "auto";
+    std::string model, adapter, dtype = "auto", device = "cpu";
     int64_t threads = 0;
     bool force = false;
 
     Fields fields();
+    Fields device_fields();  // of verbs that run texts: on a GPU, if there is one
     // Sets the thread count, loads, and prints notes on standard error.
     eval::LoadedAdapter load() const;
 };

@@ -117,6 +117,7 @@ int predict_main(int argc, char** argv) {
                      "text and JSONL are answered as they come.",
                      "echo 'a small furry animal' | ether predict --model DIR --adapter runs/a");
     line.add(loading.fields(), {"model"});
+    line.add(loading.device_fields());
     line.add({
         {.name = "input", .value = &path, .help = "file to read; empty: standard input"},
         {.name = "format",

@@ -52,7 +52,9 @@ int train_main(int argc, char** argv) {
     const Fields own = {
         {.name = "resume",
          .value = &resume,
-         .help = "run folder to continue where it stopped; takes no other options but --threads and --json"},
+         .help =
+             "run folder to continue where it stopped; takes no other options but --threads, --device and "
+             "--json"},
         {.name = "json", .value = &json, .help = "print the result as one JSON object"},
     };
     CommandLine line("train", "Fine-tunes a model on a file of examples.",
@@ -70,9 +72,11 @@ int train_main(int argc, char** argv) {
                  name, resume);
         };
         for (const auto& field : config.fields())
-            if (line.given(field.name) && field.name != "threads") refuse(field.name);
+            if (line.given(field.name) && field.name != "threads" && field.name != "device")
+                refuse(field.name);
         for (const auto& [name, value] : line.method_options()) refuse(name);
         const auto threads = config.threads;
+        const auto device = config.device;
         const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
         if (!io::has_entry(saved))
             fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
@@ -86,6 +90,7 @@ int train_main(int argc, char** argv) {
         from_file.parse(static_cast<int>(arguments.size()), arguments.data());
         config.method_options = from_file.method_options();
         if (line.given("threads")) config.threads = threads;
+        if (line.given("device")) config.device = device;
     } else {
         config.method_options = line.method_options();
     }

@@ -1,9 +1,12 @@
 // Every method on every model: it trains, its files give the same logits in a fresh model, and so does its
 // merge.
+#include <ATen/ExpandUtils.h>
 #include <gtest/gtest.h>
+#include <torch/library.h>
 
 #include <fstream>
 #include <map>
+#include <set>
 
 #include "ether/io/adapter_folder.h"
 #include "ether/io/atomic.h"
@@ -139,6 +142,81 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
     const auto merged = models::load_model(io::Checkpoint::open(folder / "merged"),
                                            {.head = fixture.head, .dtype = at::kFloat});
     EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));
+}
+
+// Methods that look at values, of which a device without memory has none.
+const std::set<std::string> kLooking = {"hiwi", "id3", "pafi", "prefix", "shira"};
+// And those that use what no such device can do at all: a Fourier transform, indices of a triangle, sums of
+// segments.
+const std::set<std::string> kLacking = {"fourierft", "oft", "unipelt"};
+
+// What libtorch lacks of operations on such a device: results of the right size.
+namespace meta {
+at::Tensor index_select(const at::Tensor& self, int64_t dim, const at::Tensor& index) {
+    EXPECT_TRUE(self.is_meta() && index.is_meta());
+    auto sizes = self.sizes().vec();
+    sizes[static_cast<size_t>(dim < 0 ? dim + self.dim() : dim)] = index.numel();
+    return at::empty(sizes, self.options());
+}
+at::Tensor searchsorted(const at::Tensor& sorted, const at::Tensor& self, bool, bool,
+                        std::optional<std::string_view>, const std::optional<at::Tensor>&) {
+    EXPECT_TRUE(sorted.is_meta() && self.is_meta());
+    return at::empty(self.sizes(), self.options().dtype(at::kLong));
+}
+at::Tensor where(const at::Tensor& condition, const at::Tensor& self, const at::Tensor& other) {
+    EXPECT_TRUE(condition.is_meta() && (self.is_meta() || self.dim() == 0) &&
+                (other.is_meta() || other.dim() == 0));
+    const auto sizes = at::infer_size(condition.sizes(), at::infer_size(self.sizes(), other.sizes()));
+    return at::empty(sizes, condition.options().dtype(at::result_type(self, other)));
+}
+at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
+at::Tensor embedding_dense_backward(const at::Tensor& grad, const at::Tensor& indices, int64_t rows, int64_t,
+                                    bool) {
+    EXPECT_TRUE(grad.is_meta() && indices.is_meta());
+    return at::empty({rows, grad.size(-1)}, grad.options());
+}
+at::Tensor flip(const at::Tensor& self, at::IntArrayRef) { return at::empty_like(self); }
+std::tuple<at::Tensor, at::Tensor, at::Tensor> native_layer_norm(const at::Tensor& x, at::IntArrayRef,
+                                                                 const std::optional<at::Tensor>& weight,
+                                                                 const std::optional<at::Tensor>& bias,
+                                                                 double) {
+    EXPECT_TRUE(weight->is_meta() && bias->is_meta());
+    const auto each = at::empty({x.size(0), 1}, x.options());
+    return {at::empty_like(x), each, each};
+}
+std::tuple<at::Tensor, at::Tensor, at::Tensor> native_layer_norm_backward(
+    const at::Tensor& grad, const at::Tensor& x, at::IntArrayRef, const at::Tensor&, const at::Tensor&,
+    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, std::array<bool, 3>) {
+    EXPECT_TRUE(grad.is_meta());
+    return {at::empty_like(x), at::empty_like(*weight), at::empty_like(*bias)};
+}
+}  // namespace meta
+TORCH_LIBRARY_IMPL(aten, Meta, library) {
+    library.impl("index_select", meta::index_select);
+    library.impl("searchsorted.Tensor", meta::searchsorted);
+    library.impl("where.self", meta::where);
+    library.impl("flip", meta::flip);
+    library.impl("relu", meta::relu);
+    library.impl("embedding_dense_backward", meta::embedding_dense_backward);
+    library.impl("native_layer_norm", meta::native_layer_norm);
+    library.impl("native_layer_norm_backward", meta::native_layer_norm_backward);
+}
+
+// On a device without memory a tensor of another device, or a pointer to values, is an error.
+TEST_P(Walk, StaysOnTheModelsDevice) {
+    const bool lacks =
+        lacks_what_is_trained() || (method.name == std::string("unipelt") && !fixture.classifies());
+    if (lacks || kLooking.contains(method.name) || kLacking.contains(method.name)) GTEST_SKIP();
+    AdaptedModel adapted(fixture.load(at::kFloat, at::kMeta), config());
+    const auto moved = batch.to(at::kMeta);
+    for (const auto& parameter : adapted.parameters().all())
+        EXPECT_TRUE(parameter.value.is_meta()) << parameter.name;
+    const auto logits = adapted.logits({.batch = moved, .training = true});
+    fixture.loss(logits, moved).backward();
+    for (const auto& parameter : adapted.parameters().trained())
+        if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
+            EXPECT_TRUE(gradient.is_meta() && gradient.sizes() == parameter.value.sizes()) << parameter.name;
+        }
 }
 
 std::vector<size_t> method_indices() {

@@ -16,6 +16,14 @@ std::vector<int64_t> lengths_of(std::span<const Sequence> sequences) {
     return lengths;
 }
 
+Batch Batch::to(at::Device device) const {
+    Batch moved = *this;
+    for (auto* tensor : {&moved.token_ids, &moved.type_ids, &moved.positions, &moved.cu_seqlens,
+                         &moved.labels, &moved.targets})
+        if (tensor->defined()) *tensor = tensor->to(device);
+    return moved;
+}
+
 Batch collate(std::span<const Sequence> sequences, std::span<const int64_t> rows, LabelType labels) {
     ETHER_ASSERT(!rows.empty());
     const auto sequence = [&](int64_t row) -> const Sequence& {
@@ -66,6 +74,7 @@ Batch collate(std::span<const Sequence> sequences, std::span<const int64_t> rows
             std::ranges::copy(s.type_ids, types + start);
         std::iota(positions + start, positions + start + length, int64_t{0});
         if (has_targets) std::ranges::copy(s.targets, targets + start);
+        batch.predicted += std::ranges::count_if(s.targets, [](int64_t id) { return id != kIgnoredTarget; });
         if (labels == LabelType::index)
             batch.labels.mutable_data_ptr<int64_t>()[b] = static_cast<int64_t>(s.label);
         if (labels == LabelType::real)

@@ -1,6 +1,6 @@
 // A batch of token sequences laid end to end, never padded: what models take.
-// Plain values; tensors are on the CPU and owned. collate() fails with kind `data` on sequences that cannot
-// be run.
+// Plain values; tensors are owned. collate() makes them on the CPU and fails with kind `data` on sequences
+// that cannot be run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,9 +31,11 @@ struct Batch {
     at::Tensor targets;         // (T) int64, undefined where no sequence has targets
     std::vector<int64_t> rows;  // (B) the sequences' indices in the data set
     int64_t max_length = 0;     // of one sequence, in tokens
+    int64_t predicted = 0;      // targets that are not ignored
 
     int64_t size() const { return static_cast<int64_t>(rows.size()); }
     int64_t tokens() const { return token_ids.size(0); }
+    Batch to(at::Device device) const;
 };
 
 enum class LabelType { none, index, real };  // no labels, int64 class indices, float32 values

@@ -305,7 +305,7 @@ TableFormat table_format(const fs::path& path) {
 
 std::vector<Example> read_examples(const fs::path& path, const TableOptions& options) {
     // Opened first: that a file is absent is worth more than what its name's ending says.
-    const std::string text = io::read_text_file(path);
+    const std::string text = io::read_input(path);
     return read_text(text, path.string(), table_format(path), options, 1);
 }
 

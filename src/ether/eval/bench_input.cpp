@@ -12,7 +12,8 @@ std::unique_ptr<nn::Model> load_bench_model(const io::Checkpoint& checkpoint, co
                               {.head = language ? nn::Head::causal_lm : nn::Head::sequence_classification,
                                .classes = 2,
                                .dtype = input.dtype,
-                               .seed = input.seed});
+                               .seed = input.seed,
+                               .device = input.device});
 }
 
 std::vector<data::Sequence> random_sequences(const nn::ModelShape& shape, const BenchInput& input) {

@@ -14,6 +14,7 @@ struct BenchInput {
     int64_t batch = 2, tokens = 256;                   // sequences, and tokens of each
     at::ScalarType dtype = at::ScalarType::Undefined;  // the checkpoint's own
     uint64_t seed = 0;
+    at::Device device = at::kCPU;
 };
 
 // A language model, or an encoder with a new head of two classes.

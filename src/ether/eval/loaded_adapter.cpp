@@ -107,7 +107,8 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
                                                         .classes = loaded.task->classes(),
                                                         .new_head = !adapters.empty() && own_classes &&
                                                                     *own_classes != loaded.task->classes(),
-                                                        .dtype = options.dtype});
+                                                        .dtype = options.dtype,
+                                                        .device = options.device});
     if (adapters.empty() && !model->new_modules().empty())
         fail(ErrorKind::model,
              "{}: the model has no {} of its own; give the adapter that holds one with --adapter",

@@ -19,6 +19,7 @@ struct LoadOptions {
     std::string adapter;
     at::ScalarType dtype = at::ScalarType::Undefined;  // undefined: as stored
     bool force = false;                                // take an adapter that was trained on another base
+    at::Device device = at::kCPU;
 };
 
 struct LoadedAdapter {

@@ -11,6 +11,7 @@
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
 #include "ether/nn/bank.h"
+#include "ether/ops/device.h"
 #include "ether/ops/isa.h"
 #include "ether/ops/vector.h"
 
@@ -19,15 +20,29 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_of(const std::function<void()>& work) {
+double seconds_of(const std::function<void()>& work, at::Device device = at::kCPU) {
+    ops::wait_for(device);
     const auto start = Clock::now();
     work();
+    ops::wait_for(device);
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 double median(std::vector<double> values) {
     std::sort(values.begin(), values.end());
     return values[values.size() / 2];
+}
+
+// The same of a device: copying reads and writes each byte.
+double copy_bandwidth(at::Device device) {
+    constexpr int64_t kBytes = int64_t{1} << 30;
+    constexpr int kRepeats = 5;
+    const auto from = at::ones({kBytes}, at::TensorOptions(device).dtype(at::kByte)),
+               to = at::empty_like(from);
+    double best = 1e30;
+    for (int repeat = 0; repeat < kRepeats; ++repeat)
+        best = std::min(best, seconds_of([&] { to.copy_(from); }, device));
+    return 2 * static_cast<double>(kBytes) / best;
 }
 
 // Bytes a second of reading memory that no cache holds, each thread its part.
@@ -92,8 +107,10 @@ MixedBatchResult bench_mixed_batch(const io::Checkpoint& checkpoint, const Mixed
     const auto sequences = random_sequences(model.model().shape(), options.input);
     std::vector<int64_t> all(sequences.size());
     std::iota(all.begin(), all.end(), 0);
-    const auto batch = data::collate(sequences, all, data::LabelType::none);
-    const auto rows = at::arange(options.input.batch, at::kInt).repeat_interleave(options.input.tokens);
+    const auto device = options.input.device;
+    const auto batch = data::collate(sequences, all, data::LabelType::none).to(device);
+    const auto rows =
+        at::arange(options.input.batch, batch.cu_seqlens.options()).repeat_interleave(options.input.tokens);
     const nn::Pass base{.batch = batch, .bound = true},
         mixed{.batch = batch, .bound = true, .adapter_rows = rows};
 
@@ -107,16 +124,16 @@ MixedBatchResult bench_mixed_batch(const io::Checkpoint& checkpoint, const Mixed
     std::vector<double> base_seconds, mixed_seconds;
     for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {  // the first one warms up
         model.model().unbind();
-        const double without = seconds_of([&] { model.model().logits(base); });
+        const double without = seconds_of([&] { model.model().logits(base); }, device);
         for (size_t i = 0; i < banks.size(); ++i) model.sites()[i]->forms = banks[i];
-        const double with = seconds_of([&] { model.model().logits(mixed); });
+        const double with = seconds_of([&] { model.model().logits(mixed); }, device);
         if (repeat == 0) continue;
         base_seconds.push_back(without);
         mixed_seconds.push_back(with);
     }
     result.base_seconds = median(base_seconds);
     result.mixed_seconds = median(mixed_seconds);
-    result.bytes_per_second = read_bandwidth();
+    result.bytes_per_second = device.is_cpu() ? read_bandwidth() : copy_bandwidth(device);
     return result;
 }
 

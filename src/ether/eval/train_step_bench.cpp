@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "ether/core/error.h"
+#include "ether/ops/device.h"
 #include "ether/ops/gemm/rate.h"
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
@@ -71,6 +72,7 @@ double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_
         optimizer.step(1);
         model.after_update({.step = step + 1, .total = steps + 1});
         model.parameters().clear_grads();
+        ops::wait_for(model.model().device());
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     }
     std::sort(seconds.begin(), seconds.end());
@@ -92,10 +94,12 @@ TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainSt
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     result.peak_rss_bytes = int64_t{1024} * usage.ru_maxrss;
+    result.peak_device_bytes = ops::peak_memory(options.input.device);
     result.trainable_parameters = frozen ? 0 : model.parameters().count();
     result.flops_per_token = train_flops_per_token(model.model(), options.input.tokens);
-    const auto rate = ops::best_gemm_rate(gemm_shapes(model.model()), options.input.batch,
-                                          options.input.tokens, model.model().dtype());
+    const auto rate =
+        ops::best_gemm_rate(gemm_shapes(model.model()), options.input.batch, options.input.tokens,
+                            model.model().dtype(), model.model().device());
     result.gemm = rate.name;
     result.gemm_flops_per_second = rate.flops_per_second;
     result.gemm_limit_tokens_per_second = rate.flops_per_second / result.flops_per_token;

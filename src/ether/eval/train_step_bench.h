@@ -20,7 +20,8 @@ struct TrainStepOptions {
 struct TrainStepResult {
     double median_seconds = 0;  // of a step, the first left out
     double tokens_per_second = 0;
-    int64_t peak_rss_bytes = 0;  // after the steps, before the limit is measured
+    // After the steps, before the limit is measured: of the process, and of a GPU's memory.
+    int64_t peak_rss_bytes = 0, peak_device_bytes = 0;
     int64_t trainable_parameters = 0;
     double flops_per_token = 0;  // forward and backward to the input, causal attention included
     std::string gemm;            // the fastest way to multiply here

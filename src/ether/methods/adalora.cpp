@@ -176,7 +176,7 @@ class Adalora : public Adapter {
             if (loaded != options_.pattern.end()) {
                 pattern = loaded->second;
             } else {
-                const auto left = triplets.left();
+                const auto left = triplets.left().cpu();
                 pattern = std::vector<bool>(left.const_data_ptr<bool>(),
                                             left.const_data_ptr<bool>() + left.numel());
             }

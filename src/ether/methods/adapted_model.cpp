@@ -72,7 +72,7 @@ AdaptedModel::Part AdaptedModel::part_of(const nlohmann::json& config) {
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig& config,
                            const RunBatch& run_batch)
-    : model_(std::move(model)), modules_to_save_(config.modules_to_save) {
+    : model_(std::move(model)), parameters_(model_->device()), modules_to_save_(config.modules_to_save) {
     parts_.push_back(part_of(PartConfig{config.method, config.options, config.targets}));
     for (const auto& part : config.also)
         parts_.push_back(with_prefix("--and " + part.method, [&] { return part_of(part); }));
@@ -86,7 +86,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
     : AdaptedModel(std::move(model), std::vector{NamedAdapter{"", files}}) {}
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters)
-    : model_(std::move(model)) {
+    : model_(std::move(model)), parameters_(model_->device()) {
     std::vector<std::vector<std::string>> modules;
     int64_t values = 0;
     for (const auto& [name, files, weight] : adapters) {

@@ -68,7 +68,7 @@ class Boft : public Adapter {
                                        at::zeros({options.factors, blocks, size, size}));
             s = context.parameters.add(parameter_name(*site, "boft_s"), at::ones({site->linear.out(), 1}));
             for (int64_t factor = 1; factor < options.factors; ++factor)
-                moves.push_back(butterfly(site->linear.in(), size, factor));
+                moves.push_back(butterfly(site->linear.in(), size, factor, context.model.device()));
         }
     }
 
@@ -103,10 +103,12 @@ class Boft : public Adapter {
         std::vector<Move> moves;  // of the second factor, the third, ...: the first one moves nothing
     };
 
-    static Move butterfly(int64_t width, int64_t size, int64_t factor) {
+    static Move butterfly(int64_t width, int64_t size, int64_t factor, at::Device device) {
         const int64_t halves = int64_t{2} << factor;  // half-blocks among which one moves
-        const auto back =
-            at::arange(width).view({-1, halves / 2, 2, size / 2}).transpose(1, 2).reshape({width});
+        const auto back = at::arange(width, at::TensorOptions(device).dtype(at::kLong))
+                              .view({-1, halves / 2, 2, size / 2})
+                              .transpose(1, 2)
+                              .reshape({width});
         return {{back.argsort()}, {back}};
     }
 
@@ -120,7 +122,7 @@ class Boft : public Adapter {
         std::sort(lots.begin(), lots.end());
         auto kept = at::ones({q.size(0), blocks, 1, 1}, at::kBool);
         for (int64_t i = 0; i < dropped; ++i) kept[factor][lots[static_cast<size_t>(i)].second].fill_(false);
-        return at::where(kept, q, at::eye(q.size(3), q.options()));
+        return at::where(kept.to(q.device()), q, at::eye(q.size(3), q.options()));
     }
 
     const BoftOptions options_;

@@ -50,7 +50,7 @@ class C3a : public Adapter {
                 uniform({rows, columns, b}, std::sqrt(6 / static_cast<double>(in + out)),
                         context.random.stream(site->name())));
             if (auto& around = around_[b]; !around.defined()) {
-                const auto place = at::arange(b);
+                const auto place = at::arange(b, at::TensorOptions(context.model.device()).dtype(at::kLong));
                 around = (place.unsqueeze(0) - place.unsqueeze(1)).remainder(b).flatten();
             }
         }

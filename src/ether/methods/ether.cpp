@@ -129,7 +129,7 @@ class Ether : public Adapter {
         auto keep = at::ones({options_.blocks, 1});
         for (int64_t block = 0; block < options_.blocks; ++block)
             if (random.uniform(static_cast<uint64_t>(block)) < options_.block_dropout) keep[block].zero_();
-        return keep;
+        return keep.to(site.linear.weight.device());
     }
 
     // The published code reads W (out, in) as (n, out, in/n) without transposing: segment s of output row o
@@ -140,7 +140,7 @@ class Ether : public Adapter {
         const int64_t n = options_.blocks, out = site.linear.out(), in = site.linear.in(), size = in / n;
         const auto segments =
             site.linear.weight.reshape({n, out, size});  // (block, flat (o, s) within it, size)
-        const auto flat = at::arange(out * n);
+        const auto flat = at::arange(out * n, site.linear.weight.options().dtype(at::kLong));
         const auto row = flat.div(n, "floor"), column = flat.remainder(n) * n + flat.div(out, "floor");
         std::vector<Tensor> a, b;
         for (int64_t term = 0; term < form.right.size(0); ++term) {

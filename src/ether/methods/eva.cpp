@@ -61,7 +61,8 @@ class Directions {
     int64_t count() const { return count_; }
     // Shares of the variance, falling.
     std::vector<double> shares() const {
-        const auto shares = (singular_.square().to(at::kDouble) / std::max(squares_, 1e-300)).contiguous();
+        const auto shares =
+            (singular_.square().to(at::kDouble) / std::max(squares_, 1e-300)).cpu().contiguous();
         return {shares.const_data_ptr<double>(), shares.const_data_ptr<double>() + shares.numel()};
     }
     Tensor first(int64_t count, bool whiten) const {

@@ -51,7 +51,8 @@ class Fourierft : public Adapter {
         const auto row = places.div(in, "floor"), column = places.remainder(in);
         add(row, column);
         add((-row).remainder(out), (-column).remainder(in));
-        return {at::cat(at), at::cat(values)};
+        const auto device = site.linear.weight.device();
+        return {at::cat(at).to(device), at::cat(values).to(device)};
     }
 
     double scaling_;

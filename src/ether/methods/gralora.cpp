@@ -51,7 +51,10 @@ class Gralora : public Adapter {
         if (r % k != 0)
             fail(ErrorKind::usage,
                  "--rank: {} is not a multiple of --pieces {}; each block's rank is their quotient", r, k);
-        exchange_ = at::arange(k * r).view({k, k, r / k}).transpose(0, 1).flatten();
+        exchange_ = at::arange(k * r, at::TensorOptions(context.model.device()).dtype(at::kLong))
+                        .view({k, k, r / k})
+                        .transpose(0, 1)
+                        .flatten();
         for (const nn::Site* site : context.sites) {
             const int64_t in = site->linear.in(), out = site->linear.out();
             const int64_t piece = divided(*site, "input", in, "pieces", k);

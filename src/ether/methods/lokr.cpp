@@ -57,8 +57,11 @@ struct Kronecker {
 };
 
 // The order that turns features laid out (rows, columns) into (columns, rows).
-Tensor transposition(int64_t rows, int64_t columns) {
-    return at::arange(rows * columns).view({rows, columns}).t().flatten();
+Tensor transposition(int64_t rows, int64_t columns, at::Device device) {
+    return at::arange(rows * columns, at::TensorOptions(device).dtype(at::kLong))
+        .view({rows, columns})
+        .t()
+        .flatten();
 }
 
 class Lokr : public Adapter {
@@ -82,9 +85,10 @@ class Lokr : public Adapter {
                     return Kronecker{add("", rows, columns, zero), {}, {}};
                 return Kronecker{{}, add("_a", rows, r, zero), add("_b", r, columns, false)};
             };
-            products_[*site] = {factor("lokr_w1", o1, i1, options.both, true),
-                                factor("lokr_w2", o2, i2, true, false), transposition(i1, o2),
-                                transposition(o2, o1), alphas[*site] / static_cast<double>(r)};
+            products_[*site] = {
+                factor("lokr_w1", o1, i1, options.both, true), factor("lokr_w2", o2, i2, true, false),
+                transposition(i1, o2, context.model.device()), transposition(o2, o1, context.model.device()),
+                alphas[*site] / static_cast<double>(r)};
         }
     }
 

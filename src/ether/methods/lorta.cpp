@@ -109,7 +109,7 @@ class Lorta : public Adapter {
         if (options_.layout == "plain" || matrix == 3) return heads_.narrow(0, 0, count) * matrices_[matrix];
         // That code lays q's, k's and v's heads out one after the other, and adds them to rows that are
         // ordered by head: what stands at 3 h + m is matrix floor(. / heads)'s head (. mod heads).
-        const auto slot = 3 * at::arange(count, at::kLong) + matrix;
+        const auto slot = 3 * at::arange(count, heads_.options().dtype(at::kLong)) + matrix;
         return heads_.index_select(0, slot.remainder(count)) *
                matrices_.index_select(0, slot.div(count, "floor"));
     }

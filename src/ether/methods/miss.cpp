@@ -65,7 +65,9 @@ class Miss : public Adapter {
             options_.mini ? block.repeat({1, site.linear.out() / options_.mini_rank}) : block;
         const auto tiled =
             at::eye(options_.rank, block.options())
-                .index_select(1, at::arange(site.linear.in(), at::kLong).remainder(options_.rank));
+                .index_select(
+                    1,
+                    at::arange(site.linear.in(), block.options().dtype(at::kLong)).remainder(options_.rank));
         return low_rank(tiled, repeated.t(), 1, options_.dropout);
     }
 

@@ -91,7 +91,7 @@ class Oft : public Adapter {
 
     // (n, size, size), each to be multiplied by rows from the left.
     Tensor rotations(const Tensor& values, int64_t size) const {
-        const auto places = at::triu_indices(size, size, 1);
+        const auto places = at::triu_indices(size, size, 1, values.options().dtype(at::kLong));
         const auto triangles = at::zeros({values.size(0), size * size}, values.options())
                                    .index_copy(1, places[0] * size + places[1], values)
                                    .view({values.size(0), size, size});

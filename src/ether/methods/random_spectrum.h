@@ -37,7 +37,7 @@ class RandomSpectrum {
         }
     }
 
-    // (n): row-major in W; and what is trained there.
+    // (n): row-major in W, on the CPU; and what is trained there.
     const at::Tensor& places(const nn::Site& site) const { return sites_[site].places; }
     const at::Tensor& values(const nn::Site& site) const { return sites_[site].values; }
 
@@ -48,7 +48,7 @@ class RandomSpectrum {
         std::map<std::pair<const void*, int64_t>, Made> made;  // by the places and a row's width
         BySite<Made> result(context.model);
         for (const nn::Site* site : context.sites) {
-            const std::pair key(places(*site).const_data_ptr(), site->linear.in());
+            const std::pair key(places(*site).unsafeGetTensorImpl(), site->linear.in());
             auto found = made.find(key);
             if (found == made.end()) found = made.emplace(key, make(*site, places(*site))).first;
             result[*site] = found->second;

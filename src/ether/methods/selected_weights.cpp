@@ -25,8 +25,10 @@ void BestEntries::add(const Tensor& scores, int64_t first, const Tensor& gradien
     double threshold = threshold_;
     if (static_cast<int64_t>(entries_.size()) < count_ && scores.numel() > count_)
         threshold = std::max(threshold, std::get<0>(scores.topk(count_)).min().item<double>());
-    const auto places = scores.ge(threshold).nonzero().view({-1});
-    auto values_at = [&](const Tensor& values) { return values.index_select(0, places).to(at::kDouble); };
+    const auto where = scores.ge(threshold).nonzero().view({-1}), places = where.cpu();
+    auto values_at = [&](const Tensor& values) {
+        return values.index_select(0, where).to(at::kCPU, at::kDouble);
+    };
     const auto found = values_at(scores),
                kept = gradients.defined() ? values_at(gradients) : at::zeros_like(found);
     for (int64_t i = 0; i < places.numel(); ++i)
@@ -75,7 +77,7 @@ void SelectedWeights::choose(const std::vector<ScoredEntry>& entries) {
     ETHER_ASSERT(begin + count <= budget());
     std::vector<int64_t> places;
     for (const auto& entry : entries) places.push_back(entry.place);
-    const auto chosen = at::tensor(places, at::kLong);
+    const auto chosen = at::tensor(places, at::kLong).to(indices.device());
     indices.narrow(0, begin, count).copy_(chosen);
     for (const nn::Site* site : sites_) {
         const auto& weight = site->linear.weight;
@@ -93,8 +95,8 @@ void SelectedWeights::refresh() {
     const at::NoGradGuard no_grad;
     used_ = indices.ge(0).sum().item<int64_t>();
     const auto in_use = indices.narrow(0, 0, used_), order = in_use.argsort();
-    const auto places = in_use.index_select(0, order);
-    const auto* place = places.const_data_ptr<int64_t>();
+    const auto places = in_use.index_select(0, order), host = places.cpu();
+    const auto* place = host.const_data_ptr<int64_t>();
     for (int64_t k = 0; k < used_; ++k)
         if (place[k] < 0 || place[k] >= entries_ || (k > 0 && place[k] == place[k - 1]))
             fail(ErrorKind::adapter,

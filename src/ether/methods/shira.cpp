@@ -71,7 +71,8 @@ class Shira : public Adapter {
     };
 
     static std::shared_ptr<const ops::SparsePattern> pattern(const nn::Site& site, const Tensor& places) {
-        const auto limits = at::tensor({site.linear.out(), site.linear.in()}).unsqueeze(1);
+        const auto limits =
+            at::tensor({site.linear.out(), site.linear.in()}).to(places.device()).unsqueeze(1);
         if (places.lt(0).logical_or(places.ge(limits)).any().item<bool>())
             fail(ErrorKind::adapter,
                  "the adapter's {}.shira_indices hold a place outside of the weight ({}, {})", site.name(),

@@ -42,7 +42,8 @@ nn::TokenRows make_rows(std::vector<int64_t> ids, const std::string& named, cons
     if (const auto twice = std::adjacent_find(ids.begin(), ids.end()); twice != ids.end())
         fail(ErrorKind::usage, "{}: {} is there twice", option, *twice);
     const auto name = table_module(context.model) + "." + infix + kTrainedTokens;
-    const auto rows = context.parameters.add(name, table.detach().index_select(0, wanted).to(at::kFloat));
+    const auto rows = context.parameters.add(
+        name, table.detach().index_select(0, wanted.to(table.device())).to(at::kFloat));
     return {wanted, rows, table.size(0)};
 }
 

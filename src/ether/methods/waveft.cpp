@@ -79,8 +79,9 @@ class Waveft : public Adapter {
             add(row, column, at::ones({places.size(0)}));
         }
         const auto [entries, entry, counts] = at::_unique2(at::cat(at), /*sorted=*/true, /*inverse=*/true);
-        return {std::make_shared<ops::SparsePattern>(entries, out, in), entry, at::cat(values),
-                at::cat(signs)};
+        const auto device = site.linear.weight.device();
+        return {std::make_shared<ops::SparsePattern>(entries, out, in, device), entry.to(device),
+                at::cat(values).to(device), at::cat(signs).to(device)};
     }
 
     double scaling_;

@@ -148,6 +148,7 @@ BertEncoder::BertEncoder(const io::Checkpoint& checkpoint, const LoadOptions& op
               .token_types = config_.type_vocab_size,
               .causal = false};
     dtype_ = options.dtype;
+    device_ = options.device;
     Weights weights(*this, checkpoint, prefix, options.seed);
     const int64_t d = config_.hidden_size;
     const std::string at = prefix + "embeddings.";
@@ -167,18 +168,14 @@ BertEncoder::~BertEncoder() = default;
 // is not counted, as in transformers' create_position_ids_from_input_ids.
 Tensor BertEncoder::position_rows(const data::Batch& batch) const {
     const int64_t taken = points_.front().positions_taken;
-    auto rows = batch.positions + (first_position_ + taken);
+    const auto rows = batch.positions + (first_position_ + taken);
     const int64_t padding = first_position_ - 1;
-    if (padding < 0 || !batch.token_ids.eq(padding).any().item<bool>()) return rows;
-    const auto *ids = batch.token_ids.const_data_ptr<int64_t>(),
-               *positions = batch.positions.const_data_ptr<int64_t>();
-    auto* row = rows.mutable_data_ptr<int64_t>();
-    int64_t counted = 0;
-    for (int64_t t = 0; t < rows.size(0); ++t) {
-        if (positions[t] == 0) counted = 0;
-        row[t] = ids[t] == padding ? padding : first_position_ + taken + counted++;
-    }
-    return rows;
+    if (padding < 0) return rows;
+    const auto is_padding = batch.token_ids.eq(padding), skipped = is_padding.cumsum(0);
+    const auto sequence = batch.positions.eq(0).cumsum(0) - 1,
+               first = batch.cu_seqlens.index_select(0, sequence);
+    const auto before = (skipped - is_padding.to(at::kLong)).index_select(0, first);
+    return at::where(is_padding, padding, rows - (skipped - before));
 }
 
 Tensor BertEncoder::hidden(const Pass& pass) const {
@@ -216,6 +213,10 @@ BertConfig BertConfig::from(const io::JsonObject& config) {
         kind != "absolute")
         fail(ErrorKind::model, "{}: position_embedding_type \"{}\" is not supported, only \"absolute\"",
              config.name(), kind);
+    for (const char* key : {"is_decoder", "add_cross_attention"})
+        if (config.get_or<bool>(key, false))
+            fail(ErrorKind::model, "{}: key \"{}\" is true, but only encoders are supported here",
+                 config.name(), key);
     BertConfig result{
         .vocab_size = positive(config, "vocab_size"),
         .hidden_size = positive(config, "hidden_size"),

@@ -30,7 +30,8 @@ constexpr std::array kActivations = {
 // Puts `extra` ((P, d) for all sequences or (B, P, d)) before each sequence of x (T, d).
 Tensor with_extra(const Tensor& extra, const Tensor& x, const Tensor& offsets) {
     const int64_t sequences = offsets.size(0) - 1;
-    const int32_t* begin = offsets.const_data_ptr<int32_t>();
+    const auto host = offsets.cpu();
+    const int32_t* begin = host.const_data_ptr<int32_t>();
     std::vector<Tensor> parts;
     for (int64_t s = 0; s < sequences; ++s) {
         parts.push_back((extra.dim() == 3 ? extra[s] : extra).to(x.scalar_type()));
@@ -105,12 +106,15 @@ ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows:
 Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& x,
               const nn::BlockPoints& points, const nn::Pass& pass, const ops::AttentionOptions& options) {
     const auto& offsets = pass.batch.cu_seqlens;
-    if (!points.extra_kv) return ops::attention(q, k, v, offsets, offsets, options);
+    auto bounded = options;
+    bounded.longest_query = bounded.longest_key = pass.batch.max_length;
+    if (!points.extra_kv) return ops::attention(q, k, v, offsets, offsets, bounded);
     const auto extra = points.extra_kv(x, pass);
     const int64_t prefix = extra.keys.size(-2);
+    bounded.longest_key += prefix;
     const auto key_offsets = offsets + prefix * at::arange(offsets.size(0), offsets.options());
     return ops::attention(q, with_extra(extra.keys, k, offsets), with_extra(extra.values, v, offsets),
-                          offsets, key_offsets.to(at::kInt), options);
+                          offsets, key_offsets.to(at::kInt), bounded);
 }
 
 nn::Pass one_token_per_sequence(const nn::Pass& pass, const Tensor& tokens) {

@@ -32,9 +32,8 @@ struct RotaryTables {
     Tensor cos, sin;
 
     // Angles are rounded to float32 as transformers' are.
-    RotaryTables(int64_t positions, const std::vector<float>& frequencies, at::ScalarType dtype) {
-        const auto angles =
-            at::outer(at::arange(positions, at::kFloat), at::tensor(at::ArrayRef<float>(frequencies)));
+    RotaryTables(int64_t positions, const Tensor& frequencies, at::ScalarType dtype) {
+        const auto angles = at::outer(at::arange(positions, frequencies.options()), frequencies);
         cos = angles.cos().to(dtype);
         sin = angles.sin().to(dtype);
     }
@@ -159,6 +158,7 @@ class Llama : public nn::Model {
                   .classes = head_classes(checkpoint, options),
                   .causal = true};
         dtype_ = options.dtype;
+        device_ = options.device;
         Weights weights(*this, checkpoint, "model.", options.seed);
         embeddings_.name = "model.embed_tokens.weight";
         weights.load(&embeddings_.table, embeddings_.name, {config_.vocab_size, config_.hidden_size});
@@ -166,6 +166,7 @@ class Llama : public nn::Model {
         for (int64_t i = 0; i < config_.layers; ++i) layers_.emplace_back(weights, config_, i);
         points_.resize(static_cast<size_t>(config_.layers));
         weights.load(&norm_, "model.norm.weight", {config_.hidden_size});
+        frequencies_ = at::tensor(at::ArrayRef<float>(config_.frequencies)).to(device_);
         if (options.head == nn::Head::sequence_classification)
             output_site_ = weights.head("score", shape_.classes, config_.hidden_size, false,
                                         config_.initializer_range, options.new_head);
@@ -177,7 +178,7 @@ class Llama : public nn::Model {
 
     Tensor hidden(const Pass& pass) const override {
         const int64_t positions = pass.batch.max_length + points_.front().positions_taken;
-        const RotaryTables tables(positions, config_.frequencies, ops::accumulate_dtype(dtype_));
+        const RotaryTables tables(positions, frequencies_, ops::accumulate_dtype(dtype_));
         auto x = embeddings_(pass.batch.token_ids);
         for (size_t i = 0; i < layers_.size(); ++i)
             x = through(i, x, pass, [this, i, tables](const Tensor& h, const Pass& own) {
@@ -198,7 +199,7 @@ class Llama : public nn::Model {
 
   private:
     const LlamaConfig config_;
-    Tensor norm_;
+    Tensor norm_, frequencies_;
     std::vector<Layer> layers_;
 };
 
@@ -257,6 +258,9 @@ std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::
                  config.name(), printable(type));
     std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
     const auto window = config.get_or<int64_t>("sliding_window", 0);
+    if (window < 0)
+        fail(ErrorKind::model, "{}: key \"sliding_window\" is {}, expected at least 0", config.name(),
+             window);
     if (window <= 0 || model_type == "llama") return windows;
     if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
     const auto first = model_type == "mistral" ? 0 : config.get_or<int64_t>("max_window_layers", 0);

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/models/bert.h"
 #include "ether/models/llama.h"
 #include "ether/models/roberta.h"
@@ -26,6 +27,25 @@ constexpr std::array kArchitectures = {
                  "attention_bias"},
     Architecture{"roberta", make_roberta, "classifier.out_proj", "RobertaForSequenceClassification", nullptr},
 };
+
+// A block's tensor that the model has no use for is a sign of another model: its config.json was mixed up,
+// and without it the logits are wrong. (Outside of blocks there may be heads that are not asked for.)
+void check_all_taken(const io::Checkpoint& checkpoint, const nn::Model& model) {
+    constexpr std::array kBuffers = {"rotary_emb.inv_freq", "attn.masked_bias"};  // of old versions
+    std::vector<std::string> left;
+    for (const auto& name : checkpoint.names())
+        if (nn::block_number(name) && !model.taken().contains(name) &&
+            std::none_of(kBuffers.begin(), kBuffers.end(),
+                         [&](const char* end) { return name.ends_with(end); }))
+            left.push_back(name);
+    if (left.empty()) return;
+    fail(ErrorKind::model,
+         "{}: tensor \"{}\"{} has no place in the {} of {} layers that config.json describes; it belongs to "
+         "another model",
+         checkpoint.path().string(), printable(left.front(), 120),
+         left.size() > 1 ? fmt::format(" and {} more", left.size() - 1) : "", model.shape().architecture,
+         model.shape().layers);
+}
 
 }  // namespace
 
@@ -77,7 +97,9 @@ void declare_new_biases(const nn::Model& base, nlohmann::json& config,
 std::unique_ptr<nn::Model> load_model(const io::Checkpoint& checkpoint, const LoadOptions& options) {
     LoadOptions chosen = options;
     if (chosen.dtype == at::ScalarType::Undefined) chosen.dtype = stored_dtype(checkpoint);
-    return architecture_of(checkpoint).make(checkpoint, chosen);
+    auto model = architecture_of(checkpoint).make(checkpoint, chosen);
+    check_all_taken(checkpoint, *model);
+    return model;
 }
 
 at::ScalarType stored_dtype(const io::Checkpoint& checkpoint) {

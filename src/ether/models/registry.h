@@ -18,6 +18,7 @@ struct LoadOptions {
     at::ScalarType dtype =
         at::ScalarType::Undefined;  // of weights and activations; undefined: stored_dtype()
     uint64_t seed = 0;              // of a new head's starting values
+    at::Device device = at::kCPU;
 };
 
 using MakeModel = std::unique_ptr<nn::Model> (*)(const io::Checkpoint&, const LoadOptions&);

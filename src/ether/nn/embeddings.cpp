@@ -5,11 +5,13 @@
 namespace ether::nn {
 
 TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary)
-    : ids_(ids), rows_(std::move(rows)) {
-    std::tie(sorted_, order_) = ids.sort();
+    : ids_(ids.to(rows.device())), rows_(std::move(rows)) {
+    const auto device = rows_.device();
+    const auto [sorted, order] = ids.sort();
+    sorted_ = sorted.to(device), order_ = order.to(device);
     const int64_t width = rows_.size(1);
-    entries_ = std::make_shared<ops::SparsePattern>((ids.unsqueeze(1) * width + at::arange(width)).flatten(),
-                                                    vocabulary, width);
+    entries_ = std::make_shared<ops::SparsePattern>(
+        (ids.unsqueeze(1) * width + at::arange(width, ids.options())).flatten(), vocabulary, width, device);
 }
 
 at::Tensor TokenRows::embed(const at::Tensor& table, const at::Tensor& token_ids) const {

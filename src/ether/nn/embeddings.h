@@ -13,7 +13,8 @@ namespace ether::nn {
 // Rows that stand in the place of the table's.
 class TokenRows {
   public:
-    // ids: (k) int64, each once and all within the table (vocabulary, d). rows: (k, d), perhaps trained.
+    // ids: (k) int64 on the CPU, each once and all within the table (vocabulary, d). rows: (k, d), perhaps
+    // trained, on the table's device.
     TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary);
 
     const at::Tensor& ids() const { return ids_; }

@@ -5,21 +5,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "ether/core/error.h"
 
 namespace ether::nn {
-namespace {
 
-// 3 for "model.layers.3.mlp.up_proj.weight": the only number in a name is its block's, in all architectures.
 std::optional<size_t> block_number(const std::string& name) {
     const auto first = name.find_first_of("0123456789");
     if (first == std::string::npos || first == 0 || name[first - 1] != '.') return std::nullopt;
     return std::stoul(name.substr(first));
 }
-
-}  // namespace
 
 std::string top_module(const std::string& module) { return module.substr(0, module.find('.')); }
 

@@ -8,6 +8,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -66,6 +68,8 @@ struct ModelShape {
     bool causal = true;
 };
 
+// 3 for "model.layers.3.mlp.up_proj.weight": the only number in a name is its block's, in all architectures.
+std::optional<size_t> block_number(const std::string& name);
 // "classifier" for "classifier.out_proj": a head of several layers is trained and saved as one module.
 std::string top_module(const std::string& module);
 
@@ -83,6 +87,7 @@ class Model {
 
     const ModelShape& shape() const { return shape_; }
     at::ScalarType dtype() const { return dtype_; }
+    at::Device device() const { return device_; }  // where its tensors are, and batches must be
     std::deque<Site>& sites() { return sites_; }
     const std::deque<Site>& sites() const { return sites_; }
     std::vector<BlockPoints>& points() { return points_; }
@@ -93,6 +98,8 @@ class Model {
     // Whether the output layer's weight is the table of embeddings.
     bool has_tied_output() const { return output_site_->linear.weight.is_same(embeddings_.table); }
 
+    // Names of the checkpoint's tensors that were taken.
+    const std::set<std::string>& taken() const { return taken_; }
     // All tensors by their names in the Auto class for this head; a slot may be assigned (trained copies,
     // merges).
     const std::map<std::string, std::vector<at::Tensor*>>& tensors() const { return slots_; }
@@ -124,9 +131,11 @@ class Model {
 
     ModelShape shape_;
     at::ScalarType dtype_ = at::kFloat;
+    at::Device device_ = at::kCPU;
     std::deque<Site> sites_;
     std::vector<BlockPoints> points_;
     std::map<std::string, std::vector<at::Tensor*>> slots_;
+    std::set<std::string> taken_;
     std::vector<std::string> new_modules_;
     Embeddings embeddings_;
     Site* output_site_ = nullptr;

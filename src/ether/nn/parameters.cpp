@@ -9,7 +9,7 @@ at::Tensor ParameterStore::add(std::string name, at::Tensor value, ParameterGrou
     name = scope_ + name;
     ETHER_ASSERT(!find(name));
     if (saved) check_room(value.numel(), name), saved_ += value.numel();
-    value = value.detach();  // a leaf, even if it was computed from another parameter
+    value = value.detach().to(device_);  // a leaf, even if it was computed from another parameter
     if (trained) value.requires_grad_(true);
     parameters_.push_back({std::move(name), std::move(value), group, trained, saved, scope_});
     return parameters_.back().value;

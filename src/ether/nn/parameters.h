@@ -35,7 +35,10 @@ struct Parameter {
 
 class ParameterStore {
   public:
-    // Registers a tensor under a new name; a trained one becomes a leaf that requires a gradient.
+    explicit ParameterStore(at::Device device = at::kCPU) : device_(device) {}
+
+    // Registers a tensor, brought to the store's device, under a new name; a trained one becomes a leaf that
+    // requires a gradient.
     at::Tensor add(std::string name, at::Tensor value, ParameterGroup group = ParameterGroup::adapter,
                    bool trained = true, bool saved = true);
 
@@ -57,6 +60,7 @@ class ParameterStore {
     void clear_grads() const;
 
   private:
+    at::Device device_;
     std::vector<Parameter> parameters_;
     std::string scope_;
     int64_t saved_ = 0;

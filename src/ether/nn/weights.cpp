@@ -45,9 +45,10 @@ void Weights::load(at::Tensor* slot, const std::string& name, at::IntArrayRef sh
     if (tensor.sizes() != shape)
         fail(ErrorKind::model, "{}: tensor \"{}\" has shape {}, but config.json asks for {}",
              checkpoint_.path().string(), *stored, shape_text(tensor.sizes()), shape_text(shape));
-    *slot = tensor.to(model_.dtype_);
-    if (tensor.scalar_type() != model_.dtype_) checkpoint_.release(*stored);
+    *slot = tensor.to(model_.device_, model_.dtype_);
+    if (!slot->is_same(tensor)) checkpoint_.release(*stored);
     model_.slots_[name].push_back(slot);
+    model_.taken_.insert(*stored);
 }
 
 Site* Weights::add_site(const std::string& module, int64_t layer, bool is_output) {
@@ -73,10 +74,10 @@ Site* Weights::head(const std::string& module, int64_t out, int64_t in, bool has
     float* values = weight.mutable_data_ptr<float>();
     for (int64_t i = 0; i < out * in; ++i)
         values[i] = static_cast<float>(deviation * random.normal(static_cast<uint64_t>(i)));
-    site->linear.weight = weight.to(model_.dtype_);
+    site->linear.weight = weight.to(model_.device_, model_.dtype_);
     model_.slots_[module + ".weight"].push_back(&site->linear.weight);
     if (has_bias) {
-        site->linear.bias = at::zeros({out}, weight.options().dtype(model_.dtype_));
+        site->linear.bias = at::zeros({out}, site->linear.weight.options());
         model_.slots_[module + ".bias"].push_back(&site->linear.bias);
     }
     auto& drawn = model_.new_modules_;

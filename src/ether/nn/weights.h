@@ -1,5 +1,5 @@
-// Weights: loads a model's tensors by name while the model is built, checks shapes, converts the dtype, and
-// registers each as a slot of the model. Used by model files only.
+// Weights: loads a model's tensors by name while the model is built, checks shapes, converts the dtype,
+// brings each to the model's device and registers it as a slot of the model. Used by model files only.
 #pragma once
 
 #include <string>

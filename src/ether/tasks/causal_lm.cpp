@@ -42,9 +42,7 @@ std::vector<data::Sequence> CausalLm::encode(const std::vector<data::Example>& e
     return sequences;
 }
 
-double CausalLm::weight(const data::Batch& batch) const {
-    return static_cast<double>(batch.targets.ne(data::kIgnoredTarget).sum().item<int64_t>());
-}
+double CausalLm::weight(const data::Batch& batch) const { return static_cast<double>(batch.predicted); }
 
 LossSum CausalLm::loss(methods::AdaptedModel& model, const nn::Pass& pass) const {
     const auto& head = model.model().output_site();

@@ -26,7 +26,8 @@ void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequen
                     const std::function<void(const data::Batch&, const at::Tensor&)>& consume) {
     const at::NoGradGuard no_grad;
     const auto order = data::evaluation_order(data::lengths_of(sequences), batch);
-    const auto threads = static_cast<size_t>(num_threads());
+    const auto device = model.model().device();
+    const auto threads = device.is_cpu() ? static_cast<size_t>(num_threads()) : 1;
     model.bind(nn::Pass{data::Batch{}});  // without dropout forms are the same for all batches
     for (size_t first = 0; first < order.size(); first += threads) {
         const size_t count = std::min(threads, order.size() - first);
@@ -36,7 +37,7 @@ void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequen
         parallel_for(static_cast<int64_t>(count), 1, [&](int, int64_t begin, int64_t end) {
             const at::NoGradGuard no_grad_here;  // it holds for one thread
             for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-                results[i] = compute({.batch = batches[i], .bound = true});
+                results[i] = compute({.batch = batches[i].to(device), .bound = true}).cpu();
         });
         for (size_t i = 0; i < count; ++i) consume(batches[i], results[i]);
     }

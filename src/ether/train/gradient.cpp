@@ -98,7 +98,8 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
              "more than their linear layers, run several times a step, or asked for their weights' "
              "gradients; leave the "
              "option out");
-    const int threads = can_slice(model) ? num_threads() : 1;
+    const auto device = model.model().device();
+    const int threads = device.is_cpu() && can_slice(model) ? num_threads() : 1;
     const auto cuts = data::cut(rows, options.batch);
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;
@@ -106,8 +107,9 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     for (const auto& micro : cuts) {
         auto& slices = micro_batches.emplace_back();
         for (const auto& slice : balanced(sequences, micro, threads)) {
-            slices.push_back(data::collate(sequences, slice, task.label_type()));
-            weight += task.weight(slices.back());
+            const auto batch = data::collate(sequences, slice, task.label_type());
+            weight += task.weight(batch);
+            slices.push_back(batch.to(device));
             sums.tokens += slices.back().tokens();
         }
     }
@@ -138,7 +140,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
         shared.random = options.random.stream(uint64_t{0});
         model.bind(shared);
         if (adds_densely(model)) {
-            const auto whole = data::collate(sequences, cuts[k], task.label_type());
+            const auto whole = data::collate(sequences, cuts[k], task.label_type()).to(device);
             const auto pass = pass_of(whole, shared.first_token, shared.first_sequence);
             sums.loss += backward(model, task, pass, options.random, weight, trained, nullptr);
             continue;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "ether/core/error.h"
+#include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 
 namespace ether::train {
@@ -21,46 +22,74 @@ AdamW::AdamW(std::vector<OptimizedParameter> parameters, AdamWOptions options)
 void AdamW::step(double schedule_factor, double gradient_scale) {
     const at::NoGradGuard no_grad;
     const auto count = static_cast<double>(++*step_.mutable_data_ptr<int64_t>());
-    const double correction1 = 1 - std::pow(options_.beta1, count),
-                 correction2 = 1 - std::pow(options_.beta2, count);
+    const Corrections corrections{gradient_scale, 1 - std::pow(options_.beta1, count),
+                                  1 - std::pow(options_.beta2, count)};
+    std::vector<Step> steps;
     for (size_t i = 0; i < parameters_.size(); ++i) {
         const auto& parameter = parameters_[i];
         if (!parameter.value.grad().defined()) continue;
-        const auto gradient = parameter.value.grad().contiguous();
         const double rate = parameter.learning_rate * schedule_factor;
-        ops::dispatch(parameter.value.scalar_type(), "AdamW", [&](auto type) {
-            using T = decltype(type);
-            if constexpr (std::is_floating_point_v<T>) {
-                T* value = parameter.value.mutable_data_ptr<T>();
-                T *m = exp_avg_[i].template mutable_data_ptr<T>(),
-                  *v = exp_avg_sq_[i].template mutable_data_ptr<T>();
-                const T* g = gradient.template const_data_ptr<T>();
-                const T decay = static_cast<T>(1 - rate * parameter.weight_decay),
-                        scale = static_cast<T>(gradient_scale);
-                const T b1 = static_cast<T>(options_.beta1), b2 = static_cast<T>(options_.beta2);
-                const T c1 = static_cast<T>(1 - options_.beta1), c2 = static_cast<T>(1 - options_.beta2);
-                const T size = static_cast<T>(rate / correction1),
-                        root = static_cast<T>(std::sqrt(correction2));
-                const T epsilon = static_cast<T>(options_.epsilon);
-                const int64_t n = parameter.value.numel();
-#pragma omp simd
-                for (int64_t j = 0; j < n; ++j) {
-                    const T gj = g[j] * scale;
-                    m[j] = b1 * m[j] + c1 * gj;
-                    v[j] = b2 * v[j] + c2 * gj * gj;
-                    value[j] = value[j] * decay - size * m[j] / (std::sqrt(v[j]) / root + epsilon);
-                }
-            }
-        });
+        steps.push_back({i, parameter.value.grad().contiguous(), rate, 1 - rate * parameter.weight_decay});
     }
+    if (!steps.empty() && ops::runs_composed(steps.front().gradient))
+        return update_composed(steps, corrections);
+    for (const auto& step : steps) update(step, corrections);
+}
+
+void AdamW::update(const Step& step, const Corrections& corrections) const {
+    const auto& parameter = parameters_[step.parameter];
+    ops::dispatch(parameter.value.scalar_type(), "AdamW", [&](auto type) {
+        using T = decltype(type);
+        if constexpr (std::is_floating_point_v<T>) {
+            T* value = parameter.value.mutable_data_ptr<T>();
+            T *m = exp_avg_[step.parameter].template mutable_data_ptr<T>(),
+              *v = exp_avg_sq_[step.parameter].template mutable_data_ptr<T>();
+            const T* g = step.gradient.template const_data_ptr<T>();
+            const T decay = static_cast<T>(step.decay), scale = static_cast<T>(corrections.scale);
+            const T b1 = static_cast<T>(options_.beta1), b2 = static_cast<T>(options_.beta2);
+            const T c1 = static_cast<T>(1 - options_.beta1), c2 = static_cast<T>(1 - options_.beta2);
+            const T size = static_cast<T>(step.rate / corrections.first),
+                    root = static_cast<T>(std::sqrt(corrections.second));
+            const T epsilon = static_cast<T>(options_.epsilon);
+            const int64_t n = parameter.value.numel();
+#pragma omp simd
+            for (int64_t j = 0; j < n; ++j) {
+                const T gj = g[j] * scale;
+                m[j] = b1 * m[j] + c1 * gj;
+                v[j] = b2 * v[j] + c2 * gj * gj;
+                value[j] = value[j] * decay - size * m[j] / (std::sqrt(v[j]) / root + epsilon);
+            }
+        }
+    });
+}
+
+void AdamW::update_composed(const std::vector<Step>& steps, const Corrections& corrections) const {
+    std::vector<at::Tensor> values, gradients, m, v;
+    std::vector<at::Scalar> decays, sizes;
+    for (const auto& step : steps) {
+        values.push_back(parameters_[step.parameter].value);
+        gradients.push_back(step.gradient);
+        m.push_back(exp_avg_[step.parameter]), v.push_back(exp_avg_sq_[step.parameter]);
+        decays.emplace_back(step.decay), sizes.emplace_back(-step.rate / corrections.first);
+    }
+    const double scale = corrections.scale;
+    at::_foreach_mul_(m, options_.beta1);
+    at::_foreach_add_(m, gradients, (1 - options_.beta1) * scale);
+    at::_foreach_mul_(v, options_.beta2);
+    at::_foreach_addcmul_(v, gradients, gradients, (1 - options_.beta2) * scale * scale);
+    auto roots = at::_foreach_sqrt(v);
+    at::_foreach_div_(roots, std::sqrt(corrections.second));
+    at::_foreach_add_(roots, options_.epsilon);
+    at::_foreach_mul_(values, decays);
+    at::_foreach_addcdiv_(values, m, roots, sizes);
 }
 
 double AdamW::gradient_norm() const {
-    double sum = 0;
+    std::vector<at::Tensor> squares;  // added up where they are, so that a device is waited for once
     for (const auto& parameter : parameters_)
-        if (parameter.value.grad().defined())
-            sum += parameter.value.grad().to(at::kDouble).square().sum().item<double>();
-    return std::sqrt(sum);
+        if (const auto& gradient = parameter.value.grad(); gradient.defined())
+            squares.push_back(gradient.to(at::kDouble).square().sum());
+    return squares.empty() ? 0 : std::sqrt(at::stack(squares).sum().item<double>());
 }
 
 std::vector<std::pair<std::string, at::Tensor>> AdamW::state() const {

@@ -1,6 +1,6 @@
 // AdamW: Adam (Kingma and Ba, arXiv 1412.6980) with decoupled weight decay (Loshchilov and Hutter, arXiv
 // 1711.05101), with torch.optim.AdamW's arithmetic. State is kept in float32 beside each parameter; one
-// thread.
+// thread, or libtorch's operations on all parameters at once (ops/composed.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -39,6 +39,18 @@ class AdamW {
     const std::vector<OptimizedParameter>& parameters() const { return parameters_; }
 
   private:
+    // What a step does to a parameter, by its index.
+    struct Step {
+        size_t parameter;
+        at::Tensor gradient;
+        double rate, decay;
+    };
+    struct Corrections {
+        double scale, first, second;  // of gradients, and of both moments for their starting at 0
+    };
+    void update(const Step& step, const Corrections& corrections) const;
+    void update_composed(const std::vector<Step>& steps, const Corrections& corrections) const;
+
     AdamWOptions options_;
     std::vector<OptimizedParameter> parameters_;
     std::vector<at::Tensor> exp_avg_, exp_avg_sq_;

@@ -161,7 +161,8 @@ Fields RunConfig::fields() {
          .help = "of starting values, order and dropout",
          .low = 0,
          .high = 9e15},
-        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 4096},
+        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 1024},
+        {.name = "device", .value = &device, .help = "auto: a GPU if there is one; cpu, cuda or cuda:1"},
         {.name = "dtype",
          .value = &dtype,
          .help = "of weights and activations; auto: as stored",
@@ -324,7 +325,8 @@ std::map<std::string, std::string> deciding_settings(RunConfig config) {
     constexpr std::array kOthers = {
         "model",       "data",     "eval-data",    "out",     "text-column",
         "pair-column", "quoting",  "label-column", "threads", "force",
-        "eval-batch",  "patience", "save-every",   "keep",    "checkpoint-activations"};
+        "eval-batch",  "patience", "save-every",   "keep",    "checkpoint-activations",
+        "device"};
     config.batch *= config.accumulate;  // a step's examples, however they are cut
     config.accumulate = 1;
     std::map<std::string, std::string> settings;
