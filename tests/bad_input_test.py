@@ -160,6 +160,18 @@ class Models(BadInput):
         ]]
         self.refused(*[(f"{model}/config.json{told}", self.train(model=model)) for told, model in models])
 
+    def test_weights_of_another_config(self):
+        """What config.json does not speak of is not left out in silence."""
+        fewer = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"num_hidden_layers": 1}))
+        other = self.copy(MODELS / "qwen3", lambda folder: change_json(folder / "config.json", {"model_type": "llama"}))
+        causal = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"is_decoder": True}))
+        self.refused(
+            (f'{fewer}: tensor "bert.encoder.layer.1.attention.output.LayerNorm.bias" and 15 more has no place in the bert of 1 layers',
+             self.train(model=fewer)),
+            (f'{other}: tensor "model.layers.0.self_attn.k_norm.weight" and 3 more has no place in the llama of 2 layers',
+             ["logits", "--model", other, "--tokens", self.file("tokens.json", "[[5]]"), "--out", self.folder / "logits"]),
+            ('config.json: key "is_decoder" is true, but only encoders are supported here', self.eval(causal)))
+
     def test_config_of_other_models(self):
         scaling = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
                    "original_max_position_embeddings": 8}
@@ -173,6 +185,7 @@ class Models(BadInput):
              {"rope_scaling": scaling | {"original_max_position_embeddings": 0}}),
             ("qwen2", 'key "layer_types" holds "looking_away", expected sliding_attention or full_attention',
              {"layer_types": ["full_attention", "looking_away"]}),
+            ("qwen2", 'key "sliding_window" is -3, expected at least 0', {"sliding_window": -3}),
             ("qwen2", 'key "layer_types" has 1 entries, expected one for each of 2 layers', {"layer_types": ["full_attention"]}),
         ]:
             changes |= {"rope_parameters": ...}
@@ -202,7 +215,14 @@ class Models(BadInput):
             cases += [(f"{model}/tokenizer.json: {told}", words) for words in [self.train(model=model), self.eval(model)]]
         model = self.copy(BERT, lambda folder: (folder / "tokenizer.json").unlink())
         told = f"{model}: holds no tokenizer.json; where it has a tokenizer's other files: python -c"
-        self.refused(*cases, (told, self.train(model=model)))
+        doubling = {"type": "Replace", "pattern": {"String": "w"}, "content": "ww"}
+        growing = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json",
+                                                             {"normalizer": {"type": "Sequence", "normalizers": 36 * [doubling]}}))
+        sided = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"truncation_side": "middle"}'))
+        self.refused(*cases, (told, self.train(model=model)),
+                     (f"{growing}/tokenizer.json: not a tokenizer that can be read: its normalizer may make a text 7e10 times as long",
+                      self.train(model=growing)),
+                     ('key "truncation_side" is "middle", expected "right" or "left"', self.train(model=sided)))
 
 
 class Data(BadInput):
@@ -271,6 +291,8 @@ class Options(BadInput):
             ("--batch: 0 is out of range, expected 1 to ", [*self.eval(), "--batch", 0]),
             ("--max-length: 17 is more than the model's 16 positions", self.train("--max-length", 17)),
             ("--max-length: -1 is out of range", self.train("--max-length", -1)),
+            ("row 0 holds id 18446744073709551615, but the model's vocabulary ends at 47",
+             ["logits", "--model", BERT, "--tokens", self.file("tokens.json", "[[18446744073709551615]]"), "--out", self.folder / "out"]),
             (f"--blocks: 5 does not divide the input width 32 of {QUERY}; choose a divisor", self.train("--blocks", 5)))
 
     def test_patterns_that_match_nothing(self):
@@ -403,6 +425,24 @@ class Paths(BadInput):
         for name in ["adapter_config.json", "adapter_model.safetensors"]:
             adapter = self.copy(PEFT / "bert_lora", lambda folder: link_to_itself(folder / name))
             cases.append((f"{adapter}/{name}: cannot open{told}", ["inspect", adapter]))
+        self.refused(*cases)
+
+    def test_pipes_and_devices(self):
+        """Nobody waits for a pipe's other end, or reads a device for ever."""
+        def in_place_of(name, make):
+            def change(folder):
+                (folder / name).unlink(missing_ok=True)
+                make(folder / name)
+            return change
+
+        cases = []
+        for make in [os.mkfifo, lambda path: path.symlink_to("/dev/zero")]:
+            for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]:
+                model = self.copy(BERT, in_place_of(name, make))
+                cases.append((f"{model}/{name}: expected a regular file", self.train(model=model)))
+            for name in ["adapter_config.json", "adapter_model.safetensors"]:
+                adapter = self.copy(PEFT / "bert_lora", in_place_of(name, make))
+                cases.append((f"{adapter}/{name}: expected a regular file", self.eval(adapter=adapter)))
         self.refused(*cases)
 
     def test_names_that_lead_out_of_the_cache(self):

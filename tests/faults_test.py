@@ -16,7 +16,7 @@ import unittest
 from unittest import mock
 
 import program_test
-from program_test import BERT, ProgramTest, ether, preload, refusal
+from program_test import BERT, ProgramTest, change_tensors, ether, preload, read_tensors, refusal
 
 
 def tmpfs(folder, options):
@@ -88,8 +88,58 @@ class FaultsTest(ProgramTest):
         os.mkfifo(metrics)
         self.assert_fails_late("metrics.jsonl: cannot open")
         metrics.unlink()
+        elsewhere = self.folder / "elsewhere"
+        lock = self.run_folder / ".lock"
+        lock.unlink(missing_ok=True)
+        lock.symlink_to(elsewhere)
+        self.assertIn(".lock: cannot open", refusal(*self.words()))
+        self.assertFalse(elsewhere.exists())
+        lock.unlink()
+        for name in ["learning_curve.svg", "learning_curve.html", "ether.json", "adapter_config.json"]:
+            (self.run_folder / name).write_text("mine")
+            self.assertIn(f"holds {name}, which a run would replace", refusal(*self.words()))
+            self.assertEqual((self.run_folder / name).read_text(), "mine")
+            (self.run_folder / name).unlink()
+        self.assertIn("the folder holds a model; choose another --out", refusal(*self.words(self.model)))
         ether(*self.words())
         self.assertEqual((notes / "a").read_text(), "mine")
+
+    def test_log_removed_while_running(self):
+        """The run goes on, says so, and keeps what comes after."""
+        with self.long_run() as process:
+            log = self.run_folder / "metrics.jsonl"
+            log.unlink()
+            while not log.exists() or log.stat().st_size == 0:
+                self.assertIsNone(process.poll())
+                time.sleep(0.005)
+            process.terminate()
+            told = process.communicate(timeout=60)[1]
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM)
+        self.assertEqual(told.count("metrics.jsonl was removed or replaced while the run went on"), 1, told)
+        for line in log.read_text().splitlines():
+            json.loads(line)
+
+    def test_results_never_replace_what_they_are_made_from(self):
+        ether(*self.words())
+        tokens = self.write("tokens.json", "[[5, 6]]")
+        for out in [self.model / "model.safetensors", self.model / "config.json", self.run_folder / "adapter_model.safetensors", tokens]:
+            before = out.read_bytes()
+            self.assertIn("is one of the inputs", refusal("logits", "--model", self.model, "--adapter", self.run_folder, "--tokens", tokens, "--out", out))
+            self.assertEqual(out.read_bytes(), before)
+        for verb in ["merge", "export"]:
+            self.assertIn("NaN", self.refused_result(verb))
+
+    def refused_result(self, verb):
+        """What an adapter of NaN makes a verb say, which leaves no folder that it made."""
+        spoiled = self.folder / "spoiled"
+        shutil.rmtree(spoiled, ignore_errors=True)
+        shutil.copytree(self.run_folder, spoiled)
+        change_tensors(spoiled / "adapter_model.safetensors",
+                       {name: (dtype, shape, b"\xff" * len(data)) for name, (dtype, shape, data) in
+                        read_tensors(spoiled / "adapter_model.safetensors").items()})
+        told = refusal(verb, "--model", self.model, "--adapter", spoiled, "--out", self.folder / "new" / "a" / "b")
+        self.assertFalse((self.folder / "new").exists())
+        return told
 
     def test_full_disk(self):
         """Of sizes that end at different writes; with room again, the run goes on to the same end."""
@@ -107,6 +157,31 @@ class FaultsTest(ProgramTest):
             self.assertEqual([entry for entry in (disk / "run").rglob("*.tmp-*")], [])
             shutil.rmtree(disk / "run")
         self.assertEqual(done.returncode, 0, "the last size is meant to suffice")
+
+    def test_disk_full_from_any_call_on(self):
+        """From every third call of a run that needs room (each one with ETHER_EVERY_CALL): it ends in one line, and goes on to
+        the same end."""
+        words = [*self.words(steps=6), "--eval-data", self.data, "--eval-every", 3]
+        ether(*words)
+        name = "adapter_model.safetensors"
+        wanted = (self.run_folder / name).read_bytes()
+        full = os.environ | {"LD_PRELOAD": str(preload(program_test.ETHER, "full_disk"))}
+        calls, step = 0, 1 if "ETHER_EVERY_CALL" in os.environ else 3
+        while True:
+            shutil.rmtree(self.run_folder)
+            done = subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
+            if done.returncode == 0:
+                break
+            with self.subTest(calls=calls):
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn("No space left on device", done.stderr.splitlines()[-1])
+                ether(*(["train", "--resume", self.run_folder] if (self.run_folder / "run.toml").exists() else words))
+                self.assertEqual((self.run_folder / name).read_bytes(), wanted)
+                self.assertEqual([entry for entry in self.run_folder.rglob("*.tmp-*")], [])
+                log = (self.run_folder / "metrics.jsonl").read_text().splitlines()
+                self.assertEqual([json.loads(line)["step"] for line in log], [1, 2, 3, 3, 4, 5, 6, 6])
+            calls += step
+        self.assertGreater(calls, 60)
 
     def test_read_only_folder(self):
         disk = self.disk("ro")
@@ -245,12 +320,13 @@ class FaultsTest(ProgramTest):
             file.write_bytes(content)
 
         state = f"{newest}/state.json"
-        for change, told in [(rotten, "state.safetensors: holds other values than were written"),
+        for change, told in [(rotten, "state.safetensors, or state.json beside it: holds other values than were written"),
                              (self.edited(state, step=11), "holds step 11, not the one it is named after"),
                              (self.edited(state, step=-1), 'key "step" is -1, expected at least 0'),
                              (self.edited(state, best_step=99), 'key "best_step" is 99, expected at most the 10 of "step"'),
                              (self.edited(state, log_bytes={"metrics.jsonl": -1}), 'key "metrics.jsonl" is -1'),
                              (self.edited(state, settings=3), 'key "settings": expected an object'),
+                             (self.edited(state, best_score=0.99), "or state.json beside it: holds other values than were written"),
                              (lambda run: (run / state).unlink(), "state.json: cannot open")]:
             with self.subTest(told):
                 code, words, run = self.resumed(change, drop=[15, 20])
@@ -258,17 +334,12 @@ class FaultsTest(ProgramTest):
                 self.assertRegex(words, "warning: a newer checkpoint cannot be read, so the run goes on from step 5: .*" + re.escape(told))
                 name = "adapter_model.safetensors"
                 self.assertEqual((run / name).read_bytes(), (self.run_folder / name).read_bytes())
-        # What an earlier version did not write is not asked for.
-        code, words, run = self.resumed(self.edited(state, settings=None, state_hash=None), drop=[15, 20])
-        self.assertEqual((code, "warning" in words), (0, False), words)
         code, words, run = self.resumed(rotten, drop=[0, 5, 15, 20])
         self.assertEqual(code, 1)
         self.assertIn("checkpoints: no checkpoint to resume from; ", words)
 
     def test_what_is_not_as_the_run_left_it(self):
         ether(*self.words(), "--keep", 9, "--eval-data", self.data, "--eval-every", 4, "--lr", "1e-3", "--method", "lora", "--rank", 2)
-        last = "checkpoints/step-000000020/state.json"
-
         def setting(*changes):
             def change(run):
                 text = (run / "run.toml").read_text()
@@ -288,20 +359,49 @@ class FaultsTest(ProgramTest):
         def lose_adapter(run):
             (run / "adapter_model.safetensors").unlink()
 
-        def lose_best(run):
-            lose_adapter(run)
-            self.edited(last, best_step=4)(run)
+        def empty(run):
+            (run / "metrics.jsonl").write_text("")
+
+        def other_activation(model):
+            config = model / "config.json"
+            config.write_text(config.read_text().replace('"gelu"', '"relu"'))
+
+        def hole_in_weights(model):
+            with open(model / "model.safetensors", "r+b") as file:
+                file.seek(-20000, os.SEEK_END)
+                file.write(bytes(128))
+
+        shuffled = self.write("shuffled.csv", "text,label\n" + "".join(reversed(self.data.read_text().splitlines(keepends=True)[1:])))
+        other_names = self.write("names.csv", self.data.read_text().replace(",0\n", ",10\n").replace(",1\n", ",11\n").replace(",2\n", ",12\n"))
 
         for change, drop, told in [
                 (setting(("lr = 0.001", "lr = 0.002")), [20], 'run.toml: lr is "0.002", but the run began with "0.001"; put that back'),
                 (setting(("rank = 2", "rank = 4")), [20], 'run.toml: rank is "4", but the run began with "2"; put that back'),
-                (setting(*[(f"{key} = '{self.data}'", f"{key} = '{fewer}'") for key in ("data", "eval-data")]), [20], "the base model or the data are not what the run began with"),
-                (damage, [20], "metrics.jsonl:3:1: not valid JSON"),
-                (lose_best, [], "the run is finished, but the adapter of step 4, its best, is not there any more")]:
+                (setting(*[(f"{key} = '{self.data}'", f"{key} = '{fewer}'") for key in ("data", "eval-data")]), [20], "the evaluation data is not what the run began with"),
+                (setting((f"eval-data = '{self.data}'", f"eval-data = '{shuffled}'")), [20], "the evaluation data is not what the run began with"),
+                (setting(*[(f"{key} = '{self.data}'", f"{key} = '{other_names}'") for key in ("data", "eval-data")]), [20], "the labels' names is not what the run began with"),
+                (damage, [20], "metrics.jsonl:3:1: not valid JSON")]:
             with self.subTest(told):
                 code, words, run = self.resumed(change, drop)
                 self.assertEqual(code, 1, words)
                 self.assertIn(told, words.splitlines()[-1])
+        kept = self.folder / "kept"
+        for change, told in [(other_activation, "the base model's config.json is not what the run began with"),
+                             (hole_in_weights, "the base model is not what the run began with")]:
+            with self.subTest(told):
+                shutil.copytree(self.model, kept)
+                change(self.model)
+                code, words, run = self.resumed(lambda run: None, [20])
+                shutil.rmtree(self.model)
+                kept.rename(self.model)
+                self.assertEqual(code, 1, words)
+                self.assertIn(told, words.splitlines()[-1])
+        code, words, run = self.resumed(empty, [20])
+        self.assertEqual(code, 0, words)
+        self.assertIn("metrics.jsonl is gone or empty; it begins anew after step 15", words)
+        self.assertEqual(words.count("warning"), 1, words)
+        done = subprocess.run([program_test.ETHER, "train", "--resume", run, "--threads", "2"], capture_output=True, text=True)
+        self.assertIn("the run began with 1 threads and goes on with 2", done.stderr)
         code, words, run = self.resumed(lose_adapter, [20])
         self.assertEqual(code, 0, words)
         self.assertRegex(words, "warning: the adapter of step [0-9]+, the best so far, is not in the folder any more")
@@ -309,6 +409,13 @@ class FaultsTest(ProgramTest):
         # The same step in smaller pieces, and what says nothing about the result.
         code, words, run = self.resumed(setting(("batch = 4", "batch = 2"), ("accumulate = 1", "accumulate = 2"), ("keep = 9", "keep = 3")), [20])
         self.assertEqual(code, 0, words)
+
+    def test_a_finished_runs_best_adapter_is_lost(self):
+        """The scores never change, so the first evaluation is the best, which nothing can make again."""
+        ether(*self.words(), "--eval-data", self.data, "--eval-every", 4, "--lr", "1e-12", "--head-lr", "1e-12")
+        code, words, run = self.resumed(lambda run: (run / "adapter_model.safetensors").unlink())
+        self.assertEqual(code, 1, words)
+        self.assertIn("the run is finished, but the adapter of step 4, its best, is not there any more", words.splitlines()[-1])
 
     def test_the_adapter_of_a_finished_run_comes_back(self):
         ether(*self.words())
@@ -329,6 +436,19 @@ class FaultsTest(ProgramTest):
             process.stdout.close()
             self.assertEqual((process.stderr.read(), process.wait(60)), (b"", 0))
 
+    def within(self, megabytes, *words):
+        """A run of the program under a limit of memory."""
+        limit = megabytes << 20
+        return subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+
+    def least_memory(self):
+        """The limit in MB at which the program just starts."""
+        for size in range(256, 4096, 16):
+            if self.within(size, "--version").returncode == 0:
+                return size
+        self.skipTest("a program under AddressSanitizer reserves terabytes")
+
     def test_memory_limits(self):
         """From one at which the program just starts (below, the loader fails) to one that is enough. With --force the run
         ends wherever memory does; with more of it, it goes on."""
@@ -336,14 +456,7 @@ class FaultsTest(ProgramTest):
         words = ["train", "--model", self.model, "--data", data, "--out", self.run_folder, "--max-steps", 1, "--batch", 5000,
                  "--threads", 1, "--force"]
 
-        def within(megabytes, *words):
-            limit = megabytes << 20
-            return subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True,
-                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
-
-        least = next((size for size in range(256, 4096, 16) if within(size, "--version").returncode == 0), None)
-        if least is None:
-            self.skipTest("a program under AddressSanitizer reserves terabytes")
+        within, least = self.within, self.least_memory()
         self.assertIn("(ulimit -v) leaves", within(least - 16, "--version").stderr)
         ended = set()
         # What a start takes moves by a page or two: one step up, and each is let in.
@@ -360,6 +473,20 @@ class FaultsTest(ProgramTest):
         shutil.rmtree(self.run_folder)
         done = within(least + 50, *words[:-1])  # enough to read all, and far from the 190 MB that are needed
         self.assertRegex(done.stderr.splitlines()[-1], "needs about .* MB are free")
+
+    def test_memory_ends_while_texts_are_read(self):
+        """In the library that reads them, too, whose own answer would be to abort."""
+        data = self.write("many.csv", "text,label\n" + "".join(f"{'w5 w6 w7 w8 ' * 6},{i % 3}\n" for i in range(60000)))
+        ended = 0
+        least = self.least_memory()
+        for megabytes in range(least + 16, least + 2000, 20):
+            done = self.within(megabytes, "eval", "--model", self.model, "--data", data, "--threads", 1, "--batch", 1000)
+            if done.returncode == 0:
+                break
+            self.assertEqual((done.returncode, len(done.stderr.splitlines())), (1, 1), done.stderr)
+            ended += "out of memory" in done.stderr
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertGreater(ended, 3)
 
     def test_clock_going_backwards(self):
         ether(*self.words())

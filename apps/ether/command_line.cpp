@@ -175,7 +175,7 @@ void CommandLine::add_method_options() {
 void CommandLine::take_from(const std::string& file) {
     std::vector<std::string> known, of_training;
     for (const auto& [name, values] : values_) known.push_back(name);
-    for (const auto& entry : io::parse_toml(io::read_text_file(file), file)) {
+    for (const auto& entry : io::parse_toml(io::read_input(file), file)) {
         auto* option = app_->get_option_no_throw("--" + entry.key);
         if (!option || !values_.contains(entry.key)) {
             if (!is_of_training(entry.key))

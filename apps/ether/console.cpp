@@ -66,6 +66,11 @@ void ConsoleProgress::on_start(const train::RunInfo& info) {
     start_ = last_drawn_ = Clock::now();
 }
 
+void ConsoleProgress::on_warning(const std::string& line) {
+    clear_line();
+    tell("warning: {}\n", line);
+}
+
 void ConsoleProgress::on_step(const train::StepReport& report) {
     ++seen_steps_;
     // A bias-corrected moving average, so that the first values count fully.

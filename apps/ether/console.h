@@ -17,6 +17,7 @@ class ConsoleProgress : public train::Callback {
     void on_step(const train::StepReport& report) override;
     void on_evaluation(const train::EvalReport& report) override;
     void on_end() override;
+    void on_warning(const std::string& line) override;
 
   private:
     void draw(const train::StepReport& report);

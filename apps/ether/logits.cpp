@@ -1,6 +1,7 @@
 #include <ATen/Functions.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "command_line.h"
@@ -16,7 +17,7 @@ namespace ether::app {
 namespace {
 
 std::vector<data::Sequence> read_tokens(const std::string& path, const nn::ModelShape& shape) {
-    const auto json = io::parse_json(io::read_text_file(path), path);
+    const auto json = io::parse_json(io::read_input(path), path);
     auto wrong = [&](const std::string& what) {
         fail(ErrorKind::data, "{}: {}; expected rows of token ids, like [[1, 2, 3], [4, 5]]", path, what);
     };
@@ -28,17 +29,28 @@ std::vector<data::Sequence> read_tokens(const std::string& path, const nn::Model
         auto& sequence = sequences.emplace_back();
         for (const auto& id : row) {
             if (!id.is_number_integer()) wrong(fmt::format("row {} holds {}", number, io::describe(id)));
-            const auto value = id.get<int64_t>();
-            if (value < 0 || value >= shape.vocab_size)
+            if (id < 0 || id >= shape.vocab_size)
                 fail(ErrorKind::data, "{}: row {} holds id {}, but the model's vocabulary ends at {}", path,
-                     number, value, shape.vocab_size - 1);
-            sequence.ids.push_back(value);
+                     number, id.dump(), shape.vocab_size - 1);
+            sequence.ids.push_back(id.get<int64_t>());
         }
         if (static_cast<int64_t>(sequence.ids.size()) > shape.max_positions)
             fail(ErrorKind::data, "{}: row {} has {} ids, but the model has {} positions", path, number,
                  sequence.ids.size(), shape.max_positions);
     }
     return sequences;
+}
+
+// The result must not take the place of what it is made from.
+void refuse_input(const std::string& out, const std::vector<std::string>& folders, const std::string& file) {
+    namespace fs = std::filesystem;
+    const auto path = fs::absolute(out);
+    std::error_code ignored;
+    bool is_input = fs::equivalent(path, file, ignored);
+    for (const auto& folder : folders) is_input |= fs::equivalent(path.parent_path(), folder, ignored);
+    if (is_input && fs::exists(path, ignored))
+        fail(ErrorKind::usage, "--out: {} is one of the inputs, which it would replace; name another file",
+             out);
 }
 
 }  // namespace
@@ -54,6 +66,7 @@ int logits_main(int argc, char** argv) {
         "language model, (classes) of a classifier. Needs no tokenizer.",
         "ether logits --model DIR --adapter runs/a --tokens tokens.json --out logits.safetensors");
     line.add(loading.fields(), {"model"});
+    line.add(loading.device_fields());
     line.add(
         {
             {.name = "tokens", .value = &tokens, .help = "JSON: [[ids], [ids], ...], rows of any length"},
@@ -63,6 +76,7 @@ int logits_main(int argc, char** argv) {
         {"tokens", "out"});
     if (!line.parse(argc, argv)) return 0;
     io::remove_temporaries_on_signals();
+    refuse_input(out, {loading.model, loading.adapter}, tokens);
 
     const auto loaded = loading.load();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());

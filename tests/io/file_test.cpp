@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "ether/io/atomic.h"
 #include "io/test_files.h"
@@ -77,8 +78,13 @@ TEST(ReadTextFile, ReadsWholeFilesUpToTheLimit) {
     EXPECT_EQ(read_text_file(folder / "a"), text);
     EXPECT_EQ(read_text_file(folder / "a", text.size()), text);
     EXPECT_FAILS(file, "is longer than", read_text_file(folder / "a", text.size() - 1));
-    EXPECT_FAILS(file, "is longer than", read_text_file("/dev/zero", 1000));
-    EXPECT_FAILS(file, "cannot read: Is a directory", read_text_file(folder.path()));
+    EXPECT_FAILS(file, "expected a regular file", read_text_file("/dev/zero"));
+    EXPECT_FAILS(file, "expected a file, found a folder", read_text_file(folder.path()));
+    ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+    EXPECT_FAILS(file, "expected a regular file", read_text_file(folder / "pipe"));
+    std::thread writer([&] { std::ofstream(folder / "pipe") << text; });
+    EXPECT_EQ(read_input(folder / "pipe"), text);
+    writer.join();
 }
 
 }  // namespace

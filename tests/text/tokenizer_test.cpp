@@ -157,6 +157,15 @@ TEST(Tokenizer, RefusesTextThatIsNotUtf8) {
     EXPECT_NE(message.find("text 1 is not valid UTF-8 at byte 2"), std::string::npos) << message;
 }
 
+TEST_F(Folder, ABpeLeavesOutNoMergesAtRandom) {
+    std::ofstream(dir_ / "tokenizer.json")
+        << R"({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "dropout": 0.5, "unk_token": "c",)"
+           R"("vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}, "merges": ["a b"]}})";
+    const auto tokenizer = Tokenizer::load(dir_);
+    for (int i = 0; i < 50; ++i)
+        EXPECT_EQ(tokenizer.encode_batch(Texts{"ababab"}, {}, 0, false).at(0).ids, Ids({3, 3, 3}));
+}
+
 TEST(Tokenizer, DecodesWhatItEncoded) {
     const Ids ids = encode("Hello, world! Crème brûlée.").ids;
     EXPECT_EQ(minilm().decode(ids, true), "hello, world! creme brulee.");

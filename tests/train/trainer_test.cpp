@@ -199,7 +199,8 @@ TEST_F(Runs, AFreshStartClearsWhatAnOlderRunLeft) {
     fs::create_directories(out / "checkpoints" / "step-000000099.tmp-1-1");
     settings.max_steps = 2;
     EXPECT_FAILS(file, "holds adapter_config.json, which a run would replace", run(settings));
-    for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) fs::remove(out / name);
+    for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "ether.json"})
+        fs::remove(out / name);
     run(settings);
     std::vector<std::string> left;
     for (const auto& entry : fs::directory_iterator(out / "checkpoints"))

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokenizers::utils::truncation::{truncate_encodings, TruncationDirection, TruncationStrategy};
-use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationParams};
+use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationParams};
 
 use crate::ffi::{guard, leak, reclaim, slice, EtherString, EtherText};
 
@@ -14,9 +14,48 @@ pub struct EtherTokenizer {
     pool: Option<ThreadPool>,
 }
 
+/// A BPE that leaves out merges at random would read the same text differently each time.
+fn without_dropout(tokenizer: &mut Tokenizer) {
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model() {
+        if bpe.dropout.is_some() {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            tokenizer.with_model(ModelWrapper::BPE(bpe));
+        }
+    }
+}
+
+/// How many times as long a normalizer's replacements may make a text.
+fn growth(normalizer: &serde_json::Value) -> f64 {
+    let length = |value: &serde_json::Value| value.as_str().map_or(1, str::len).max(1) as f64;
+    match normalizer["type"].as_str() {
+        Some("Sequence") => normalizer["normalizers"].as_array().map_or(1.0, |all| all.iter().map(growth).product()),
+        Some("Replace") => (length(&normalizer["content"]) / length(&normalizer["pattern"]["String"])).max(1.0),
+        _ => 1.0,
+    }
+}
+
+/// Refuses a file whose few replacements would fill any memory.
+fn check_growth(json: &[u8]) -> Result<(), String> {
+    const LARGEST: f64 = 1e4;
+    #[derive(serde::Deserialize)]
+    struct Normalized {
+        #[serde(default)]
+        normalizer: serde_json::Value,
+    }
+    match serde_json::from_slice::<Normalized>(json) {
+        Ok(file) if growth(&file.normalizer) > LARGEST => {
+            Err(format!("its normalizer may make a text {:.0e} times as long", growth(&file.normalizer)))
+        }
+        _ => Ok(()), // what is no JSON is told by whoever reads it whole
+    }
+}
+
 impl EtherTokenizer {
     fn load(json: &[u8], threads: usize, direction: TruncationDirection) -> Result<Self, String> {
+        check_growth(json)?;
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
+        without_dropout(&mut tokenizer);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
         tokenizer.with_padding(None);
         let pool = match threads {

@@ -80,7 +80,7 @@ AdapterFiles read_adapter(const fs::path& folder) {
 }
 
 void write_adapter(const fs::path& folder, const AdapterFiles& files) {
-    create_folders(folder);
+    NewFolders folders(folder);
     const std::string config = to_text(files.config);
     const std::string ether = files.ether ? to_text(*files.ether) : "";
     const auto holds = [&](const char* name, const std::string& text) {
@@ -108,6 +108,7 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     else
         remove_file(folder / kEtherFile);
     config_file.commit();
+    folders.keep();
 }
 
 }  // namespace ether::io

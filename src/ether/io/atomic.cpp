@@ -37,6 +37,7 @@ constexpr std::string_view kTemporaryMark = ".tmp-";
 struct Temporaries {
     std::mutex mutex;
     std::set<fs::path> paths;
+    std::set<fs::path> parents;  // made for them, of which what is empty goes, too
 };
 
 Temporaries& temporaries() {
@@ -53,7 +54,7 @@ fs::path temporary_name(const fs::path& path) {
 }
 
 const fs::path& checked_file(const fs::path& path) {
-    if (!path.has_filename()) fail(ErrorKind::file, "{}: expected a file's name", path.string());
+    if (!path.has_filename()) fail(ErrorKind::file, "\"{}\": expected a file's name", path.string());
     struct stat status {};
     if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))
         fail(ErrorKind::file, "{}: exists and is not a regular file, so it is not replaced", path.string());
@@ -98,17 +99,38 @@ void remove_temporaries_on_signals() {
         for (const auto& path : temporaries().paths)
             for (int tries = 0; tries < 3 && (fs::remove_all(path, code), code); ++tries) {
             }
+        for (auto path = temporaries().parents.rbegin(); path != temporaries().parents.rend(); ++path)
+            fs::remove(*path, code);
         ::signal(signal, SIG_DFL);
         ::pthread_sigmask(SIG_UNBLOCK, &waited, nullptr);
         ::raise(signal);
     }).detach();
 }
 
-void create_folders(const fs::path& path) {
+// Waits for ever where remove_temporaries_on_signals is at work: a folder that it has removed must not come
+// back.
+NewFolders::NewFolders(const fs::path& path) {
     const std::lock_guard lock(temporaries().mutex);
     std::error_code code;
+    for (fs::path folder = path; !folder.empty() && !fs::exists(folder, code); folder = folder.parent_path())
+        made_.push_back(folder);
     fs::create_directories(path, code);
     if (code) fail_system(path, "create the folder", code.value());
+    temporaries().parents.insert(made_.begin(), made_.end());
+}
+
+NewFolders::~NewFolders() {
+    std::error_code ignored;
+    const std::lock_guard lock(temporaries().mutex);
+    for (const auto& folder : made_) {
+        fs::remove(folder, ignored);
+        temporaries().parents.erase(folder);
+    }
+}
+
+void NewFolders::keep() {
+    const std::lock_guard lock(temporaries().mutex);
+    for (const auto& folder : std::exchange(made_, {})) temporaries().parents.erase(folder);
 }
 
 Temporary::Temporary(const fs::path& target, const std::function<int(const fs::path&)>& make) {
@@ -188,14 +210,13 @@ void write_file_atomic(const fs::path& path, std::string_view bytes) {
 AtomicFolder::AtomicFolder(const fs::path& path, Existing existing)
     : target_(checked_folder(path)),
       existing_(existing),
-      temporary_(ready_target(),
-                 [](const fs::path& name) { return ::mkdir(name.c_str(), 0777) == 0 ? 0 : errno; }) {}
+      parents_(checked_parent()),
+      temporary_(target_, [](const fs::path& name) { return ::mkdir(name.c_str(), 0777) == 0 ? 0 : errno; }) {
+}
 
-// The target as the temporary may lie beside it.
-const fs::path& AtomicFolder::ready_target() const {
+fs::path AtomicFolder::checked_parent() const {
     check_target();
-    create_folders(folder_of(target_));
-    return target_;
+    return folder_of(target_);
 }
 
 bool AtomicFolder::check_target() const {
@@ -222,7 +243,7 @@ void AtomicFolder::commit() {
     if (code) fail_system(path(), "list", code.value());
     sync_path(path(), O_RDONLY | O_DIRECTORY);
 
-    const std::lock_guard lock(temporaries().mutex);
+    std::unique_lock lock(temporaries().mutex);
     if (check_target()) {
         fs::path old = path();
         if (::renameat2(AT_FDCWD, path().c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) != 0) {
@@ -242,6 +263,8 @@ void AtomicFolder::commit() {
         fail_system(target_, "rename into place", errno);
     }
     committed_ = true;
+    lock.unlock();
+    parents_.keep();
     sync_path(folder_of(target_), O_RDONLY | O_DIRECTORY);
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ether::io {
 
@@ -32,6 +33,21 @@ class Temporary {
 
   private:
     std::filesystem::path path_;
+};
+
+// A folder and those of its parents that are missing, made at once and, unless kept, removed again where they
+// are empty still.
+class NewFolders {
+  public:
+    explicit NewFolders(const std::filesystem::path& path);
+    ~NewFolders();
+    NewFolders(const NewFolders&) = delete;
+    NewFolders& operator=(const NewFolders&) = delete;
+
+    void keep();
+
+  private:
+    std::vector<std::filesystem::path> made_;  // the deepest one first
 };
 
 // A file written piece by piece in the target's folder, which must exist. commit() gives it its name; without
@@ -61,8 +77,8 @@ class AtomicFile {
 
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 
-// A folder filled under a temporary name beside the target; missing parents of the target are made.
-// commit() syncs all files and gives the folder its name.
+// A folder filled under a temporary name beside the target; missing parents of the target are made, for as
+// long as it is not committed. commit() syncs all files and gives the folder its name.
 class AtomicFolder {
   public:
     enum class Existing {
@@ -78,10 +94,11 @@ class AtomicFolder {
 
   private:
     bool check_target() const;  // whether something must be replaced
-    const std::filesystem::path& ready_target() const;
+    std::filesystem::path checked_parent() const;
 
     std::filesystem::path target_;
     Existing existing_;
+    NewFolders parents_;
     Temporary temporary_;
     bool committed_ = false;
 };

@@ -1,6 +1,5 @@
 #include "ether/io/checkpoint.h"
 
-#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -19,9 +18,6 @@ namespace {
 constexpr const char* kConfigFile = "config.json";
 constexpr const char* kWeightsFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
-
-constexpr uint64_t kPieces = 16;
-constexpr uint64_t kPieceBytes = 256;
 
 [[noreturn]] void fail_without_weights(const fs::path& folder) {
     const std::string name = folder.string();
@@ -134,17 +130,7 @@ std::string Checkpoint::fingerprint() const {
         hash.add(name);
         hash.add(info.dtype);
         hash.add(info.shape.data(), info.shape.size() * sizeof(int64_t));
-        if (data.size() <= kPieces * kPieceBytes) {
-            hash.add(data.data(), data.size());
-            continue;
-        }
-        const uint64_t last = data.size() - kPieceBytes;
-        for (uint64_t piece = 0; piece < kPieces; ++piece) {
-            // Same as last * piece / (kPieces - 1), without overflow.
-            const uint64_t start =
-                last / (kPieces - 1) * piece + last % (kPieces - 1) * piece / (kPieces - 1);
-            hash.add(data.data() + start, kPieceBytes);
-        }
+        hash.add(data.data(), data.size());
     }
     return hash.hex();
 }

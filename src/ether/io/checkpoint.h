@@ -38,9 +38,8 @@ class Checkpoint {
     void release(std::string_view name) const { shard(name).release(name); }
 
     // 32 hex digits that tell models apart, to check that an adapter meets its base: a hash (not a
-    // cryptographic one) over each tensor's name, dtype, shape and up to 4096 bytes of its data, in order of
-    // names. A longer tensor is sampled as 16 pieces of 256 bytes at equal strides from its first byte to its
-    // last. How tensors are spread over files and config.json do not matter.
+    // cryptographic one) over each tensor's name, dtype, shape and data, in order of names. How tensors are
+    // spread over files and config.json do not matter. Reads all weights.
     std::string fingerprint() const;
 
   private:

@@ -17,10 +17,6 @@ namespace ether::io {
     fail(ErrorKind::file, "{}: cannot {}: {}", path.string(), action, std::generic_category().message(code));
 }
 
-// The folder, with its parents. Waits for ever where remove_temporaries_on_signals is at work: a folder that
-// it has removed must not come back.
-void create_folders(const std::filesystem::path& path);
-
 class Descriptor {
   public:
     Descriptor(const std::filesystem::path& path, int flags)

@@ -44,6 +44,36 @@ void tell_map_fault(int signal, siginfo_t* info, void*) {
     ::signal(signal, SIG_DFL);  // not ours: the access is repeated and ends the process
 }
 
+constexpr int kNotWaiting = O_RDONLY | O_NONBLOCK;  // for a pipe's other end: regular_size refuses pipes
+
+size_t regular_size(const Descriptor& file, const fs::path& path) {
+    struct stat status {};
+    if (::fstat(file.get(), &status) != 0) fail_system(path, "examine", errno);
+    if (S_ISDIR(status.st_mode)) fail(ErrorKind::file, "{}: expected a file, found a folder", path.string());
+    if (!S_ISREG(status.st_mode)) fail(ErrorKind::file, "{}: expected a regular file", path.string());
+    return static_cast<size_t>(status.st_size);
+}
+
+std::string read_all(const Descriptor& file, const fs::path& path, size_t expected, size_t limit) {
+    std::string text;
+    if (expected <= limit) text.reserve(expected + kBufferBytes);  // room for the read that finds the end
+    for (size_t used = 0;;) {
+        text.resize(used + kBufferBytes);
+        const ssize_t count = ::read(file.get(), text.data() + used, kBufferBytes);
+        if (count < 0) {
+            if (errno == EINTR) continue;
+            fail_system(path, "read", errno);
+        }
+        used += static_cast<size_t>(count);
+        if (used > limit)
+            fail(ErrorKind::file, "{}: is longer than the {} bytes that are read here", path.string(), limit);
+        if (count == 0) {
+            text.resize(used);
+            return text;
+        }
+    }
+}
+
 }  // namespace
 
 void install_map_fault_handler() {
@@ -54,12 +84,8 @@ void install_map_fault_handler() {
 }
 
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
-    Descriptor file(path, O_RDONLY | O_NONBLOCK);  // a pipe is refused below, not waited for
-    struct stat status {};
-    if (::fstat(file.get(), &status) != 0) fail_system(path, "examine", errno);
-    if (S_ISDIR(status.st_mode)) fail(ErrorKind::file, "{}: expected a file, found a folder", path.string());
-    if (!S_ISREG(status.st_mode)) fail(ErrorKind::file, "{}: expected a regular file", path.string());
-    size_ = static_cast<size_t>(status.st_size);
+    const Descriptor file(path, kNotWaiting);
+    size_ = regular_size(file, path);
     if (size_ == 0) return;  // mmap refuses an empty range
     void* data = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.get(), 0);
     if (data == MAP_FAILED) fail_system(path, "map into memory", errno);
@@ -89,28 +115,12 @@ bool has_entry(const fs::path& path) {
 }
 
 std::string read_text_file(const fs::path& path, size_t limit) {
-    Descriptor file(path, O_RDONLY);
-    struct stat status {};
-    if (::fstat(file.get(), &status) != 0) fail_system(path, "examine", errno);
-    std::string text;
-    if (S_ISREG(status.st_mode) && static_cast<size_t>(status.st_size) <= limit)
-        text.reserve(static_cast<size_t>(status.st_size) +
-                     kBufferBytes);  // room for the read that finds the end
-    for (size_t used = 0;;) {
-        text.resize(used + kBufferBytes);
-        const ssize_t count = ::read(file.get(), text.data() + used, kBufferBytes);
-        if (count < 0) {
-            if (errno == EINTR) continue;
-            fail_system(path, "read", errno);
-        }
-        used += static_cast<size_t>(count);
-        if (used > limit)
-            fail(ErrorKind::file, "{}: is longer than the {} bytes that are read here", path.string(), limit);
-        if (count == 0) {
-            text.resize(used);
-            return text;
-        }
-    }
+    const Descriptor file(path, kNotWaiting);
+    return read_all(file, path, regular_size(file, path), limit);
+}
+
+std::string read_input(const fs::path& path) {
+    return read_all(Descriptor(path, O_RDONLY), path, 0, size_t{1} << 32);
 }
 
 }  // namespace ether::io

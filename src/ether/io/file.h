@@ -40,7 +40,11 @@ void install_map_fault_handler();
 // folder that cannot be looked into (a loop of links, no permission) is an error.
 bool has_entry(const std::filesystem::path& path);
 
-// The contents of a regular file or pipe; more than `limit` bytes (default 4 GiB) is an error.
-std::string read_text_file(const std::filesystem::path& path, size_t limit = size_t{1} << 32);
+// The contents of a regular file, as a model's or an adapter's are; more than `limit` bytes (default 512 MiB)
+// is an error.
+std::string read_text_file(const std::filesystem::path& path, size_t limit = size_t{1} << 29);
+
+// The same of what a user names: it may be a pipe, too, and has up to 4 GiB.
+std::string read_input(const std::filesystem::path& path);
 
 }  // namespace ether::io

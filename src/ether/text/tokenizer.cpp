@@ -7,6 +7,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/core/utf8.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
 #include "ether/text/boundary.h"
@@ -63,13 +64,16 @@ Tokenizer Tokenizer::load(const fs::path& model_dir, const EmbeddingRows& rows) 
              "AutoTokenizer.from_pretrained('{0}').save_pretrained('{0}')\"",
              model_dir.string());
     const auto config = load_if_there(model_dir / "tokenizer_config.json");
-    const bool truncate_left = config && config->get_or<std::string>("truncation_side", "right") == "left";
+    const auto side = config ? config->get_or<std::string>("truncation_side", "right") : "right";
+    if (side != "right" && side != "left")
+        fail(ErrorKind::model, "{}: key \"truncation_side\" is \"{}\", expected \"right\" or \"left\"",
+             config->name(), printable(side));
     const std::string json = io::read_text_file(path);
 
     Tokenizer tokenizer(path.string(), rows);
     EtherString error{};
     tokenizer.handle_.reset(
-        ether_tokenizer_load(borrow(json), static_cast<size_t>(num_threads()), truncate_left, &error));
+        ether_tokenizer_load(borrow(json), static_cast<size_t>(num_threads()), side == "left", &error));
     if (!tokenizer.handle_)
         fail(ErrorKind::format, "{}: not a tokenizer that can be read: {}", tokenizer.name_, take(error));
 

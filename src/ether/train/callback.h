@@ -48,11 +48,12 @@ class Callback {
     virtual void on_step(const StepReport&) {}
     virtual void on_evaluation(const EvalReport&) {}
     virtual void on_end() {}
+    virtual void on_warning(const std::string& /*line*/) {}
 
     // A log that grows says how long it is when a checkpoint is made, and is cut to that length when the run
     // goes on from there; `name` keys the length in the checkpoint, empty: nothing to keep.
     virtual std::string log_name() const { return ""; }
-    virtual int64_t log_bytes() const { return 0; }
+    virtual int64_t log_bytes() { return 0; }
     virtual void resume_log(int64_t /*bytes*/) {}
 };
 

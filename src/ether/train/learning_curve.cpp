@@ -156,9 +156,9 @@ void LearningCurve::on_end() {
     if (metrics.loss.empty()) return;
     const auto plot = make_plot(info_, metrics);
     const auto drawing = draw(plot);
-    io::write_file_atomic(info_.folder / "learning_curve.svg", drawing.svg);
+    io::write_file_atomic(info_.folder / kLearningCurveFile, drawing.svg);
     io::write_file_atomic(
-        info_.folder / "learning_curve.html",
+        info_.folder / kLearningCurvePage,
         learning_curve_page(info_, metrics, plot, drawing, io::read_text_file(info_.folder / io::kRunFile)));
 }
 

@@ -12,6 +12,9 @@
 
 namespace ether::train {
 
+inline constexpr const char *kLearningCurveFile = "learning_curve.svg",
+                            *kLearningCurvePage = "learning_curve.html";
+
 struct Metrics {
     std::vector<Point> loss;  // of each step
     std::vector<EvalReport> evaluations;

@@ -20,9 +20,7 @@ void LogFile::fail_to(const char* action) const {
          std::generic_category().message(errno));
 }
 
-void LogFile::on_start(const RunInfo& info) {
-    ETHER_ASSERT(descriptor_ < 0);
-    path_ = info.folder / name_;
+int64_t LogFile::open() {
     // Not through a link, which may lead to a file of someone else's, nor waiting for a pipe's reader.
     descriptor_ =
         ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
@@ -30,21 +28,30 @@ void LogFile::on_start(const RunInfo& info) {
     struct stat found_file {};
     if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
         fail(ErrorKind::file, "{}: is no regular file, so no log can be kept there", path_.string());
-    const auto found = static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END));
-    if (found == 0) {
-        // The file may be new: a checkpoint that counts on it must find its name after a power cut, too.
-        const int folder = ::open(info.folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (folder < 0) fail_to("sync the folder of");
-        ::fsync(folder);  // some file systems cannot; nothing more can be done there
-        ::close(folder);
-        return;
-    }
-    if (found < kept_)
+    return static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END));
+}
+
+void LogFile::begin() {
+    // The file may be new: a checkpoint that counts on it must find its name after a power cut, too.
+    const int folder = ::open(path_.parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0) fail_to("sync the folder of");
+    ::fsync(folder);  // some file systems cannot; nothing more can be done there
+    ::close(folder);
+    size_ = 0;
+    append(header());
+}
+
+void LogFile::on_start(const RunInfo& info) {
+    ETHER_ASSERT(descriptor_ < 0);
+    path_ = info.folder / name_;
+    const int64_t found = open();
+    if (found > 0 && found < kept_)
         fail(ErrorKind::file,
              "{}: expected the {} bytes that were there when the checkpoint was made, found {}; put the file "
              "back, or remove it to go on with a new one",
              path_.string(), kept_, found);
     if (found > kept_ && ::ftruncate(descriptor_, kept_) != 0) fail_to("cut to the checkpoint's length");
+    if (found == 0 || kept_ == 0) return begin();
     size_ = kept_;
 }
 
@@ -65,8 +72,20 @@ void LogFile::append(std::string_view record) {
     size_ += static_cast<int64_t>(record.size());
 }
 
-int64_t LogFile::log_bytes() const {
+bool LogFile::is_there() const {
+    struct stat held {};
+    struct stat there {};
+    return ::fstat(descriptor_, &held) == 0 && ::stat(path_.c_str(), &there) == 0 &&
+           held.st_dev == there.st_dev && held.st_ino == there.st_ino;
+}
+
+int64_t LogFile::log_bytes() {
     ETHER_ASSERT(descriptor_ >= 0);
+    if (!is_there()) {
+        ::close(descriptor_);
+        size_ = open();
+        if (size_ == 0) begin();
+    }
     if (::fsync(descriptor_) != 0) fail_to("sync to disk");
     return size_;
 }

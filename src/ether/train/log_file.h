@@ -24,16 +24,22 @@ class LogFile : public Callback {
     void on_start(const RunInfo& info) override;
 
     std::string log_name() const override { return name_; }
-    // Waits until all is on the disk.
-    int64_t log_bytes() const override;
+    // Waits until all is on the disk. A file that was removed or replaced meanwhile is made anew, or goes on
+    // at its end.
+    int64_t log_bytes() override;
     void resume_log(int64_t bytes) override { kept_ = bytes; }
 
   protected:
     void append(std::string_view record);
-    bool empty() const { return size_ == 0; }
+    // What a new file begins with.
+    virtual std::string header() const { return ""; }
 
   private:
     [[noreturn]] void fail_to(const char* action) const;
+    // At the end of what is there; returns its length.
+    int64_t open();
+    void begin();
+    bool is_there() const;
 
     std::string name_;
     std::filesystem::path path_;

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 constexpr std::string_view kParameter = "parameter/", kOptimizer = "optimizer/";
 
 constexpr const char* kValuesFile = "state.safetensors";
-constexpr const char* kHash = "state_hash";  // in the run state, of the values
+constexpr const char* kHash = "state_hash";  // in the run state, of the values and all else there
 
 constexpr std::string_view kPrefix = "step-";
 constexpr size_t kDigits = 9;
@@ -35,6 +35,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"finished", progress.finished},
             {"stopped_early", progress.stopped_early},
             {"loss", progress.loss},
+            {"threads", progress.threads},
             {"inputs", progress.inputs},
             {"settings", progress.settings},
             {"log_bytes", progress.log_bytes}};
@@ -46,6 +47,13 @@ int64_t count(const io::JsonObject& json, const std::string& key) {
     if (value < 0)
         fail(ErrorKind::format, "{}: key \"{}\" is {}, expected at least 0", json.name(), key, value);
     return value;
+}
+
+std::map<std::string, std::string> texts(const io::JsonObject& json, const std::string& key) {
+    std::map<std::string, std::string> result;
+    const auto object = json.object(key);
+    for (const auto& name : object.keys()) result[name] = object.get<std::string>(name);
+    return result;
 }
 
 RunProgress from_json(const io::JsonObject& json) {
@@ -60,22 +68,22 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.finished = json.get<bool>("finished");
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);
-    progress.inputs = json.get<std::string>("inputs");
-    if (json.has("settings")) {
-        const auto settings = json.object("settings");
-        for (const auto& name : settings.keys()) progress.settings[name] = settings.get<std::string>(name);
-    }
+    progress.threads = count(json, "threads");
+    progress.inputs = texts(json, "inputs");
+    progress.settings = texts(json, "settings");
     const auto logs = json.object("log_bytes");
     for (const auto& name : logs.keys()) progress.log_bytes[name] = count(logs, name);
     return progress;
 }
 
-// Of names, shapes, dtypes and values; in the order of names.
-std::string hash_of(io::NamedTensors tensors) {
+// Of names, shapes, dtypes and values, in the order of names, and of the run state but the hash itself.
+std::string hash_of(io::NamedTensors tensors, nlohmann::json state) {
     std::ranges::sort(tensors, {}, [](const auto& entry) { return entry.first; });
     Hash hash;
+    state.erase(kHash);
+    hash.add(state.dump());
     for (const auto& [name, tensor] : tensors) {
-        const auto data = tensor.contiguous();
+        const auto data = tensor.cpu().contiguous();
         hash.add(name);
         hash.add(io::dtype_name(data.scalar_type()));
         hash.add(data.sizes().data(), data.sizes().size() * sizeof(int64_t));
@@ -84,8 +92,7 @@ std::string hash_of(io::NamedTensors tensors) {
     return hash.hex();
 }
 
-// hash: of what was written; empty: unknown.
-void load_values(const fs::path& path, const std::string& hash, const nn::ParameterStore& parameters,
+void load_values(const fs::path& path, const io::JsonObject& state, const nn::ParameterStore& parameters,
                  AdamW& optimizer) {
     const at::NoGradGuard no_grad;
     const io::SafetensorsFile file(path);
@@ -94,8 +101,9 @@ void load_values(const fs::path& path, const std::string& hash, const nn::Parame
         const auto& [key, tensor] = tensors.emplace_back(name, file.tensor(name));
         if (key.starts_with(kOptimizer)) optimizer_state.emplace_back(key.substr(kOptimizer.size()), tensor);
     }
-    if (!hash.empty() && hash_of(std::move(tensors)) != hash)
-        fail(ErrorKind::format, "{}: holds other values than were written", path.string());
+    if (hash_of(std::move(tensors), state.document()) != state.get<std::string>(kHash))
+        fail(ErrorKind::format, "{}, or {} beside it: holds other values than were written", path.string(),
+             io::kRunStateFile);
     std::vector<std::pair<at::Tensor, at::Tensor>> copies;
     for (const auto& parameter : parameters.all()) {
         const auto saved = file.tensor(std::string(kParameter) + parameter.name);
@@ -148,7 +156,7 @@ void RunState::save(const RunProgress& progress, const nn::ParameterStore& param
         tensors.emplace_back(std::string(kOptimizer) + name, tensor);
     io::write_safetensors(folder.path() / kValuesFile, tensors);
     auto json = to_json(progress);
-    json[kHash] = hash_of(tensors);
+    json[kHash] = hash_of(tensors, json);
     io::write_file_atomic(folder.path() / io::kRunStateFile, json.dump(2) + "\n");
     folder.commit();
     remove_old(progress.step, keep);
@@ -168,7 +176,7 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
                            std::vector<std::string>& skipped) const {
     for (const auto& folder : all()) {
         RunProgress progress;
-        std::string hash;
+        std::optional<io::JsonObject> state;
         const auto reads = [&](auto&& read) {
             try {
                 read();
@@ -179,16 +187,15 @@ RunProgress RunState::load(const nn::ParameterStore& parameters, AdamW& optimize
             }
         };
         if (!reads([&] {
-                const auto json = io::JsonObject::load(folder / io::kRunStateFile);
-                progress = from_json(json);
-                hash = json.get_or<std::string>(kHash, "");
+                state = io::JsonObject::load(folder / io::kRunStateFile);
+                progress = from_json(*state);
                 if (folder.filename() != name_of(progress.step))
                     fail(ErrorKind::format, "{}: holds step {}, not the one it is named after",
                          folder.string(), progress.step);
             }))
             continue;
         check(progress);
-        if (reads([&] { load_values(folder / kValuesFile, hash, parameters, optimizer); })) return progress;
+        if (reads([&] { load_values(folder / kValuesFile, *state, parameters, optimizer); })) return progress;
     }
     fail(ErrorKind::file, "{}: no checkpoint to resume from{}{}", folder_.string(),
          skipped.empty() ? "" : "; ", fmt::join(skipped, "; "));

@@ -107,12 +107,10 @@ uint32_t crc32c(std::string_view bytes) {
     return ~crc;
 }
 
-void TensorBoardLog::on_start(const RunInfo& info) {
-    LogFile::on_start(info);
-    if (!empty()) return;
+std::string TensorBoardLog::header() const {
     auto message = event();
     message.text(3, "brain.Event:2");
-    append(record(message.bytes()));
+    return record(message.bytes());
 }
 
 void TensorBoardLog::on_step(const StepReport& report) {

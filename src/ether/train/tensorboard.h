@@ -18,11 +18,13 @@ class TensorBoardLog : public LogFile {
   public:
     TensorBoardLog() : LogFile(kEventFile) {}
 
-    void on_start(const RunInfo& info) override;
     // train/loss, train/learning_rate, train/gradient_norm, train/tokens_per_second
     void on_step(const StepReport& report) override;
     // eval/<score> for each score
     void on_evaluation(const EvalReport& report) override;
+
+  protected:
+    std::string header() const override;
 };
 
 }  // namespace ether::train

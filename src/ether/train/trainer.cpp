@@ -1,12 +1,12 @@
 #include "ether/train/trainer.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/hash.h"
 #include "ether/core/interrupt.h"
 #include "ether/core/memory.h"
 #include "ether/core/parallel.h"
@@ -15,8 +15,10 @@
 #include "ether/io/file.h"
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
+#include "ether/ops/device.h"
 #include "ether/tasks/classification.h"
 #include "ether/train/gradient.h"
+#include "ether/train/learning_curve.h"
 #include "ether/train/memory.h"
 #include "ether/train/metrics_log.h"
 #include "ether/train/schedule.h"
@@ -51,14 +53,23 @@ bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Tas
     return true;
 }
 
-// Tells data sets apart: a hash over all ids and labels.
-uint64_t hash_of(const std::vector<data::Sequence>& sequences) {
-    uint64_t hash = mix64(sequences.size());
+// Tells data sets apart: a hash over all that a model is given of them.
+std::string hash_of(const std::vector<data::Sequence>& sequences) {
+    Hash hash;
+    auto add = [&](const std::vector<int64_t>& values) {
+        hash.add(values.data(), values.size() * sizeof(int64_t));
+    };
     for (const auto& sequence : sequences) {
-        for (const int64_t id : sequence.ids) hash = mix64(hash ^ static_cast<uint64_t>(id));
-        hash = mix64(hash ^ std::bit_cast<uint64_t>(sequence.label));
+        add(sequence.ids), add(sequence.type_ids), add(sequence.targets);
+        hash.add(&sequence.label, sizeof(sequence.label));
     }
-    return hash;
+    return hash.hex();
+}
+
+std::string hash_of(const nlohmann::json& json) {
+    Hash hash;
+    hash.add(json.dump());
+    return hash.hex();
 }
 
 // What a killed process left half-written: files, and among checkpoints folders.
@@ -78,7 +89,10 @@ void refuse_foreign_files(const fs::path& folder) {
         if (!is_checkpoint_name(io::final_name(entry.path().filename().string())))
             fail(ErrorKind::file, "{}: no run made this, and one would remove it; choose another --out",
                  entry.path().string());
-    for (const char* name : {kMetricsFile, "adapter_config.json", "adapter_model.safetensors"}) {
+    if (io::has_entry(folder / "config.json"))
+        fail(ErrorKind::file, "{}: the folder holds a model; choose another --out", folder.string());
+    for (const char* name : {kMetricsFile, "adapter_config.json", "adapter_model.safetensors", "ether.json",
+                             kLearningCurveFile, kLearningCurvePage}) {
         std::error_code missing;
         if (fs::file_size(folder / name, missing) > 0 && !missing)
             fail(ErrorKind::file,
@@ -94,6 +108,12 @@ void refuse_foreign_files(const fs::path& folder) {
          folder.string(), folder.string());
 }
 
+std::string device_text(const nn::Model& model) {
+    const auto dtype = io::dtype_name(model.dtype());
+    return model.device().is_cpu() ? fmt::format("cpu, {} threads, {}", num_threads(), dtype)
+                                   : fmt::format("{}, {}", model.device().str(), dtype);
+}
+
 }  // namespace
 
 Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks)
@@ -107,6 +127,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     if (!resume_) refuse_foreign_files(out);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
 
+    const auto device = ops::device_named(config_.device);
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config_.model));
     auto table = config_.columns;
     table.labels_required = config_.task == "classify";
@@ -117,7 +138,8 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
                                                  .classes = task_->classes(),
                                                  .new_head = !own_head,
                                                  .dtype = dtype_named(config_.dtype),
-                                                 .seed = static_cast<uint64_t>(config_.seed)});
+                                                 .seed = static_cast<uint64_t>(config_.seed),
+                                                 .device = device});
     const auto tokenizer = text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->shape()));
     model->check_finite(checkpoint.path().string());
     const int64_t positions = model->shape().max_positions;
@@ -150,7 +172,11 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     fingerprint_ = checkpoint.fingerprint();
 
     read();
-    inputs_ = fmt::format("{}-{:016x}-{:016x}", fingerprint_, hash_of(training_), hash_of(evaluation_));
+    inputs_ = {{"the base model", fingerprint_},
+               {"the base model's config.json", hash_of(checkpoint.config().document())},
+               {"the training data", hash_of(training_)},
+               {"the evaluation data", hash_of(evaluation_)},
+               {"the labels' names", hash_of(task_->describe())}};
     // A step's examples are ordered as one batch and then cut, so that accumulation changes nothing.
     order_ = std::make_unique<data::EpochOrder>(
         data::lengths_of(training_),
@@ -181,8 +207,8 @@ void Trainer::run_base(const nn::Model& base, size_t number) {
         epoch_batches_ = data::EpochOrder(data::lengths_of(training_), {static_cast<uint64_t>(config_.seed),
                                                                         config_.batch, config_.bucketing})
                              .epoch(0);
-    const auto batch =
-        data::collate(training_, epoch_batches_[number % epoch_batches_.size()], task_->label_type());
+    const auto& rows = epoch_batches_[number % epoch_batches_.size()];
+    const auto batch = data::collate(training_, rows, task_->label_type()).to(base.device());
     const at::NoGradGuard no_grad;
     if (task_->head() == nn::Head::causal_lm && !base.output_site().watch)
         base.hidden({.batch = batch});
@@ -210,7 +236,7 @@ AdamW Trainer::make_optimizer() {
 void Trainer::choose_memory_mode() {
     const auto training = largest_batch(data::lengths_of(training_), config_.batch),
                evaluation = largest_batch(data::lengths_of(evaluation_), config_.eval_batch);
-    const int64_t available = available_memory();
+    const int64_t available = ops::free_memory(model_->model().device());
     const auto estimate = estimate_memory(*model_, training, evaluation);
     if (config_.checkpoint_activations)
         checkpointed_blocks_ = estimate.blocks;
@@ -221,22 +247,21 @@ void Trainer::choose_memory_mode() {
 
 RunInfo Trainer::info(int64_t first_step) const {
     const auto& parameters = model_->parameters();
-    return {
-        .folder = config_.out,
-        .first_step = first_step,
-        .total_steps = total_steps_,
-        .steps_per_epoch = steps_per_epoch_,
-        .adapter_parameters = model_->method_parameters(),
-        .head_parameters = parameters.count(nn::ParameterGroup::head),
-        .model_parameters = model_->model().parameter_count(),
-        .training_examples = static_cast<int64_t>(training_.size()),
-        .eval_examples = static_cast<int64_t>(evaluation_.size()),
-        .device = fmt::format("cpu, {} threads, {}", num_threads(), io::dtype_name(model_->model().dtype())),
-        .blocks = model_->model().shape().layers,
-        .checkpointed_blocks = checkpointed_blocks_,
-        .method = config_.method_names(),
-        .learning_rate = config_.learning_rate(),
-        .warnings = warnings_};
+    return {.folder = config_.out,
+            .first_step = first_step,
+            .total_steps = total_steps_,
+            .steps_per_epoch = steps_per_epoch_,
+            .adapter_parameters = model_->method_parameters(),
+            .head_parameters = parameters.count(nn::ParameterGroup::head),
+            .model_parameters = model_->model().parameter_count(),
+            .training_examples = static_cast<int64_t>(training_.size()),
+            .eval_examples = static_cast<int64_t>(evaluation_.size()),
+            .device = device_text(model_->model()),
+            .blocks = model_->model().shape().layers,
+            .checkpointed_blocks = checkpointed_blocks_,
+            .method = config_.method_names(),
+            .learning_rate = config_.learning_rate(),
+            .warnings = warnings_};
 }
 
 void Trainer::fail_not_finite(const char* what, double value, int64_t step) const {
@@ -311,8 +336,19 @@ void Trainer::save_adapter() {
 
 void Trainer::save_checkpoint(RunProgress& progress) {
     lock_->check();
-    for (const auto* callback : callbacks_)
-        if (!callback->log_name().empty()) progress.log_bytes[callback->log_name()] = callback->log_bytes();
+    for (auto* callback : callbacks_) {
+        const auto name = callback->log_name();
+        if (name.empty()) continue;
+        int64_t& kept = progress.log_bytes[name];
+        const int64_t bytes = callback->log_bytes();
+        if (bytes < kept)
+            for (auto* told : callbacks_)
+                told->on_warning(
+                    fmt::format("{}/{} was removed or replaced while the run went on; it goes on "
+                                "without what stood there",
+                                config_.out, name));
+        kept = bytes;
+    }
     state_.save(progress, model_->parameters(), *optimizer_, config_.keep);
 }
 
@@ -327,6 +363,7 @@ void Trainer::open_folder(RunProgress& progress) {
     if (!resume_) {
         state_.clear();
         progress.inputs = inputs_;
+        progress.threads = num_threads();
         progress.settings = deciding_settings(config_);
         return;
     }
@@ -341,21 +378,35 @@ void Trainer::resume(RunProgress& progress) {
     for (const auto& reason : skipped)
         warnings_.push_back(fmt::format(
             "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
+    if (progress.threads != num_threads())
+        warnings_.push_back(
+            fmt::format("the run began with {} threads and goes on with {}: sums are added in "
+                        "another order, so its end differs by rounding; --threads {} keeps it",
+                        progress.threads, num_threads(), progress.threads));
     restore_adapter(progress);
     state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
-    for (auto* callback : callbacks_)
-        if (const auto log = progress.log_bytes.find(callback->log_name()); log != progress.log_bytes.end())
-            callback->resume_log(log->second);
+    for (auto* callback : callbacks_) {
+        const auto log = progress.log_bytes.find(callback->log_name());
+        if (log == progress.log_bytes.end()) continue;
+        std::error_code missing;
+        if (log->second > 0 && (fs::file_size(fs::path(config_.out) / log->first, missing) == 0 || missing)) {
+            warnings_.push_back(fmt::format("{}/{} is gone or empty; it begins anew after step {}",
+                                            config_.out, log->first, progress.step));
+            log->second = 0;
+        }
+        callback->resume_log(log->second);
+    }
 }
 
 void Trainer::check_same_run(const RunProgress& progress) const {
     const fs::path out = config_.out;
-    if (progress.inputs != inputs_)
-        fail(
-            ErrorKind::data,
-            "{}: the base model or the data are not what the run began with, so it cannot go on; start a new "
-            "run with another --out",
-            out.string());
+    for (const auto& [name, hash] : inputs_)
+        if (const auto found = progress.inputs.find(name);
+            found == progress.inputs.end() || found->second != hash)
+            fail(ErrorKind::data,
+                 "{}: {} is not what the run began with, so it cannot go on; put it back, or start a new run "
+                 "with another --out",
+                 out.string(), name);
     for (const auto& [name, value] : deciding_settings(config_))
         if (const auto found = progress.settings.find(name);
             found != progress.settings.end() && found->second != value)

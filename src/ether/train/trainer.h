@@ -63,7 +63,8 @@ class Trainer {
     std::unique_ptr<RunLock> lock_;
     std::unique_ptr<tasks::Task> task_;
     std::unique_ptr<methods::AdaptedModel> model_;
-    std::string toml_, fingerprint_, inputs_;
+    std::string toml_, fingerprint_;
+    std::map<std::string, std::string> inputs_;  // by what they are, for RunProgress
     std::vector<std::string> warnings_;
     std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;
