@@ -291,6 +291,9 @@ class Options(BadInput):
             ("--batch: 0 is out of range, expected 1 to ", [*self.eval(), "--batch", 0]),
             ("--max-length: 17 is more than the model's 16 positions", self.train("--max-length", 17)),
             ("--max-length: -1 is out of range", self.train("--max-length", -1)),
+            ('--device: "gpu" is not known, expected auto, cpu, cuda or cuda:1', self.train("--device", "gpu")),
+            ('--device: "cuda:" is not known', self.train("--device", "cuda:")),
+            ("--device cuda:99: ", [*self.eval(), "--device", "cuda:99"]),
             ("row 0 holds id 18446744073709551615, but the model's vocabulary ends at 47",
              ["logits", "--model", BERT, "--tokens", self.file("tokens.json", "[[18446744073709551615]]"), "--out", self.folder / "out"]),
             (f"--blocks: 5 does not divide the input width 32 of {QUERY}; choose a divisor", self.train("--blocks", 5)))
