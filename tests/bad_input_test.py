@@ -164,6 +164,9 @@ class Models(BadInput):
         """What config.json does not speak of is not left out in silence."""
         fewer = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"num_hidden_layers": 1}))
         other = self.copy(MODELS / "qwen3", lambda folder: change_json(folder / "config.json", {"model_type": "llama"}))
+        # Outside of blocks there may be what is not asked for.
+        ether("inspect", self.copy(BERT, lambda folder: change_tensors(folder / "model.safetensors", {
+            "classifier.0.weight": floats(2, 2), "cls.layers.99999999999999999999999999.weight": floats(2, 2)})))
         causal = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"is_decoder": True}))
         self.refused(
             (f'{fewer}: tensor "bert.encoder.layer.1.attention.output.LayerNorm.bias" and 15 more has no place in the bert of 1 layers',
@@ -218,10 +221,18 @@ class Models(BadInput):
         doubling = {"type": "Replace", "pattern": {"String": "w"}, "content": "ww"}
         growing = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json",
                                                              {"normalizer": {"type": "Sequence", "normalizers": 36 * [doubling]}}))
+        twice = self.copy(BERT, lambda folder: (folder / "tokenizer.json").write_text(
+            '{"normalizer": null, ' + (growing / "tokenizer.json").read_text()[1:]))
+        untyped = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {
+            "normalizer": {"normalizers": 36 * [{"pattern": {"String": "w"}, "content": "ww"}]}}))
+        wide = [{"type": "Replace", "pattern": {"String": mark}, "content": chr(ord(mark) + 0xfee0)} for mark in "!?,.:;()[]"]
+        ether(*self.eval(self.copy(BERT, lambda folder: change_json(
+            folder / "tokenizer.json", {"normalizer": {"type": "Sequence", "normalizers": wide}}))))
         sided = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"truncation_side": "middle"}'))
         self.refused(*cases, (told, self.train(model=model)),
                      (f"{growing}/tokenizer.json: not a tokenizer that can be read: its normalizer may make a text 7e10 times as long",
                       self.train(model=growing)),
+                     *[("not a tokenizer that can be read: ", self.train(model=model)) for model in [twice, untyped]],
                      ('key "truncation_side" is "middle", expected "right" or "left"', self.train(model=sided)))
 
 
@@ -446,7 +457,10 @@ class Paths(BadInput):
             for name in ["adapter_config.json", "adapter_model.safetensors"]:
                 adapter = self.copy(PEFT / "bert_lora", in_place_of(name, make))
                 cases.append((f"{adapter}/{name}: expected a regular file", self.eval(adapter=adapter)))
-        self.refused(*cases)
+        run = self.folder / "run"
+        run.mkdir()
+        os.mkfifo(run / "run.toml")
+        self.refused(*cases, (f"{run}/run.toml: expected a regular file", ["train", "--resume", run]))
 
     def test_names_that_lead_out_of_the_cache(self):
         hub = self.folder / "hub"

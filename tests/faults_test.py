@@ -82,7 +82,7 @@ class FaultsTest(ProgramTest):
         strange.rmdir()
         victim, metrics = self.write("victim", ""), self.run_folder / "metrics.jsonl"
         metrics.symlink_to(victim)
-        self.assert_fails_late("metrics.jsonl: cannot open")
+        self.assert_fails_late("metrics.jsonl: cannot open: it is a link, which is not followed")
         self.assertEqual(victim.read_text(), "")
         metrics.unlink()
         os.mkfifo(metrics)
@@ -92,7 +92,7 @@ class FaultsTest(ProgramTest):
         lock = self.run_folder / ".lock"
         lock.unlink(missing_ok=True)
         lock.symlink_to(elsewhere)
-        self.assertIn(".lock: cannot open", refusal(*self.words()))
+        self.assertIn(".lock: cannot open: it is a link, which is not followed", refusal(*self.words()))
         self.assertFalse(elsewhere.exists())
         lock.unlink()
         for name in ["learning_curve.svg", "learning_curve.html", "ether.json", "adapter_config.json"]:
@@ -118,14 +118,47 @@ class FaultsTest(ProgramTest):
         self.assertEqual(told.count("metrics.jsonl was removed or replaced while the run went on"), 1, told)
         for line in log.read_text().splitlines():
             json.loads(line)
+        # A checkpoint that counts on what was lost would be in the way of a second try.
+        log.unlink()
+        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
+            while not log.exists() or log.stat().st_size == 0:
+                self.assertIsNone(process.poll())
+                time.sleep(0.005)
+            process.kill()
+        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
+            while log.stat().st_size < 2000:
+                self.assertIsNone(process.poll())
+                time.sleep(0.005)
+            process.kill()
+
+    def test_log_removed_before_the_first_save(self):
+        words = [10**6 if word == 5 else word for word in self.words(steps=10**6)]
+        log = self.run_folder / "metrics.jsonl"
+        with subprocess.Popen([program_test.ETHER, *map(str, words)], stderr=subprocess.PIPE, text=True) as process:
+            while not log.exists() or log.stat().st_size == 0:
+                self.assertIsNone(process.poll())
+                time.sleep(0.005)
+            log.unlink()
+            process.terminate()
+            self.assertIn("metrics.jsonl was removed or replaced while the run went on", process.communicate(timeout=60)[1])
+        self.assertTrue(log.exists())
 
     def test_results_never_replace_what_they_are_made_from(self):
         ether(*self.words())
         tokens = self.write("tokens.json", "[[5, 6]]")
         for out in [self.model / "model.safetensors", self.model / "config.json", self.run_folder / "adapter_model.safetensors", tokens]:
             before = out.read_bytes()
-            self.assertIn("is one of the inputs", refusal("logits", "--model", self.model, "--adapter", self.run_folder, "--tokens", tokens, "--out", out))
+            for adapter in [self.run_folder, f"{self.run_folder}@1", f"{self.run_folder}@0.5,{self.run_folder}"]:
+                self.assertIn("is one of the inputs", refusal("logits", "--model", self.model, "--adapter", adapter, "--tokens", tokens, "--out", out))
             self.assertEqual(out.read_bytes(), before)
+        blob = self.folder / "blob"
+        shutil.move(self.model / "model.safetensors", blob)
+        (self.model / "model.safetensors").symlink_to(blob)
+        words = ["logits", "--model", self.model, "--tokens", tokens, "--out"]
+        self.assertIn("is one of the inputs", refusal(*words, blob))
+        self.assertIn('"": expected a file\'s name', refusal(*words, ""))
+        for _ in range(2):
+            ether(*words, self.model / "logits.safetensors")
         for verb in ["merge", "export"]:
             self.assertIn("NaN", self.refused_result(verb))
 
@@ -137,7 +170,9 @@ class FaultsTest(ProgramTest):
         change_tensors(spoiled / "adapter_model.safetensors",
                        {name: (dtype, shape, b"\xff" * len(data)) for name, (dtype, shape, data) in
                         read_tensors(spoiled / "adapter_model.safetensors").items()})
-        told = refusal(verb, "--model", self.model, "--adapter", spoiled, "--out", self.folder / "new" / "a" / "b")
+        words = [verb, "--model", self.model, "--out"]
+        told = refusal(*words, self.folder / "new" / "a" / "b", "--adapter", spoiled)
+        self.assertIn("File name too long", refusal(*words, self.folder / "new" / ("x" * 300) / "b", "--adapter", self.run_folder))
         self.assertFalse((self.folder / "new").exists())
         return told
 
@@ -294,7 +329,7 @@ class FaultsTest(ProgramTest):
             self.assertEqual(sorted(self.folder.rglob("*")), before)
         self.assertGreater(stopped, 5)
 
-    def resumed(self, change, drop=()):
+    def resumed(self, change, drop=(), words=()):
         """What a copy of the run says that was changed, without those checkpoints; its exit code, and the copy."""
         run = self.folder / "copy"
         shutil.rmtree(run, ignore_errors=True)
@@ -302,7 +337,7 @@ class FaultsTest(ProgramTest):
         for step in drop:
             shutil.rmtree(run / "checkpoints" / f"step-{step:09}")
         change(run)
-        done = subprocess.run([program_test.ETHER, "train", "--resume", run], capture_output=True, text=True)
+        done = subprocess.run([program_test.ETHER, "train", "--resume", run, *words], capture_output=True, text=True)
         return done.returncode, done.stderr, run
 
     def edited(self, file, **changes):
@@ -366,6 +401,10 @@ class FaultsTest(ProgramTest):
             config = model / "config.json"
             config.write_text(config.read_text().replace('"gelu"', '"relu"'))
 
+        def other_tokenizer(model):
+            tokenizer = json.loads((model / "tokenizer.json").read_text())
+            (model / "tokenizer.json").write_text(json.dumps(tokenizer | {"padding": None}, indent=7))
+
         def hole_in_weights(model):
             with open(model / "model.safetensors", "r+b") as file:
                 file.seek(-20000, os.SEEK_END)
@@ -387,6 +426,7 @@ class FaultsTest(ProgramTest):
                 self.assertIn(told, words.splitlines()[-1])
         kept = self.folder / "kept"
         for change, told in [(other_activation, "the base model's config.json is not what the run began with"),
+                             (other_tokenizer, "the base model's tokenizer.json is not what the run began with"),
                              (hole_in_weights, "the base model is not what the run began with")]:
             with self.subTest(told):
                 shutil.copytree(self.model, kept)
@@ -400,8 +440,11 @@ class FaultsTest(ProgramTest):
         self.assertEqual(code, 0, words)
         self.assertIn("metrics.jsonl is gone or empty; it begins anew after step 15", words)
         self.assertEqual(words.count("warning"), 1, words)
-        done = subprocess.run([program_test.ETHER, "train", "--resume", run, "--threads", "2"], capture_output=True, text=True)
-        self.assertIn("the run began with 1 threads and goes on with 2", done.stderr)
+        code, words, run = self.resumed(lambda run: None, [20], ["--threads", "2"])
+        self.assertEqual(code, 0, words)
+        self.assertIn("the run began on cpu, 1 threads and goes on on cpu, 2 threads", words)
+        code, words, run = self.resumed(lambda run: None, [], ["--threads", "2"])  # nothing is left to do
+        self.assertEqual((code, "warning" in words), (0, False), words)
         code, words, run = self.resumed(lose_adapter, [20])
         self.assertEqual(code, 0, words)
         self.assertRegex(words, "warning: the adapter of step [0-9]+, the best so far, is not in the folder any more")

@@ -38,6 +38,7 @@ int export_main(int argc, char** argv) {
     io::remove_temporaries_on_signals();
 
     lora.base = train::from_anywhere(loading.model);
+    loading.device = "cpu";  // where the result is checked
     auto loaded = loading.load();
     const auto report = exporting::export_lora(loaded, out, lora);
     for (const auto& warning : report.warnings) fmt::print(stderr, "warning: {}\n", warning);

@@ -30,7 +30,6 @@ Fields LoadingOptions::fields() {
 }
 
 Fields LoadingOptions::device_fields() {
-    device = "auto";
     return {{.name = "device", .value = &device, .help = "auto: a GPU if there is one; cpu, cuda or cuda:1"}};
 }
 

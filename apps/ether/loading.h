@@ -10,7 +10,7 @@
 namespace ether::app {
 
 struct LoadingOptions {
-    std::string model, adapter, dtype = "auto", device = "cpu";
+    std::string model, adapter, dtype = "auto", device = "auto";
     int64_t threads = 0;
     bool force = false;
 

@@ -8,6 +8,7 @@
 #include "ether/core/error.h"
 #include "ether/io/atomic.h"
 #include "ether/io/file.h"
+#include "ether/io/hub_cache.h"
 #include "ether/io/json_reader.h"
 #include "ether/io/safetensors.h"
 #include "loading.h"
@@ -41,16 +42,23 @@ std::vector<data::Sequence> read_tokens(const std::string& path, const nn::Model
     return sequences;
 }
 
-// The result must not take the place of what it is made from.
-void refuse_input(const std::string& out, const std::vector<std::string>& folders, const std::string& file) {
+// The result must not take the place of what it is made from, by whatever path or link.
+void refuse_input(const std::string& out, const LoadingOptions& loading, const std::string& tokens) {
     namespace fs = std::filesystem;
-    const auto path = fs::absolute(out);
     std::error_code ignored;
-    bool is_input = fs::equivalent(path, file, ignored);
-    for (const auto& folder : folders) is_input |= fs::equivalent(path.parent_path(), folder, ignored);
-    if (is_input && fs::exists(path, ignored))
-        fail(ErrorKind::usage, "--out: {} is one of the inputs, which it would replace; name another file",
-             out);
+    std::vector<fs::path> inputs = {tokens};
+    for (const auto& entry : fs::directory_iterator(io::resolve_model(loading.model), ignored))
+        if (const auto name = entry.path().filename().string();
+            name.ends_with(".json") || (name.starts_with("model") && name.ends_with(".safetensors")))
+            inputs.push_back(entry.path());
+    for (const auto& part : split_list(loading.adapter))
+        for (const fs::path folder : {part, part.substr(0, part.rfind('@')), loading.adapter})
+            for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "ether.json"})
+                inputs.push_back(folder / name);
+    for (const auto& input : inputs)
+        if (fs::equivalent(out, input, ignored))
+            fail(ErrorKind::usage,
+                 "--out: {} is one of the inputs, which it would replace; name another file", out);
 }
 
 }  // namespace
@@ -76,7 +84,7 @@ int logits_main(int argc, char** argv) {
         {"tokens", "out"});
     if (!line.parse(argc, argv)) return 0;
     io::remove_temporaries_on_signals();
-    refuse_input(out, {loading.model, loading.adapter}, tokens);
+    refuse_input(out, loading, tokens);
 
     const auto loaded = loading.load();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());

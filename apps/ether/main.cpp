@@ -92,6 +92,7 @@ void check_address_space() {
 // Whether a library's exception says in its own way that memory ran out: libtorch's heap, oneDNN's kernels.
 bool is_out_of_memory(const std::string& text) {
     return text.find("can't allocate memory") != std::string::npos ||
+           text.find("out of memory") != std::string::npos ||  // CUDA's
            text.starts_with("could not create a primitive") ||
            text.starts_with("could not execute a primitive");
 }

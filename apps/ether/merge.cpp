@@ -28,6 +28,7 @@ int merge_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
     io::remove_temporaries_on_signals();
 
+    loading.device = "cpu";  // where the result is checked
     auto loaded = loading.load();
     const auto report = exporting::merge(loaded, out, train::dtype_named(loading.dtype));
     if (json) {

@@ -80,6 +80,7 @@ int train_main(int argc, char** argv) {
         const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
         if (!io::has_entry(saved))
             fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
+        io::read_text_file(saved);  // a pipe there is refused; --config may be one
         CommandLine from_file("train", "", "");
         config = {};
         from_file.add(config.fields());

@@ -48,7 +48,7 @@ TEST(Checkpoint, ReadsOneFileOrShards) {
     const Checkpoint one = Checkpoint::open(folder.path());
     EXPECT_EQ(one.names(), shards.names());
     EXPECT_EQ(one.fingerprint(), shards.fingerprint());
-    EXPECT_EQ(one.fingerprint().size(), 32u);
+    EXPECT_TRUE(one.fingerprint().starts_with(kFingerprintKind));
 }
 
 TEST(Checkpoint, KnowsWhereTheTokenizerCuts) {
@@ -78,7 +78,7 @@ TEST(Checkpoint, FingerprintSeesNamesShapesDtypesAndValues) {
     EXPECT_NE(fingerprint({{"a", base.to(at::kInt)}}), expected);
     EXPECT_NE(fingerprint({{"a", base}, {"b", at::ones({1})}}), expected);
     EXPECT_NE(fingerprint({{"a", at::ones({100, 100})}}), expected);
-    for (const int64_t row : {0, 99}) {  // the sample holds the first and the last bytes
+    for (const int64_t row : {0, 13, 99}) {
         at::Tensor changed = base.clone();
         changed[row][row] = 1;
         EXPECT_NE(fingerprint({{"a", changed}}), expected) << row;

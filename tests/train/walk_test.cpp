@@ -1,5 +1,5 @@
 // Every method on every model: it trains, its files give the same logits in a fresh model, and so does its
-// merge.
+// merge; all its tensors are where the model's are.
 #include <ATen/ExpandUtils.h>
 #include <gtest/gtest.h>
 #include <torch/library.h>
@@ -43,106 +43,6 @@ const std::map<std::string, std::map<std::string, std::string>> kSmall = {
     {"pafi", {{"budget", "0.2"}}},
     {"id3", {{"budget", "0.1"}}},
 };
-
-class Walk : public testing::TestWithParam<Walked> {
-  protected:
-    const methods::Method& method = methods::all_methods()[std::get<0>(GetParam())];
-    const FixtureModel& fixture = std::get<1>(GetParam());
-    const data::Batch batch = fixture.batch();
-
-    methods::AdapterConfig config() const {
-        methods::AdapterConfig config{.method = method.name, .seed = 3};
-        if (const auto small = kSmall.find(method.name); small != kSmall.end())
-            config.options = small->second;
-        if (config.method == "head")  // something to train, whatever the method is
-            config.modules_to_save = {
-                fixture.classifies() ? nn::top_module(fixture.load()->output_site().name()) : "norm"};
-        return config;
-    }
-    // In its MLPs.
-    bool has_biases() const {
-        const auto model = fixture.load();
-        return methods::select({.modules = "mlp-output"}, *model).front()->linear.bias.defined();
-    }
-    bool lacks_what_is_trained() const {
-        const std::string name = method.name;
-        if (name == "hiwi") return !has_biases();
-        const auto model = fixture.load();
-        return name == "bitfit" &&
-               std::none_of(model->tensors().begin(), model->tensors().end(),
-                            [](const auto& slot) { return slot.first.ends_with(".bias"); });
-    }
-    static void train(AdaptedModel& adapted, const FixtureModel& fixture, const data::Batch& batch,
-                      double rate, int steps) {
-        std::vector<OptimizedParameter> parameters;
-        for (const auto& parameter : adapted.parameters().trained())
-            parameters.push_back({parameter.name, parameter.value, rate, 0});
-        AdamW optimizer(parameters);
-        double before = 0;
-        for (int i = 0; i <= steps; ++i) {
-            const auto loss = fixture.loss(adapted.logits({.batch = batch}), batch);
-            if (i == 0) before = loss.item<double>();
-            if (i == steps) {
-                EXPECT_LT(loss.item<double>(), before - 1e-4);
-                return;
-            }
-            loss.backward();
-            for (const auto& parameter : parameters)
-                if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
-                    EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
-                }
-            adapted.after_backward({.step = i, .total = steps});
-            optimizer.step(1);
-            adapted.after_update({.step = i + 1, .total = steps});
-            adapted.parameters().clear_grads();
-        }
-    }
-};
-
-TEST_P(Walk, TrainsSavesLoadsMerges) {
-    if (std::string(method.name) == "unipelt" && fixture.head == nn::Head::causal_lm) {
-        EXPECT_FAILS(usage, "a language model would be told", AdaptedModel(fixture.load(), config()));
-        return;
-    }
-    if (lacks_what_is_trained()) {
-        EXPECT_FAILS(usage, "bias", AdaptedModel(fixture.load(), config()));
-        return;
-    }
-    AdaptedModel adapted(fixture.load(), config());
-    EXPECT_GT(adapted.parameters().count(), 0);
-    train(adapted, fixture, batch, 1e-2, 4);
-    const auto trained = adapted.logits({.batch = batch}).detach();
-
-    const test::TempFolder folder;
-    io::write_adapter(folder / "adapter", adapted.files(fixture.name));
-    AdaptedModel loaded(fixture.load(), io::read_adapter(folder / "adapter"));
-    // Files of some hold less than what was trained: what is left of it, computed in another order.
-    const bool folds = loaded.parameters().count() < adapted.parameters().count();
-    EXPECT_EQ(folds, std::string(method.name) == "adalora" || std::string(method.name) == "hiwi");
-    const bool inserts = std::string(method.name) == "bottleneck" || std::string(method.name) == "prefix" ||
-                         std::string(method.name) == "unipelt";
-    EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
-
-    if (inserts) {
-        EXPECT_FAILS(adapter, "inserts modules", loaded.merged_tensors(at::kFloat));
-        return;
-    }
-    auto tensors = loaded.merged_tensors(at::kFloat);
-    std::ifstream stream(fixture.path() / "config.json");
-    auto model_config = nlohmann::json::parse(stream);
-    const auto& base = loaded.model();
-    if (std::string(method.name) == "red" && !has_biases() && base.shape().architecture != "llama") {
-        EXPECT_FAILS(adapter, "cannot be merged", models::declare_new_biases(base, model_config, tensors));
-        return;
-    }
-    models::declare_new_biases(base, model_config, tensors);
-    std::filesystem::create_directory(folder / "merged");
-    io::write_file_atomic(folder / "merged" / "config.json", model_config.dump());
-    io::write_safetensors(folder / "merged" / "model.safetensors", tensors);
-    const auto merged = models::load_model(io::Checkpoint::open(folder / "merged"),
-                                           {.head = fixture.head, .dtype = at::kFloat});
-    EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));
-}
 
 // Methods that look at values, of which a device without memory has none.
 const std::set<std::string> kLooking = {"hiwi", "id3", "pafi", "prefix", "shira"};
@@ -202,21 +102,120 @@ TORCH_LIBRARY_IMPL(aten, Meta, library) {
     library.impl("native_layer_norm_backward", meta::native_layer_norm_backward);
 }
 
-// On a device without memory a tensor of another device, or a pointer to values, is an error.
-TEST_P(Walk, StaysOnTheModelsDevice) {
-    const bool lacks =
-        lacks_what_is_trained() || (method.name == std::string("unipelt") && !fixture.classifies());
-    if (lacks || kLooking.contains(method.name) || kLacking.contains(method.name)) GTEST_SKIP();
-    AdaptedModel adapted(fixture.load(at::kFloat, at::kMeta), config());
-    const auto moved = batch.to(at::kMeta);
-    for (const auto& parameter : adapted.parameters().all())
-        EXPECT_TRUE(parameter.value.is_meta()) << parameter.name;
-    const auto logits = adapted.logits({.batch = moved, .training = true});
-    fixture.loss(logits, moved).backward();
-    for (const auto& parameter : adapted.parameters().trained())
-        if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
-            EXPECT_TRUE(gradient.is_meta() && gradient.sizes() == parameter.value.sizes()) << parameter.name;
+class Walk : public testing::TestWithParam<Walked> {
+  protected:
+    const methods::Method& method = methods::all_methods()[std::get<0>(GetParam())];
+    const FixtureModel& fixture = std::get<1>(GetParam());
+    const data::Batch batch = fixture.batch();
+
+    methods::AdapterConfig config() const {
+        methods::AdapterConfig config{.method = method.name, .seed = 3};
+        if (const auto small = kSmall.find(method.name); small != kSmall.end())
+            config.options = small->second;
+        if (config.method == "head")  // something to train, whatever the method is
+            config.modules_to_save = {
+                fixture.classifies() ? nn::top_module(fixture.load()->output_site().name()) : "norm"};
+        return config;
+    }
+    // In its MLPs.
+    bool has_biases() const {
+        const auto model = fixture.load();
+        return methods::select({.modules = "mlp-output"}, *model).front()->linear.bias.defined();
+    }
+    bool lacks_what_is_trained() const {
+        const std::string name = method.name;
+        if (name == "hiwi") return !has_biases();
+        const auto model = fixture.load();
+        return name == "bitfit" &&
+               std::none_of(model->tensors().begin(), model->tensors().end(),
+                            [](const auto& slot) { return slot.first.ends_with(".bias"); });
+    }
+    // On a device without memory a tensor of another device, or a pointer to values, is an error.
+    void check_that_it_stays_on_the_models_device() const {
+        if (kLooking.contains(method.name) || kLacking.contains(method.name)) return;
+        AdaptedModel adapted(fixture.load(at::kFloat, at::kMeta), config());
+        const auto moved = batch.to(at::kMeta);
+        for (const auto& parameter : adapted.parameters().all())
+            EXPECT_TRUE(parameter.value.is_meta()) << parameter.name;
+        const auto logits = adapted.logits({.batch = moved, .training = true});
+        fixture.loss(logits, moved).backward();
+        for (const auto& parameter : adapted.parameters().trained())
+            if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
+                EXPECT_TRUE(gradient.is_meta() && gradient.sizes() == parameter.value.sizes())
+                    << parameter.name;
+            }
+    }
+    static void train(AdaptedModel& adapted, const FixtureModel& fixture, const data::Batch& batch,
+                      double rate, int steps) {
+        std::vector<OptimizedParameter> parameters;
+        for (const auto& parameter : adapted.parameters().trained())
+            parameters.push_back({parameter.name, parameter.value, rate, 0});
+        AdamW optimizer(parameters);
+        double before = 0;
+        for (int i = 0; i <= steps; ++i) {
+            const auto loss = fixture.loss(adapted.logits({.batch = batch}), batch);
+            if (i == 0) before = loss.item<double>();
+            if (i == steps) {
+                EXPECT_LT(loss.item<double>(), before - 1e-4);
+                return;
+            }
+            loss.backward();
+            for (const auto& parameter : parameters)
+                if (const auto& gradient = parameter.value.grad(); gradient.defined()) {
+                    EXPECT_TRUE(gradient.isfinite().all().item<bool>()) << parameter.name;
+                }
+            adapted.after_backward({.step = i, .total = steps});
+            optimizer.step(1);
+            adapted.after_update({.step = i + 1, .total = steps});
+            adapted.parameters().clear_grads();
         }
+    }
+};
+
+TEST_P(Walk, TrainsSavesLoadsMerges) {
+    if (std::string(method.name) == "unipelt" && fixture.head == nn::Head::causal_lm) {
+        EXPECT_FAILS(usage, "a language model would be told", AdaptedModel(fixture.load(), config()));
+        return;
+    }
+    if (lacks_what_is_trained()) {
+        EXPECT_FAILS(usage, "bias", AdaptedModel(fixture.load(), config()));
+        return;
+    }
+    check_that_it_stays_on_the_models_device();
+    AdaptedModel adapted(fixture.load(), config());
+    EXPECT_GT(adapted.parameters().count(), 0);
+    train(adapted, fixture, batch, 1e-2, 4);
+    const auto trained = adapted.logits({.batch = batch}).detach();
+
+    const test::TempFolder folder;
+    io::write_adapter(folder / "adapter", adapted.files(fixture.name));
+    AdaptedModel loaded(fixture.load(), io::read_adapter(folder / "adapter"));
+    // Files of some hold less than what was trained: what is left of it, computed in another order.
+    const bool folds = loaded.parameters().count() < adapted.parameters().count();
+    EXPECT_EQ(folds, std::string(method.name) == "adalora" || std::string(method.name) == "hiwi");
+    const bool inserts = std::string(method.name) == "bottleneck" || std::string(method.name) == "prefix" ||
+                         std::string(method.name) == "unipelt";
+    EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
+
+    if (inserts) {
+        EXPECT_FAILS(adapter, "inserts modules", loaded.merged_tensors(at::kFloat));
+        return;
+    }
+    auto tensors = loaded.merged_tensors(at::kFloat);
+    std::ifstream stream(fixture.path() / "config.json");
+    auto model_config = nlohmann::json::parse(stream);
+    const auto& base = loaded.model();
+    if (std::string(method.name) == "red" && !has_biases() && base.shape().architecture != "llama") {
+        EXPECT_FAILS(adapter, "cannot be merged", models::declare_new_biases(base, model_config, tensors));
+        return;
+    }
+    models::declare_new_biases(base, model_config, tensors);
+    std::filesystem::create_directory(folder / "merged");
+    io::write_file_atomic(folder / "merged" / "config.json", model_config.dump());
+    io::write_safetensors(folder / "merged" / "model.safetensors", tensors);
+    const auto merged = models::load_model(io::Checkpoint::open(folder / "merged"),
+                                           {.head = fixture.head, .dtype = at::kFloat});
+    EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));
 }
 
 std::vector<size_t> method_indices() {

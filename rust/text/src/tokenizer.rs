@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde_json::value::RawValue;
 use tokenizers::utils::truncation::{truncate_encodings, TruncationDirection, TruncationStrategy};
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationParams};
 
@@ -25,29 +26,52 @@ fn without_dropout(tokenizer: &mut Tokenizer) {
     }
 }
 
-/// How many times as long a normalizer's replacements may make a text.
-fn growth(normalizer: &serde_json::Value) -> f64 {
-    let length = |value: &serde_json::Value| value.as_str().map_or(1, str::len).max(1) as f64;
-    match normalizer["type"].as_str() {
-        Some("Sequence") => normalizer["normalizers"].as_array().map_or(1.0, |all| all.iter().map(growth).product()),
-        Some("Replace") => (length(&normalizer["content"]) / length(&normalizer["pattern"]["String"])).max(1.0),
-        _ => 1.0,
+/// One replacement of a normalizer: what it looks for (None: a regular expression) and what it puts there.
+struct Replacement<'a> {
+    pattern: Option<&'a str>,
+    content: &'a str,
+}
+
+/// Those of a normalizer, in order; old files leave out the type.
+fn replacements<'a>(normalizer: &'a serde_json::Value, found: &mut Vec<Replacement<'a>>) {
+    if let Some(all) = normalizer["normalizers"].as_array() {
+        all.iter().for_each(|one| replacements(one, found));
+    } else if let Some(content) = normalizer["content"].as_str() {
+        found.push(Replacement { pattern: normalizer["pattern"]["String"].as_str(), content });
     }
+}
+
+/// How many times as long they may make a text: what one puts there can be replaced again by a later one that looks for any
+/// letter of it.
+fn growth(all: &[Replacement]) -> f64 {
+    let mut from = vec![1.0f64; all.len()];
+    for i in (0..all.len()).rev() {
+        let own = all[i].content.len() as f64 / all[i].pattern.map_or(1, str::len).max(1) as f64;
+        let meets = |later: &Replacement| later.pattern.map_or(true, |pattern| pattern.chars().any(|c| all[i].content.contains(c)));
+        let next = (i + 1..all.len()).filter(|j| meets(&all[*j])).map(|j| from[j]).fold(1.0, f64::max);
+        from[i] = (own * next).max(1.0);
+    }
+    from.into_iter().fold(1.0, f64::max)
 }
 
 /// Refuses a file whose few replacements would fill any memory.
 fn check_growth(json: &[u8]) -> Result<(), String> {
     const LARGEST: f64 = 1e4;
-    #[derive(serde::Deserialize)]
-    struct Normalized {
-        #[serde(default)]
-        normalizer: serde_json::Value,
+    const MOST: usize = 1000;
+    // As where it is read in earnest, the last of several keys counts.
+    let Ok(file) = serde_json::from_slice::<std::collections::HashMap<String, &RawValue>>(json) else {
+        return Ok(()); // told by whoever reads it whole
+    };
+    let normalizer = file.get("normalizer").map_or("null", |raw| raw.get());
+    let normalizer = serde_json::from_str(normalizer).map_err(|error| error.to_string())?;
+    let mut all = vec![];
+    replacements(&normalizer, &mut all);
+    if all.len() > MOST {
+        return Err(format!("its normalizer makes {} replacements, more than {MOST}", all.len()));
     }
-    match serde_json::from_slice::<Normalized>(json) {
-        Ok(file) if growth(&file.normalizer) > LARGEST => {
-            Err(format!("its normalizer may make a text {:.0e} times as long", growth(&file.normalizer)))
-        }
-        _ => Ok(()), // what is no JSON is told by whoever reads it whole
+    match growth(&all) {
+        times if times > LARGEST => Err(format!("its normalizer may make a text {times:.0e} times as long")),
+        _ => Ok(()),
     }
 }
 

@@ -47,19 +47,19 @@ std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
 }
 
 // An adapter's ether.json, if it has one and was trained on this base.
-std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter,
-                                          const io::Checkpoint& checkpoint, const LoadOptions& options) {
+std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const std::string& base,
+                                          const LoadOptions& options) {
     if (!adapter.files.ether) return {};
     io::JsonObject ether(*adapter.files.ether, (std::filesystem::path(adapter.name) / "ether.json").string());
     if (const auto format = ether.get_or<int64_t>("format", 1); format != 1)
         fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
              format);
     const auto fingerprint = ether.get_or<std::string>("base_fingerprint", "");
-    if (fingerprint != checkpoint.fingerprint() && !options.force)
+    if (fingerprint.starts_with(io::kFingerprintKind) && fingerprint != base && !options.force)
         fail(ErrorKind::adapter,
              "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
              "--force uses it all the same",
-             adapter.name, options.model, fingerprint, checkpoint.fingerprint());
+             adapter.name, options.model, fingerprint, base);
     return ether;
 }
 
@@ -86,10 +86,11 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     LoadedAdapter loaded{.checkpoint = io::Checkpoint::open(io::resolve_model(options.model))};
     const auto adapters =
         options.adapter.empty() ? std::vector<methods::NamedAdapter>() : named_adapters(options.adapter);
+    const auto base = adapters.empty() ? std::string() : loaded.checkpoint.fingerprint();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
         if (!head) head = head_rows(adapter.files, loaded.checkpoint);
-        const auto ether = description(adapter, loaded.checkpoint, options);
+        const auto ether = description(adapter, base, options);
         if (!ether)
             loaded.notes.push_back(
                 fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",

@@ -33,18 +33,6 @@ double median(std::vector<double> values) {
     return values[values.size() / 2];
 }
 
-// The same of a device: copying reads and writes each byte.
-double copy_bandwidth(at::Device device) {
-    constexpr int64_t kBytes = int64_t{1} << 30;
-    constexpr int kRepeats = 5;
-    const auto from = at::ones({kBytes}, at::TensorOptions(device).dtype(at::kByte)),
-               to = at::empty_like(from);
-    double best = 1e30;
-    for (int repeat = 0; repeat < kRepeats; ++repeat)
-        best = std::min(best, seconds_of([&] { to.copy_(from); }, device));
-    return 2 * static_cast<double>(kBytes) / best;
-}
-
 // Bytes a second of reading memory that no cache holds, each thread its part.
 double read_bandwidth() {
     constexpr int64_t kBytes = int64_t{256} << 20, kCount = kBytes / static_cast<int64_t>(sizeof(float));
@@ -71,6 +59,18 @@ double read_bandwidth() {
     // Read, so that the sums are not left out.
     ETHER_ASSERT(std::accumulate(sums.begin(), sums.end(), 0.0F) > 0);
     return static_cast<double>(kBytes) / best;
+}
+
+// The same of a device: copying reads and writes each byte.
+double copy_bandwidth(at::Device device) {
+    constexpr int64_t kBytes = int64_t{1} << 30;
+    constexpr int kRepeats = 5;
+    const auto from = at::ones({kBytes}, at::TensorOptions(device).dtype(at::kByte)),
+               to = at::empty_like(from);
+    double best = 1e30;
+    for (int repeat = 0; repeat < kRepeats; ++repeat)
+        best = std::min(best, seconds_of([&] { to.copy_(from); }, device));
+    return 2 * static_cast<double>(kBytes) / best;
 }
 
 // `count` adapters of one kind: the forms with other values. A tensor that stands twice stays one.

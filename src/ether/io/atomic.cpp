@@ -111,17 +111,29 @@ void remove_temporaries_on_signals() {
 // back.
 NewFolders::NewFolders(const fs::path& path) {
     const std::lock_guard lock(temporaries().mutex);
+    std::vector<fs::path> missing;  // the deepest one first
     std::error_code code;
     for (fs::path folder = path; !folder.empty() && !fs::exists(folder, code); folder = folder.parent_path())
-        made_.push_back(folder);
-    fs::create_directories(path, code);
-    if (code) fail_system(path, "create the folder", code.value());
-    temporaries().parents.insert(made_.begin(), made_.end());
+        missing.push_back(folder);
+    for (auto folder = missing.rbegin(); folder != missing.rend(); ++folder) {
+        const bool made = fs::create_directory(*folder, code);
+        if (code) {
+            remove();
+            fail_system(path, "create the folder", code.value());
+        }
+        if (!made) continue;  // someone else was faster
+        made_.insert(made_.begin(), *folder);
+        temporaries().parents.insert(*folder);
+    }
 }
 
 NewFolders::~NewFolders() {
-    std::error_code ignored;
     const std::lock_guard lock(temporaries().mutex);
+    remove();
+}
+
+void NewFolders::remove() {
+    std::error_code ignored;
     for (const auto& folder : made_) {
         fs::remove(folder, ignored);
         temporaries().parents.erase(folder);

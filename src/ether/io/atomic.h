@@ -47,6 +47,8 @@ class NewFolders {
     void keep();
 
   private:
+    void remove();
+
     std::vector<std::filesystem::path> made_;  // the deepest one first
 };
 

@@ -131,8 +131,9 @@ std::string Checkpoint::fingerprint() const {
         hash.add(info.dtype);
         hash.add(info.shape.data(), info.shape.size() * sizeof(int64_t));
         hash.add(data.data(), data.size());
+        shards_[index].release(name);
     }
-    return hash.hex();
+    return std::string(kFingerprintKind) + hash.hex();
 }
 
 }  // namespace ether::io

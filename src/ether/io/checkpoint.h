@@ -17,6 +17,7 @@
 namespace ether::io {
 
 inline constexpr const char* kTokenizerConfigFile = "tokenizer_config.json";
+inline constexpr std::string_view kFingerprintKind = "xxh3:";  // others cannot be compared
 
 class Checkpoint {
   public:
@@ -37,8 +38,8 @@ class Checkpoint {
     at::Tensor weight(std::string_view name) const { return shard(name).weight(name); }
     void release(std::string_view name) const { shard(name).release(name); }
 
-    // 32 hex digits that tell models apart, to check that an adapter meets its base: a hash (not a
-    // cryptographic one) over each tensor's name, dtype, shape and data, in order of names. How tensors are
+    // "xxh3:" and 32 hex digits that tell models apart, to check that an adapter meets its base: a hash (not
+    // a cryptographic one) over each tensor's name, dtype, shape and data, in order of names. How tensors are
     // spread over files and config.json do not matter. Reads all weights.
     std::string fingerprint() const;
 

@@ -257,11 +257,12 @@ std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::
                  "{}: key \"layer_types\" holds \"{}\", expected sliding_attention or full_attention",
                  config.name(), printable(type));
     std::vector<int64_t> windows(static_cast<size_t>(layers), 0);
+    if (model_type == "llama") return windows;
     const auto window = config.get_or<int64_t>("sliding_window", 0);
     if (window < 0)
         fail(ErrorKind::model, "{}: key \"sliding_window\" is {}, expected at least 0", config.name(),
              window);
-    if (window <= 0 || model_type == "llama") return windows;
+    if (window == 0) return windows;
     if (model_type != "mistral" && !config.get_or<bool>("use_sliding_window", false)) return windows;
     const auto first = model_type == "mistral" ? 0 : config.get_or<int64_t>("max_window_layers", 0);
     for (int64_t i = 0; i < layers; ++i) {

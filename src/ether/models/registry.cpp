@@ -31,12 +31,17 @@ constexpr std::array kArchitectures = {
 // A block's tensor that the model has no use for is a sign of another model: its config.json was mixed up,
 // and without it the logits are wrong. (Outside of blocks there may be heads that are not asked for.)
 void check_all_taken(const io::Checkpoint& checkpoint, const nn::Model& model) {
-    constexpr std::array kBuffers = {"rotary_emb.inv_freq", "attn.masked_bias"};  // of old versions
+    constexpr const char* kOldBuffer = "rotary_emb.inv_freq";
+    const auto& first = *std::find_if(model.sites().begin(), model.sites().end(),
+                                      [](const nn::Site& site) { return site.layer == 0; });
+    const auto blocks = first.name().substr(0, first.name().find('0'));  // "bert.encoder.layer."
+    const auto& prefix = model.shape().prefix;                           // which files may lack
+    const auto is_in_block = [&](const std::string& name) {
+        return nn::block_number(name) && (name.starts_with(blocks) || (prefix + name).starts_with(blocks));
+    };
     std::vector<std::string> left;
     for (const auto& name : checkpoint.names())
-        if (nn::block_number(name) && !model.taken().contains(name) &&
-            std::none_of(kBuffers.begin(), kBuffers.end(),
-                         [&](const char* end) { return name.ends_with(end); }))
+        if (is_in_block(name) && !model.taken().contains(name) && !name.ends_with(kOldBuffer))
             left.push_back(name);
     if (left.empty()) return;
     fail(ErrorKind::model,

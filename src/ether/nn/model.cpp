@@ -4,6 +4,7 @@
 #include <ATen/ops/aminmax.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "ether/core/error.h"
@@ -13,7 +14,9 @@ namespace ether::nn {
 std::optional<size_t> block_number(const std::string& name) {
     const auto first = name.find_first_of("0123456789");
     if (first == std::string::npos || first == 0 || name[first - 1] != '.') return std::nullopt;
-    return std::stoul(name.substr(first));
+    size_t number = 0;
+    const auto result = std::from_chars(name.data() + first, name.data() + name.size(), number);
+    return result.ec == std::errc() ? std::optional(number) : std::nullopt;
 }
 
 std::string top_module(const std::string& module) { return module.substr(0, module.find('.')); }

@@ -54,6 +54,8 @@ class Callback {
     // goes on from there; `name` keys the length in the checkpoint, empty: nothing to keep.
     virtual std::string log_name() const { return ""; }
     virtual int64_t log_bytes() { return 0; }
+    // Whether log_bytes found, since it was last asked, that someone had removed or replaced the log.
+    virtual bool lost_log() { return false; }
     virtual void resume_log(int64_t /*bytes*/) {}
 };
 

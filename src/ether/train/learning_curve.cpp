@@ -100,7 +100,7 @@ LinePlot make_plot(const RunInfo& info, const Metrics& metrics) {
 }  // namespace
 
 Metrics read_metrics(const std::filesystem::path& file) {
-    const auto text = io::read_text_file(file);
+    const auto text = io::read_input(file);
     Metrics metrics;
     int64_t number = 1;
     for (size_t begin = 0; begin < text.size();) {

@@ -24,6 +24,8 @@ int64_t LogFile::open() {
     // Not through a link, which may lead to a file of someone else's, nor waiting for a pipe's reader.
     descriptor_ =
         ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+    if (descriptor_ < 0 && errno == ELOOP)
+        fail(ErrorKind::file, "{}: cannot open: it is a link, which is not followed", path_.string());
     if (descriptor_ < 0) fail_to("open");
     struct stat found_file {};
     if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
@@ -82,6 +84,7 @@ bool LogFile::is_there() const {
 int64_t LogFile::log_bytes() {
     ETHER_ASSERT(descriptor_ >= 0);
     if (!is_there()) {
+        lost_ = true;
         ::close(descriptor_);
         size_ = open();
         if (size_ == 0) begin();

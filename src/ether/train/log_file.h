@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "ether/train/callback.h"
 
@@ -27,6 +28,7 @@ class LogFile : public Callback {
     // Waits until all is on the disk. A file that was removed or replaced meanwhile is made anew, or goes on
     // at its end.
     int64_t log_bytes() override;
+    bool lost_log() override { return std::exchange(lost_, false); }
     void resume_log(int64_t bytes) override { kept_ = bytes; }
 
   protected:
@@ -45,6 +47,7 @@ class LogFile : public Callback {
     std::filesystem::path path_;
     int descriptor_ = -1;
     int64_t kept_ = 0, size_ = 0;
+    bool lost_ = false;
 };
 
 }  // namespace ether::train

@@ -18,6 +18,8 @@ RunLock::RunLock(const std::filesystem::path& folder) : path_(folder / ".lock") 
     if (error) fail(ErrorKind::file, "{}: cannot make the run folder: {}", folder.string(), error.message());
     // Not through a link, which may lead to a file of someone else's.
     descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
+    if (descriptor_ < 0 && errno == ELOOP)
+        fail(ErrorKind::file, "{}: cannot open: it is a link, which is not followed", path_.string());
     if (descriptor_ < 0) fail(ErrorKind::file, "{}: cannot open: {}", path_.string(), std::strerror(errno));
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
         ::close(descriptor_);

@@ -35,7 +35,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"finished", progress.finished},
             {"stopped_early", progress.stopped_early},
             {"loss", progress.loss},
-            {"threads", progress.threads},
+            {"machine", progress.machine},
             {"inputs", progress.inputs},
             {"settings", progress.settings},
             {"log_bytes", progress.log_bytes}};
@@ -68,7 +68,7 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.finished = json.get<bool>("finished");
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);
-    progress.threads = count(json, "threads");
+    progress.machine = json.get<std::string>("machine");
     progress.inputs = texts(json, "inputs");
     progress.settings = texts(json, "settings");
     const auto logs = json.object("log_bytes");

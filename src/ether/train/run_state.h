@@ -23,7 +23,7 @@ struct RunProgress {
     int64_t evaluations_without_best = 0;
     bool finished = false, stopped_early = false;
     double loss = 0;      // of the last step
-    int64_t threads = 0;  // of the process; 0: unknown
+    std::string machine;  // what sums were added on: device and threads
     std::map<std::string, std::string>
         inputs;  // base model and data, by hash: a run goes on with the same only
     std::map<std::string, std::string> settings;  // deciding_settings, likewise

@@ -66,9 +66,9 @@ std::string hash_of(const std::vector<data::Sequence>& sequences) {
     return hash.hex();
 }
 
-std::string hash_of(const nlohmann::json& json) {
+std::string hash_of(std::string_view text) {
     Hash hash;
-    hash.add(json.dump());
+    hash.add(text);
     return hash.hex();
 }
 
@@ -108,10 +108,9 @@ void refuse_foreign_files(const fs::path& folder) {
          folder.string(), folder.string());
 }
 
-std::string device_text(const nn::Model& model) {
-    const auto dtype = io::dtype_name(model.dtype());
-    return model.device().is_cpu() ? fmt::format("cpu, {} threads, {}", num_threads(), dtype)
-                                   : fmt::format("{}, {}", model.device().str(), dtype);
+// What an order of sums depends on.
+std::string machine(const nn::Model& model) {
+    return model.device().is_cpu() ? fmt::format("cpu, {} threads", num_threads()) : model.device().str();
 }
 
 }  // namespace
@@ -173,10 +172,12 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
 
     read();
     inputs_ = {{"the base model", fingerprint_},
-               {"the base model's config.json", hash_of(checkpoint.config().document())},
+               {"the base model's config.json", hash_of(checkpoint.config().document().dump())},
+               {"the base model's tokenizer.json",
+                hash_of(io::read_text_file(checkpoint.path() / "tokenizer.json"))},
                {"the training data", hash_of(training_)},
                {"the evaluation data", hash_of(evaluation_)},
-               {"the labels' names", hash_of(task_->describe())}};
+               {"the labels' names", hash_of(task_->describe().dump())}};
     // A step's examples are ordered as one batch and then cut, so that accumulation changes nothing.
     order_ = std::make_unique<data::EpochOrder>(
         data::lengths_of(training_),
@@ -247,21 +248,22 @@ void Trainer::choose_memory_mode() {
 
 RunInfo Trainer::info(int64_t first_step) const {
     const auto& parameters = model_->parameters();
-    return {.folder = config_.out,
-            .first_step = first_step,
-            .total_steps = total_steps_,
-            .steps_per_epoch = steps_per_epoch_,
-            .adapter_parameters = model_->method_parameters(),
-            .head_parameters = parameters.count(nn::ParameterGroup::head),
-            .model_parameters = model_->model().parameter_count(),
-            .training_examples = static_cast<int64_t>(training_.size()),
-            .eval_examples = static_cast<int64_t>(evaluation_.size()),
-            .device = device_text(model_->model()),
-            .blocks = model_->model().shape().layers,
-            .checkpointed_blocks = checkpointed_blocks_,
-            .method = config_.method_names(),
-            .learning_rate = config_.learning_rate(),
-            .warnings = warnings_};
+    return {
+        .folder = config_.out,
+        .first_step = first_step,
+        .total_steps = total_steps_,
+        .steps_per_epoch = steps_per_epoch_,
+        .adapter_parameters = model_->method_parameters(),
+        .head_parameters = parameters.count(nn::ParameterGroup::head),
+        .model_parameters = model_->model().parameter_count(),
+        .training_examples = static_cast<int64_t>(training_.size()),
+        .eval_examples = static_cast<int64_t>(evaluation_.size()),
+        .device = fmt::format("{}, {}", machine(model_->model()), io::dtype_name(model_->model().dtype())),
+        .blocks = model_->model().shape().layers,
+        .checkpointed_blocks = checkpointed_blocks_,
+        .method = config_.method_names(),
+        .learning_rate = config_.learning_rate(),
+        .warnings = warnings_};
 }
 
 void Trainer::fail_not_finite(const char* what, double value, int64_t step) const {
@@ -339,15 +341,13 @@ void Trainer::save_checkpoint(RunProgress& progress) {
     for (auto* callback : callbacks_) {
         const auto name = callback->log_name();
         if (name.empty()) continue;
-        int64_t& kept = progress.log_bytes[name];
-        const int64_t bytes = callback->log_bytes();
-        if (bytes < kept)
+        progress.log_bytes[name] = callback->log_bytes();
+        if (callback->lost_log())
             for (auto* told : callbacks_)
                 told->on_warning(
-                    fmt::format("{}/{} was removed or replaced while the run went on; it goes on "
-                                "without what stood there",
+                    fmt::format("{}/{} was removed or replaced while the run went on; what was "
+                                "written since is lost",
                                 config_.out, name));
-        kept = bytes;
     }
     state_.save(progress, model_->parameters(), *optimizer_, config_.keep);
 }
@@ -363,7 +363,7 @@ void Trainer::open_folder(RunProgress& progress) {
     if (!resume_) {
         state_.clear();
         progress.inputs = inputs_;
-        progress.threads = num_threads();
+        progress.machine = machine(model_->model());
         progress.settings = deciding_settings(config_);
         return;
     }
@@ -378,11 +378,11 @@ void Trainer::resume(RunProgress& progress) {
     for (const auto& reason : skipped)
         warnings_.push_back(fmt::format(
             "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
-    if (progress.threads != num_threads())
+    if (const auto now = machine(model_->model()); progress.machine != now && !progress.finished)
         warnings_.push_back(
-            fmt::format("the run began with {} threads and goes on with {}: sums are added in "
-                        "another order, so its end differs by rounding; --threads {} keeps it",
-                        progress.threads, num_threads(), progress.threads));
+            fmt::format("the run began on {} and goes on on {}: sums are added in another "
+                        "order, so its end differs by rounding; --threads and --device keep it",
+                        progress.machine, now));
     restore_adapter(progress);
     state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
     for (auto* callback : callbacks_) {
@@ -393,6 +393,7 @@ void Trainer::resume(RunProgress& progress) {
             warnings_.push_back(fmt::format("{}/{} is gone or empty; it begins anew after step {}",
                                             config_.out, log->first, progress.step));
             log->second = 0;
+            begins_log_anew_ = true;
         }
         callback->resume_log(log->second);
     }
@@ -445,6 +446,7 @@ RunResult Trainer::run() {
     RunProgress progress;
     open_folder(progress);
     for (auto* callback : callbacks_) callback->on_start(info(progress.step));
+    if (begins_log_anew_) save_checkpoint(progress);  // which counts on what is there no more
     if (!resume_) {
         // run.toml comes last: a folder that has it can be resumed, one that lacks it can be started in.
         save_checkpoint(progress);

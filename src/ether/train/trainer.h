@@ -65,6 +65,7 @@ class Trainer {
     std::unique_ptr<methods::AdaptedModel> model_;
     std::string toml_, fingerprint_;
     std::map<std::string, std::string> inputs_;  // by what they are, for RunProgress
+    bool begins_log_anew_ = false;
     std::vector<std::string> warnings_;
     std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;

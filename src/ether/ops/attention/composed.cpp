@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
+#include <atomic>
 #include <limits>
 
 #include "ether/ops/dispatch.h"
@@ -91,7 +92,16 @@ Tensor dropout_scales(const Padding& queries, int64_t keys, const AttentionOptio
 
 Tensor attention_composed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_offsets,
                           const Tensor& key_offsets, const AttentionOptions& options) {
-    if (suits_flash(q, options)) return flash(q, k, v, query_offsets, key_offsets, options);
+    static std::atomic<bool> has_flash{true};  // not every GPU does
+    if (has_flash && suits_flash(q, options)) {
+        try {
+            return flash(q, k, v, query_offsets, key_offsets, options);
+        } catch (const c10::OutOfMemoryError&) {
+            throw;
+        } catch (const c10::Error&) {
+            has_flash = false;
+        }
+    }
     const auto dtype = accumulate_dtype(q.scalar_type());
     const Padding queries(query_offsets, q.size(0), options.longest_query),
         keys(key_offsets, k.size(0), options.longest_key);
