@@ -3,18 +3,15 @@ block-diagonal reflections anew in each step. What reflecting activations saves 
 
     bench/ether_weights.py MODEL f32|bf16 BATCH TOKENS STEPS ether|ether+ BLOCKS DEVICE TARGETS
 
-Prints the JSON that bench/train_step.py's peers print. One-sided ETHER reflects inputs, ETHER+ both sides.
+Prints the JSON that bench/peer.py prints. One-sided ETHER reflects inputs, ETHER+ both sides.
 """
 
-import json
-import resource
-import statistics
 import sys
-import time
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+
+from peer import load, measure
 
 
 class ReflectedWeight(nn.Module):
@@ -50,31 +47,12 @@ class ReflectedWeight(nn.Module):
 
 def main():
     folder, dtype, batch, tokens, steps, kind, blocks, device, targets = sys.argv[1:]
-    batch, tokens, steps = int(batch), int(tokens), int(steps)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype]).to(device)
-    model.requires_grad_(False)
+    model = load(folder, dtype, device).requires_grad_(False)
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if leaf in targets.split(","):
             setattr(model.get_submodule(parent), leaf, ReflectedWeight(module, kind, int(blocks)))
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
-    seconds = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"tokens_per_second": batch * tokens / statistics.median(seconds[1:]),
-                      "trainable_parameters": sum(parameter.numel() for parameter in trained),
-                      "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-                      "peak_device_bytes": torch.cuda.max_memory_allocated() if device != "cpu" else 0}))
+    measure(model.train(), int(batch), int(tokens), int(steps), device)
 
 
 if __name__ == "__main__":

@@ -17,36 +17,6 @@ import tempfile
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-PEER = """
-import json, resource, statistics, sys, time
-import peft, torch
-from transformers import AutoModelForCausalLM
-
-folder, dtype, batch, tokens, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
-kind, options, device = sys.argv[6], json.loads(sys.argv[7]), sys.argv[8]
-torch.manual_seed(0)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype]).to(device)
-model = peft.get_peft_model(model, getattr(peft, kind)(**options)).train()
-trained = [p for p in model.parameters() if p.requires_grad]
-optimizer = torch.optim.AdamW(trained, lr=1e-4)
-ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=device)
-seconds = []
-for step in range(steps + 1):
-    start = time.perf_counter()
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    if hasattr(model.base_model, "update_and_allocate"):  # AdaLoRA's
-        model.base_model.update_and_allocate(step + 1)
-    optimizer.zero_grad()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    seconds.append(time.perf_counter() - start)
-median = statistics.median(seconds[1:])
-print(json.dumps({"tokens_per_second": batch * tokens / median, "trainable_parameters": sum(p.numel() for p in trained),
-                  "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-                  "peak_device_bytes": torch.cuda.max_memory_allocated() if device != "cpu" else 0}))
-"""
-
 MAKE_MODEL = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -67,8 +37,8 @@ def last_json(command):
 
 def peer_step(model, dtype, sizes, kind="LoraConfig", options={"r": 8, "lora_alpha": 16}, device="cpu"):
     """PEFT's step with a configuration of that class; sizes: batch, tokens, steps, as text."""
-    return last_json([sys.executable, "-c", PEER, model, dtype, *sizes, kind, json.dumps({"target_modules": TARGETS.split(",")} | options),
-                      device])
+    return last_json([sys.executable, str(ROOT / "bench/peer.py"), model, dtype, *sizes, device, kind,
+                      json.dumps({"target_modules": TARGETS.split(",")} | options)])
 
 
 def our_step(ether, model, dtype, sizes, method, options=(), device="cpu"):
