@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "ether/core/error.h"
+#include "ether/io/descriptor.h"
 
 namespace ether::train {
 
@@ -21,12 +22,7 @@ void LogFile::fail_to(const char* action) const {
 }
 
 int64_t LogFile::open() {
-    // Not through a link, which may lead to a file of someone else's, nor waiting for a pipe's reader.
-    descriptor_ =
-        ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
-    if (descriptor_ < 0 && errno == ELOOP)
-        fail(ErrorKind::file, "{}: cannot open: it is a link, which is not followed", path_.string());
-    if (descriptor_ < 0) fail_to("open");
+    descriptor_ = io::open_own(path_, O_WRONLY | O_APPEND, 0666);
     struct stat found_file {};
     if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
         fail(ErrorKind::file, "{}: is no regular file, so no log can be kept there", path_.string());
@@ -74,18 +70,11 @@ void LogFile::append(std::string_view record) {
     size_ += static_cast<int64_t>(record.size());
 }
 
-bool LogFile::is_there() const {
-    struct stat held {};
-    struct stat there {};
-    return ::fstat(descriptor_, &held) == 0 && ::stat(path_.c_str(), &there) == 0 &&
-           held.st_dev == there.st_dev && held.st_ino == there.st_ino;
-}
-
 int64_t LogFile::log_bytes() {
     ETHER_ASSERT(descriptor_ >= 0);
-    if (!is_there()) {
+    if (!io::is_at(descriptor_, path_)) {
         lost_ = true;
-        ::close(descriptor_);
+        ::close(std::exchange(descriptor_, -1));
         size_ = open();
         if (size_ == 0) begin();
     }

@@ -41,7 +41,6 @@ class LogFile : public Callback {
     // At the end of what is there; returns its length.
     int64_t open();
     void begin();
-    bool is_there() const;
 
     std::string name_;
     std::filesystem::path path_;
