@@ -1,7 +1,7 @@
 """Training steps on a GPU beside PEFT's and the algorithm that multiplies weights, on the same model, batch and targets, in one run.
 
     python3 bench/gpu.py [--shapes 135m,1.1b,7b] [--batch 4] [--tokens 512] [--steps 5] [--json FILE]
-                         [--targets all-linear,qv] [--device cuda] [--ether build/release/bin/ether]
+                         [--targets all-linear,qv] [--only "ETHER n=4,PEFT LoRA r=8"] [--device cuda] [--ether build/release/bin/ether]
 
 Models are Llamas of random bfloat16 weights, made in a temporary folder. Every figure is the median of --steps steps after one that
 warms up, in a process of its own; memory is the most that tensors took on the GPU. --json appends a line a figure. Needs torch,
@@ -45,6 +45,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="135m,1.1b,7b")
     parser.add_argument("--targets", default="all-linear,qv")
+    parser.add_argument("--only", help="names of what is run, with commas between")
     parser.add_argument("--batch", default="4")
     parser.add_argument("--tokens", default="512")
     parser.add_argument("--steps", default="5")
@@ -72,6 +73,8 @@ def measure(model, shape, targets, sizes, options):
     runs |= {name: lambda kind=kind, blocks=blocks: last_json(
         [sys.executable, str(ROOT / "bench/ether_weights.py"), model, options.dtype, *sizes, kind, blocks, options.device, targets])
         for name, (kind, blocks) in WEIGHTS.items()}
+    if options.only:
+        runs = {name: runs[name] for name in options.only.split(",")}
     yardstick = None
     for name, run in runs.items():
         try:

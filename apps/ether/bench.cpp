@@ -7,6 +7,7 @@
 #include "ether/core/parallel.h"
 #include "ether/eval/forms_bench.h"
 #include "ether/eval/mixed_batch_bench.h"
+#include "ether/eval/reflect_bench.h"
 #include "ether/eval/train_step_bench.h"
 #include "ether/io/hub_cache.h"
 #include "ether/ops/device.h"
@@ -194,11 +195,55 @@ int forms_main(int argc, char** argv) {
     return 0;
 }
 
+int reflect_main(int argc, char** argv) {
+    eval::ReflectOptions options;
+    std::string dtype = "f32", device = "auto";
+    bool json = false;
+    CommandLine line("bench reflect",
+                     "Measures reflections alone, forward and backward, as shares of the rate at which the "
+                     "device copies memory. Needs no model.",
+                     "ether bench reflect --width 4096 --blocks 4 --tokens 16384 --dtype bf16");
+    line.add({
+        {.name = "width", .value = &options.width, .help = "features of a token", .low = 1, .high = 1e6},
+        {.name = "blocks",
+         .value = &options.blocks,
+         .help = "pieces of a token, each reflected",
+         .low = 1,
+         .high = 1e6},
+        {.name = "tokens", .value = &options.tokens, .help = "of the batch", .low = 1, .high = 1e9},
+        {.name = "plus", .value = &options.plus, .help = "ETHER+'s two terms instead of ETHER's one"},
+        {.name = "dtype", .value = &dtype, .help = "of activations", .choices = {"f32", "bf16"}},
+        {.name = "device", .value = &device, .help = "cpu, cuda, cuda:1, or auto: a GPU if there is one"},
+        {.name = "repeats",
+         .value = &options.repeats,
+         .help = "measured runs, after one that warms up",
+         .low = 1,
+         .high = 1e6},
+        {.name = "json", .value = &json, .help = "print one JSON object"},
+    });
+    if (!line.parse(argc, argv)) return 0;
+    options.dtype = train::dtype_named(dtype);
+    options.device = ops::device_named(device);
+    const auto result = eval::bench_reflect(options);
+    if (json)
+        print({{"bytes_per_second", result.bytes_per_second},
+               {"forward", result.forward},
+               {"backward_frozen", result.backward_frozen},
+               {"backward", result.backward}});
+    else
+        fmt::print(
+            "forward {:.2f}, backward {:.2f}, with the vectors' gradients {:.2f} of the {:.0f} GB/s of a "
+            "copy\n",
+            result.forward, result.backward_frozen, result.backward, result.bytes_per_second / 1e9);
+    return 0;
+}
+
 constexpr const char* kHelp =
     "Measures what this machine does with a model; random tokens, no tokenizer, no data.\n\n"
     "  ether bench train-step   training steps beside the limit of the machine's products\n"
     "  ether bench forms        a training step with every form of adapter beside ETHER's\n"
-    "  ether bench mixed-batch  a forward pass with another adapter in every row\n\n"
+    "  ether bench mixed-batch  a forward pass with another adapter in every row\n"
+    "  ether bench reflect      reflections alone beside the rate of copying memory\n\n"
     "ether bench train-step --help explains one, with an example.\n";
 
 }  // namespace
@@ -208,9 +253,11 @@ int bench_main(int argc, char** argv) {
     if (name == "train-step") return train_step_main(argc - 1, argv + 1);
     if (name == "forms") return forms_main(argc - 1, argv + 1);
     if (name == "mixed-batch") return mixed_batch_main(argc - 1, argv + 1);
+    if (name == "reflect") return reflect_main(argc - 1, argv + 1);
     if (name != "--help" && name != "-h")
         fail(ErrorKind::usage,
-             "ether bench needs a measurement: train-step, forms or mixed-batch; see ether bench --help");
+             "ether bench needs a measurement: train-step, forms, mixed-batch or reflect; see ether bench "
+             "--help");
     std::printf("%s", kHelp);
     return 0;
 }

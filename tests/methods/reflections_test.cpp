@@ -286,6 +286,7 @@ TEST(Ether, BlockDropoutLeavesBlocksAlone) {
     for (uint64_t seed = 0; seed < 200; ++seed) {
         auto& site = adapted.model.sites().front();
         const nn::Pass pass{.batch = none, .training = true, .random = Random(seed)};
+        adapted.adapter->begin_pass(pass);
         site.forms = adapted.adapter->forms(site, pass);
         const auto moved = (site(x, pass) - x).view({8, 4}).abs().amax(1).gt(1e-12);
         identities += 8 - moved.sum().item<double>();

@@ -69,6 +69,7 @@ class AdaptedSites {
 
     nn::SiteForms forms(size_t site = 0) {
         sites_.at(site)->forms = {};  // of no method before this one
+        adapter->begin_pass(pass());
         return adapter->forms(*sites_.at(site), pass());
     }
     at::Tensor run(const at::Tensor& x, size_t site = 0) {

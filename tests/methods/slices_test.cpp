@@ -35,6 +35,7 @@ class Slices : public testing::TestWithParam<FixtureModel> {
         std::vector<Tensor> logits;
         for (int index = 0; index < adapter.forward_passes(); ++index) {
             const nn::Pass pass{.batch = batch, .training = false, .index = index};
+            adapter.begin_pass(pass);
             for (auto* site : sites) site->forms = adapter.forms(*site, pass);
             logits.push_back(model->logits(pass));
             const auto part = fixture.loss(logits.back(), batch);

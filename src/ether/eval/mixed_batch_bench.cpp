@@ -3,35 +3,19 @@
 #include <ATen/Functions.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <numeric>
 #include <set>
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/eval/timing.h"
 #include "ether/nn/bank.h"
-#include "ether/ops/device.h"
 #include "ether/ops/isa.h"
 #include "ether/ops/vector.h"
 
 namespace ether::eval {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_of(const std::function<void()>& work, at::Device device = at::kCPU) {
-    ops::wait_for(device);
-    const auto start = Clock::now();
-    work();
-    ops::wait_for(device);
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
 
 // Bytes a second of reading memory that no cache holds, each thread its part.
 double read_bandwidth() {
@@ -59,18 +43,6 @@ double read_bandwidth() {
     // Read, so that the sums are not left out.
     ETHER_ASSERT(std::accumulate(sums.begin(), sums.end(), 0.0F) > 0);
     return static_cast<double>(kBytes) / best;
-}
-
-// The same of a device: copying reads and writes each byte.
-double copy_bandwidth(at::Device device) {
-    constexpr int64_t kBytes = int64_t{1} << 30;
-    constexpr int kRepeats = 5;
-    const auto from = at::ones({kBytes}, at::TensorOptions(device).dtype(at::kByte)),
-               to = at::empty_like(from);
-    double best = 1e30;
-    for (int repeat = 0; repeat < kRepeats; ++repeat)
-        best = std::min(best, seconds_of([&] { to.copy_(from); }, device));
-    return 2 * static_cast<double>(kBytes) / best;
 }
 
 // `count` adapters of one kind: the forms with other values. A tensor that stands twice stays one.

@@ -208,6 +208,7 @@ void AdaptedModel::bind(const nn::Pass& pass) {
     for (auto& part : parts_) {
         auto& adapter = *part.adapter;
         if (part.weight == 0) continue;
+        adapter.begin_pass(pass);
         for (nn::Site* site : part.sites) {
             auto own = adapter.forms(*site, pass);
             auto forms = part.weight == 1

@@ -57,17 +57,13 @@ struct EtherOptions : MethodOptions {
 
 // One side of one site: u, and v for ETHER+.
 struct Reflection {
-    Tensor u, v;
+    std::vector<Tensor> vectors;
+    Tensor directions;  // û, and v̂, in this pass: (terms, n, d/n)
 
     // The Rank1 form; `keep` (n, 1), if defined, is 0 where a block is dropped.
     nn::Rank1 form(const Tensor& keep) const {
-        auto stack = [&](const Tensor& left, const Tensor& right) {
-            return v.defined() ? at::stack({left, right}) : left.unsqueeze(0);
-        };
-        const auto u_hat = ops::unit(u), v_hat = v.defined() ? ops::unit(v) : Tensor();
-        const auto vectors = stack(u_hat, v_hat);
-        return {keep.defined() ? vectors * keep : vectors, vectors,
-                v.defined() ? std::vector<double>{-1, 1} : std::vector<double>{-2}};
+        return {keep.defined() ? directions * keep : directions, directions,
+                vectors.size() == 2 ? std::vector<double>{-1, 1} : std::vector<double>{-2}};
     }
 };
 
@@ -89,13 +85,24 @@ class Ether : public Adapter {
         }
     }
 
+    void begin_pass(const nn::Pass&) override {
+        std::vector<Reflection*> all;
+        for (auto& sides : sides_)
+            for (auto* reflection : {&sides.input, &sides.output})
+                if (!reflection->vectors.empty()) all.push_back(reflection);
+        std::vector<std::vector<Tensor>> stacks;
+        for (const auto* reflection : all) stacks.push_back(reflection->vectors);
+        const auto directions = ops::units(stacks);
+        for (size_t i = 0; i < all.size(); ++i) all[i]->directions = directions[i];
+    }
+
     nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         const auto& sides = sides_[static_cast<size_t>(site.index)];
         nn::SiteForms forms;
         forms.input_dropout = options_.dropout;
-        if (sides.output.u.defined())
+        if (!sides.output.vectors.empty())
             forms.post.emplace_back(sides.output.form(kept_blocks(site, pass, "output blocks")));
-        if (!sides.input.u.defined()) return forms;
+        if (sides.input.vectors.empty()) return forms;
         const auto form = sides.input.form(kept_blocks(site, pass, "input blocks"));
         if (options_.layout == "block-diagonal")
             forms.pre.emplace_back(form);
@@ -118,8 +125,8 @@ class Ether : public Adapter {
         const auto u = uniform({options_.blocks, size}, 1 / std::sqrt(static_cast<double>(size)),
                                context.random.stream(site.name()).stream(key));
         Reflection result;
-        result.u = context.parameters.add(parameter_name(site, key + "_u"), u);
-        if (plus) result.v = context.parameters.add(parameter_name(site, key + "_v"), u.neg());
+        result.vectors.push_back(context.parameters.add(parameter_name(site, key + "_u"), u));
+        if (plus) result.vectors.push_back(context.parameters.add(parameter_name(site, key + "_v"), u.neg()));
         return result;
     }
 

@@ -50,6 +50,9 @@ class Adapter {
   public:
     virtual ~Adapter() = default;
 
+    // Comes before all that is asked of a pass: the place for what is quicker made for all sites at once.
+    virtual void begin_pass(const nn::Pass&) {}
+
     // The forms of one of the adapter's sites in this pass.
     virtual nn::SiteForms forms(const nn::Site&, const nn::Pass&) { return {}; }
 

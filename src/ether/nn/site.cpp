@@ -17,13 +17,16 @@ namespace {
 at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, at::Tensor x, const FormPass& pass,
                       bool in_place) {
     const auto* last = std::get_if<LowRank>(&chain.back());
-    if (!last || last->a.scalar_type() != y.scalar_type()) {
+    // A GPU's products of bfloat16 add up in float32, so factors may be narrowed for them.
+    const bool same = last && (last->a.scalar_type() == y.scalar_type() || y.is_cuda());
+    if (!same) {
         const auto change = apply_chain(chain, x, pass);
         return in_place ? y.add_(change) : y + change;
     }
     if (chain.size() > 1) x = apply_chain({chain.begin(), chain.end() - 1}, x, pass);
-    const auto h = x.mm(last->a.t());
-    return in_place ? y.addmm_(h, last->b.t(), 1, last->scale) : at::addmm(y, h, last->b.t(), 1, last->scale);
+    const auto a = last->a.to(y.scalar_type()), b = last->b.to(y.scalar_type());
+    const auto h = x.mm(a.t());
+    return in_place ? y.addmm_(h, b.t(), 1, last->scale) : at::addmm(y, h, b.t(), 1, last->scale);
 }
 
 }  // namespace

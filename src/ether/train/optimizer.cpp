@@ -85,11 +85,13 @@ void AdamW::update_composed(const std::vector<Step>& steps, const Corrections& c
 }
 
 double AdamW::gradient_norm() const {
-    std::vector<at::Tensor> squares;  // added up where they are, so that a device is waited for once
+    std::vector<at::Tensor> gradients;
     for (const auto& parameter : parameters_)
-        if (const auto& gradient = parameter.value.grad(); gradient.defined())
-            squares.push_back(gradient.to(at::kDouble).square().sum());
-    return squares.empty() ? 0 : std::sqrt(at::stack(squares).sum().item<double>());
+        if (const auto& gradient = parameter.value.grad(); gradient.defined()) gradients.push_back(gradient);
+    if (gradients.empty()) return 0;
+    // Added up where they are, so that a device is waited for once.
+    const auto norms = at::stack(at::_foreach_norm(gradients, 2, at::kDouble));
+    return std::sqrt(norms.square().sum().item<double>());
 }
 
 std::vector<std::pair<std::string, at::Tensor>> AdamW::state() const {

@@ -16,6 +16,7 @@
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
 #include "ether/ops/device.h"
+#include "ether/ops/gpu/launcher.h"
 #include "ether/tasks/classification.h"
 #include "ether/train/gradient.h"
 #include "ether/train/learning_curve.h"
@@ -445,6 +446,9 @@ void Trainer::restore_adapter(RunProgress& progress) {
 RunResult Trainer::run() {
     RunProgress progress;
     open_folder(progress);
+    if (const auto device = model_->model().device(); device.is_cuda() && !ops::kernels_of(device))
+        warnings_.push_back("kernels for the GPU cannot be compiled, so steps take several times as long: " +
+                            ops::missing_compiler());
     for (auto* callback : callbacks_) callback->on_start(info(progress.step));
     if (begins_log_anew_) save_checkpoint(progress);  // which counts on what is there no more
     if (!resume_) {

@@ -66,7 +66,8 @@ bool suits_block_product(const at::Tensor& blocks) {
     constexpr int64_t kVector = 4, kLargest = 256, kThin = 32;
     const int64_t in = blocks.size(1), out = blocks.size(2);
     const bool small = blocks.size(0) > 1 ? std::max(in, out) <= kLargest : std::min(in, out) <= kThin;
-    return small && in > 0 && out > 0 && in % kVector == 0 && out % kVector == 0;
+    // Other devices have no kernel of it, and what stands beside it in a graph would be composed too.
+    return blocks.is_cpu() && small && in > 0 && out > 0 && in % kVector == 0 && out % kVector == 0;
 }
 
 Rows::Value block_product(Rows& rows, Rows::Value x, const at::Tensor& blocks, double alpha) {

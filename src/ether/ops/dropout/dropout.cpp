@@ -20,6 +20,12 @@ class Dropout : public RowOpOf<Dropout> {
         return x[0] * keep_scales(key_, index, p_, x[0].scalar_type()).view(x[0].sizes());
     }
 
+    std::optional<DeviceCode> device_code() const override {
+        return DeviceCode{.name = "Dropout",
+                          .words = {key_, static_cast<uint64_t>(first_row_), keep_threshold(p_)},
+                          .numbers = {1 / (1 - p_)}};
+    }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         mask(tile, tile.x[0], y);

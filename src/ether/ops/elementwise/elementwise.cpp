@@ -19,6 +19,8 @@ class Add : public RowOpOf<Add> {
 
     at::Tensor composed(at::TensorList x, at::TensorList) const override { return x[0] + x[1]; }
 
+    std::optional<DeviceCode> device_code() const override { return DeviceCode{.name = "Add"}; }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {
@@ -49,6 +51,13 @@ class WithVector : public RowOpOf<WithVector<kIsScale>> {
     at::Tensor composed(at::TensorList x, at::TensorList parameters) const override {
         const auto own = bank_rows_.defined() ? parameters[0].index_select(0, bank_rows_) : parameters[0];
         return kIsScale ? x[0] * own : x[0] + own;
+    }
+
+    std::optional<RowOp::DeviceCode> device_code() const override {
+        return RowOp::DeviceCode{.name = kIsScale ? "Scale" : "Shift",
+                                 .constants = {bank_rows_.defined()},
+                                 .words = {address(bank_rows_)},
+                                 .trains = !bank_rows_.defined()};
     }
 
     template <typename P>

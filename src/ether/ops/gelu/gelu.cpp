@@ -18,6 +18,8 @@ class Gelu : public RowOpOf<Gelu> {
 
     at::Tensor composed(at::TensorList x, at::TensorList) const override { return at::gelu(x[0]); }
 
+    std::optional<DeviceCode> device_code() const override { return DeviceCode{.name = "Gelu"}; }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         constexpr P kRoot = std::numbers::sqrt2_v<P> / 2;

@@ -23,19 +23,22 @@ namespace {
 
 using Product = std::function<void()>;
 constexpr int kRepeats = 5;
+constexpr int kInFlight = 20;  // products on a device between two waits, which a start would else be part of
 
 // MKL's constants (mkl_cblas.h).
 constexpr int kRowMajor = 101, kNoTranspose = 111, kTranspose = 112, kPacked = 151, kMatrixB = 162;
 
 double fastest(const Product& product, at::Device device) {
     using Clock = std::chrono::steady_clock;
+    const int products = device.is_cpu() ? 1 : kInFlight;
     double best = 1e30;
     for (int repeat = 0; repeat <= kRepeats; ++repeat) {
         wait_for(device);
         const auto start = Clock::now();
-        product();
+        for (int i = 0; i < products; ++i) product();
         wait_for(device);
-        if (repeat > 0) best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+        if (repeat > 0)
+            best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count() / products);
     }
     return best;
 }

@@ -24,6 +24,10 @@ class LayerNorm : public RowOpOf<LayerNorm> {
         return at::layer_norm(x[0], {width_}, parameters[0], parameters[1], eps_);
     }
 
+    std::optional<DeviceCode> device_code() const override {
+        return DeviceCode{.name = "LayerNorm", .sums = 2, .numbers = {eps_}};
+    }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         for_best_isa([&](auto isa) {

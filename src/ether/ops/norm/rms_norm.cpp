@@ -26,6 +26,14 @@ class RmsNorm : public RowOpOf<RmsNorm> {
         return (pieces * inverse * parameters[0]).view(x[0].sizes());
     }
 
+    std::optional<DeviceCode> device_code() const override {
+        return DeviceCode{.name = "RmsNorm",
+                          .constants = {static_cast<int>(size_)},
+                          .piece = size_,
+                          .sums = 1,
+                          .numbers = {eps_}};
+    }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         for_best_isa([&](auto isa) {

@@ -38,6 +38,20 @@ class Rank1Op : public RowOpOf<Rank1Op> {
         return y.view(x[0].sizes());
     }
 
+    std::optional<DeviceCode> device_code() const override {
+        const auto& left = parameters.front();
+        const int64_t terms = left.size(-3), size = left.size(-1);
+        return DeviceCode{
+            .name = "Rank1",
+            .constants = {static_cast<int>(size), static_cast<int>(terms), bank_rows_.defined()},
+            .piece = size,
+            .sums = 2 * terms,
+            .words = {address(bank_rows_)},
+            .numbers = coefficients_,
+            .adds_up = true,
+            .trains = !bank_rows_.defined()};
+    }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         rank1_forward(view(tile), tile.x[0], y, tile.first, tile.count);

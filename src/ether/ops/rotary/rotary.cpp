@@ -24,6 +24,14 @@ class Rotary : public RowOpOf<Rotary> {
             .view(x[0].sizes());
     }
 
+    std::optional<DeviceCode> device_code() const override {
+        return DeviceCode{.name = "Rotary",
+                          .constants = {static_cast<int>(half_)},
+                          .piece = half_,
+                          .exchanges = true,
+                          .words = {address(positions_), address(cos_), address(sin_)}};
+    }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         rotate(tile, tile.x[0], y, P{1});

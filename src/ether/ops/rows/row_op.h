@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace ether::ops {
@@ -44,11 +45,31 @@ class RowOp {
     // width), parameters: those above, or others in their place.
     virtual at::Tensor composed(at::TensorList x, at::TensorList parameters) const = 0;
 
+    // What a kernel of a GPU (gpu.h) is told of the operation.
+    struct DeviceCode {
+        const char* name;             // of the struct in the operation's .cuh, a template of the row's width
+        std::vector<int> constants;   // and of these
+        int64_t piece = 0;            // neighbouring values that sums are taken over, 0: whole rows
+        int64_t sums = 0;             // made at once
+        bool exchanges = false;       // whether threads read each other's columns
+        std::vector<uint64_t> words;  // pointers and integers
+        std::vector<double> numbers;
+        bool adds_up = false;  // the gradients of both parameters, where they are one tensor
+        bool trains = true;    // whether there are gradients of its parameters
+    };
+    // None: graphs that hold the operation are composed.
+    virtual std::optional<DeviceCode> device_code() const { return {}; }
+
     virtual void forward(const RowTile<float>& tile, float* y) const = 0;
     virtual void forward(const RowTile<double>& tile, double* y) const = 0;
     virtual void backward(const RowTile<float>& tile, const RowGradients<float>& grad) const = 0;
     virtual void backward(const RowTile<double>& tile, const RowGradients<double>& grad) const = 0;
 };
+
+// The address of a tensor's values, as a word of device code; of an absent one 0.
+inline uint64_t address(const at::Tensor& x) {
+    return x.defined() ? reinterpret_cast<uint64_t>(x.const_data_ptr()) : 0;
+}
 
 // Writes the four virtual functions by two templates, run(tile, y) and run_back(tile, grad), of `Self`.
 template <typename Self>

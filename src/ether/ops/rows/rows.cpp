@@ -10,6 +10,7 @@
 #include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/rows/composed.h"
+#include "ether/ops/rows/gpu.h"
 #include "ether/ops/rows/tiles.h"
 
 namespace ether::ops {
@@ -27,12 +28,13 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
                                              tensors.begin() + static_cast<int64_t>(plan->inputs));
         const int64_t tokens = inputs.front().size(0);
         variable_list stored, outputs;
-        if (runs_composed(inputs.front())) {
+        const auto shape = gpu_shape(*plan, inputs.front());
+        if (!shape && runs_composed(inputs.front())) {
             stored = composed_forward(*plan, inputs);
         } else {
             for (const auto value : plan->stored)
                 stored.push_back(at::empty({tokens, plan->widths[value]}, inputs.front().options()));
-            tiles_forward(*plan, inputs, stored);
+            shape ? gpu_forward(*plan, *shape, inputs, stored) : tiles_forward(*plan, inputs, stored);
         }
         // One memory, but a gradient each: these are added up tile by tile.
         for (const auto value : plan->outputs) {
@@ -70,6 +72,10 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
         for (size_t i = 0; i < plan->inputs; ++i)
             if (trained[i] && way.arrivals[i] > 0)
                 result[i] = at::empty({like.size(0), plan->widths[i]}, like.options());
+        if (const auto shape = gpu_shape(*plan, like, &trained)) {
+            gpu_backward(*plan, *shape, way, inputs, grads, trained, result, like.size(0));
+            return result;
+        }
         for (size_t s = 0; s < plan->steps.size(); ++s) {
             const auto& step = plan->steps[s];
             for (size_t k = 0; k < step.op->parameters.size(); ++k) {

@@ -16,6 +16,8 @@ class Swiglu : public RowOpOf<Swiglu> {
 
     at::Tensor composed(at::TensorList x, at::TensorList) const override { return at::silu(x[0]) * x[1]; }
 
+    std::optional<DeviceCode> device_code() const override { return DeviceCode{.name = "Swiglu"}; }
+
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
         for_values<P>(tile.count * width_, [&](int64_t j, const auto& lanes) {

@@ -1,74 +1,88 @@
 #include "ether/ops/unit/unit.h"
 
-#include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <ATen/Functions.h>
 
 #include <cmath>
+#include <map>
 
-#include "ether/ops/composed.h"
-#include "ether/ops/dispatch.h"
+#include "ether/core/error.h"
+#include "ether/ops/rows/rows.h"
 #include "ether/ops/vector_math.h"
 
 namespace ether::ops {
 namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
+class Unit : public RowOpOf<Unit> {
+  public:
+    explicit Unit(int64_t size) : size_(size) {}
 
-// These tensors hold one layer's parameters, a few thousand values: one thread, no parallel loop.
-struct UnitFunction : torch::autograd::Function<UnitFunction> {
-    static at::Tensor forward(AutogradContext* context, const at::Tensor& input) {
-        const auto v = input.contiguous();
-        auto out = at::empty_like(v);
-        const int64_t size = v.size(-1), count = v.numel() / size;
-        dispatch(v.scalar_type(), "unit", [&](auto type) {
-            using P = decltype(type);
-            if constexpr (std::is_floating_point_v<P>) {
-                const P* from = v.template const_data_ptr<P>();
-                P* to = out.template mutable_data_ptr<P>();
-                for (int64_t i = 0; i < count; ++i, from += size, to += size) {
-                    const P norm = std::sqrt(dot(from, from, size));
-                    if (!(norm > 0) || !std::isfinite(norm))
-                        fail(ErrorKind::numeric,
-                             "a reflection's vector has length {}, so it has no direction; "
-                             "lower the learning rate or start again",
-                             norm);
-                    for (int64_t j = 0; j < size; ++j) to[j] = from[j] / norm;
-                }
-            }
-        });
-        context->save_for_backward({v, out});
-        return out;
+    bool reads_arguments(bool) const override { return true; }
+
+    at::Tensor composed(at::TensorList x, at::TensorList) const override {
+        return x[0] / x[0].square().sum(-1, /*keepdim=*/true).sqrt();
     }
 
-    static variable_list backward(AutogradContext* context, variable_list grads) {
-        const auto saved = context->get_saved_variables();
-        const auto &v = saved[0], &out = saved[1];
-        const auto grad = grads[0].contiguous();
-        auto result = at::empty_like(v);
-        const int64_t size = v.size(-1), count = v.numel() / size;
-        dispatch(v.scalar_type(), "unit", [&](auto type) {
-            using P = decltype(type);
-            if constexpr (std::is_floating_point_v<P>) {
-                const P *from = v.template const_data_ptr<P>(), *unit = out.template const_data_ptr<P>();
-                const P* g = grad.template const_data_ptr<P>();
-                P* to = result.template mutable_data_ptr<P>();
-                for (int64_t i = 0; i < count; ++i, from += size, unit += size, g += size, to += size) {
-                    const P inverse = 1 / std::sqrt(dot(from, from, size)), along = dot(unit, g, size);
-                    for (int64_t j = 0; j < size; ++j) to[j] = (g[j] - unit[j] * along) * inverse;
-                }
-            }
-        });
-        return {result};
+    std::optional<DeviceCode> device_code() const override { return DeviceCode{.name = "Unit", .sums = 2}; }
+
+    template <typename P>
+    void run(const RowTile<P>& tile, P* y) const {
+        for (int64_t i = 0; i < tile.count; ++i) {
+            const P* x = tile.x[0] + i * size_;
+            const P norm = std::sqrt(dot(x, x, size_));
+            if (!(norm > 0) || !std::isfinite(norm))
+                fail(ErrorKind::numeric,
+                     "a reflection's vector has length {}, so it has no direction; "
+                     "lower the learning rate or start again",
+                     norm);
+            for (int64_t j = 0; j < size_; ++j) y[i * size_ + j] = x[j] / norm;
+        }
     }
+
+    // With u = x / |x|: grad_x = (g - u (u . g)) / |x|.
+    template <typename P>
+    void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
+        for (int64_t i = 0; i < tile.count; ++i) {
+            const P *x = tile.x[0] + i * size_, *g = grad.y + i * size_;
+            const P inverse = 1 / std::sqrt(dot(x, x, size_)), along = dot(x, g, size_) * inverse * inverse;
+            for (int64_t j = 0; j < size_; ++j) grad.x[0][i * size_ + j] = (g[j] - x[j] * along) * inverse;
+        }
+    }
+
+  private:
+    int64_t size_;
 };
 
 }  // namespace
 
 at::Tensor unit(const at::Tensor& v) {
     ETHER_ASSERT(v.scalar_type() == at::kFloat || v.scalar_type() == at::kDouble);
-    if (runs_composed(v)) return v / v.square().sum(-1, /*keepdim=*/true).sqrt();
-    return UnitFunction::apply(v);
+    Rows rows;
+    const auto x = rows.input(v.reshape({-1, v.size(-1)}));
+    return rows.run(rows.apply(std::make_shared<Unit>(v.size(-1)), {x})).view(v.sizes());
+}
+
+std::vector<at::Tensor> units(const std::vector<std::vector<at::Tensor>>& stacks) {
+    std::map<int64_t, std::vector<size_t>> by_size;
+    for (size_t i = 0; i < stacks.size(); ++i) by_size[stacks[i].front().size(-1)].push_back(i);
+    std::vector<at::Tensor> result(stacks.size());
+    for (const auto& [size, members] : by_size) {
+        std::vector<at::Tensor> vectors;
+        std::vector<int64_t> counts;
+        for (const size_t i : members) {
+            counts.push_back(0);
+            for (const auto& v : stacks[i]) {
+                ETHER_ASSERT(v.dim() == 2 && v.sizes() == stacks[i].front().sizes());
+                vectors.push_back(v);
+                counts.back() += v.size(0);
+            }
+        }
+        const auto pieces = unit(at::cat(vectors)).split_with_sizes(counts);
+        for (size_t k = 0; k < members.size(); ++k) {
+            const auto terms = static_cast<int64_t>(stacks[members[k]].size());
+            result[members[k]] = pieces[k].view({terms, -1, size});
+        }
+    }
+    return result;
 }
 
 }  // namespace ether::ops

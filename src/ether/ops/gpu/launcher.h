@@ -1,0 +1,46 @@
+// Kernels of a GPU, compiled when they are first needed by the compiler that libtorch's wheel brings along
+// (NVRTC): a build needs no CUDA, and each kernel knows its sizes.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ether::ops {
+
+// What runs kernels on one device.
+class Kernels {
+  public:
+    virtual ~Kernels() = default;
+
+    struct Kernel {
+        const void* function = nullptr;
+        int blocks = 1;  // of `threads`, that a processor holds at a time
+        int64_t shared_bytes = 0;
+    };
+    // source: a program of CUDA C++ with one function, `extern "C" void kernel(Arguments)`, Arguments being a
+    // struct of 64-bit words. shared_bytes: of its dynamic shared memory. A program that does not compile is
+    // an error.
+    virtual Kernel compile(const std::string& source, int threads, int64_t shared_bytes) = 0;
+    // Runs in the order of libtorch's own work; does not wait.
+    virtual void launch(const Kernel& kernel, int64_t blocks, int threads,
+                        const std::vector<uint64_t>& words) = 0;
+    virtual int processors() const = 0;
+    virtual int64_t shared_bytes() const = 0;  // that a block may have
+};
+
+// Those of a device; null where its operations are composed: the CPU, and a GPU without what compiles
+// (missing_compiler() says what).
+Kernels* kernels_of(c10::Device device);
+std::string missing_compiler();
+
+// For tests: runs the kernels of tensors on the CPU; null: nobody again.
+void run_cpu_kernels_by(std::unique_ptr<Kernels> kernels);
+
+// NVRTC's machine code for a processor, "sm_90" say; needs no GPU. Throws what the compiler says.
+std::string compile_cuda(const std::string& source, const std::string& architecture);
+
+}  // namespace ether::ops

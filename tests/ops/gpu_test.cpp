@@ -1,0 +1,218 @@
+// Kernels of GPUs. That each graph which models run compiles for the architectures we support is tested where
+// the compiler is found (it needs no GPU); what the kernels compute, by all tests of this room with
+// ETHER_EMULATED set, and here on a GPU, where there is one, beside the CPU in double.
+#include <gtest/gtest.h>
+
+#include "ether/core/error.h"
+#include "ether/ops/attention/attention.h"
+#include "ether/ops/cross_entropy/linear_cross_entropy.h"
+#include "ether/ops/device.h"
+#include "ether/ops/dropout/dropout.h"
+#include "ether/ops/elementwise/elementwise.h"
+#include "ether/ops/gelu/gelu.h"
+#include "ether/ops/gpu/launcher.h"
+#include "ether/ops/norm/layer_norm.h"
+#include "ether/ops/norm/rms_norm.h"
+#include "ether/ops/rank1/rank1.h"
+#include "ether/ops/rotary/rotary.h"
+#include "ether/ops/swiglu/swiglu.h"
+#include "ether/ops/unit/unit.h"
+#include "tensors.h"
+
+namespace ether::ops {
+namespace {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+using Value = Rows::Value;
+
+at::ScalarType wide(at::ScalarType dtype) { return dtype == at::kBFloat16 ? at::kFloat : dtype; }
+
+// A graph of x, y (T, width) with reflections and a vector.
+struct Graph {
+    const char* name;
+    std::vector<Value> (*build)(Rows& rows, Value x, Value y, const Tensor& vectors, const Tensor& weight);
+};
+
+Value reflect(Rows& rows, Value x, const Tensor& vectors) {
+    const auto units = unit(vectors);
+    return rank1(rows, x, units, units, {-1, 1});
+}
+
+const Graph kGraphs[] = {
+    {"what attention reads",
+     [](Rows& rows, Value x, Value y, const Tensor& vectors, const Tensor& weight) {
+         const auto sum = add(rows, x, reflect(rows, y, vectors)), normal = rms_norm(rows, sum, weight, 1e-5);
+         return std::vector{sum, reflect(rows, normal, vectors), reflect(rows, normal, vectors.flip(0))};
+     }},
+    {"a BERT's sublayer",
+     [](Rows& rows, Value x, Value y, const Tensor& vectors, const Tensor& weight) {
+         const auto sum =
+             add(rows, x, dropout(rows, shift(rows, reflect(rows, y, vectors), weight), 0.1, Random(1)));
+         return std::vector{reflect(rows, gelu(rows, layer_norm(rows, sum, weight, weight, 1e-5)), vectors)};
+     }},
+    {"a gated sublayer",
+     [](Rows& rows, Value x, Value y, const Tensor& vectors, const Tensor& weight) {
+         const auto gate = reflect(rows, x, vectors), up = reflect(rows, scale(rows, y, weight), vectors);
+         return std::vector{reflect(rows, swiglu(rows, gate, up), vectors)};
+     }},
+    {"heads",
+     [](Rows& rows, Value x, Value y, const Tensor& vectors, const Tensor& weight) {
+         const int64_t half = rows.width(x) / (rows.width(x) % 64 ? 12 : 8);
+         const auto angles =
+             at::arange(8, weight.options()).outer(at::arange(half, weight.options())).mul(0.01);
+         const auto positions = at::arange(rows.tokens(), weight.options().dtype(at::kLong)).remainder(8);
+         const auto cos = angles.cos(), sin = angles.sin();
+         return std::vector{
+             rotary(rows, reflect(rows, x, vectors), positions, cos, sin),
+             rotary(rows, rms_norm(rows, y, weight.narrow(0, 0, 2 * half), 1e-5), positions, cos, sin)};
+     }},
+};
+
+struct Size {
+    int64_t width, blocks;
+};
+constexpr Size kSizes[] = {{4096, 4}, {4096, 32}, {576, 4}, {576, 32}, {384, 1}, {60, 3}, {11008, 4}};
+
+// Outputs, then the gradients of x, y, vectors and weight.
+Tensors results(const Graph& graph, const Tensors& inputs) {
+    Tensors leaves;
+    for (const auto& input : inputs) leaves.push_back(input.detach().requires_grad_(true));
+    Rows rows;
+    auto all =
+        rows.run(graph.build(rows, rows.input(leaves[0]), rows.input(leaves[1]), leaves[2], leaves[3]));
+    Tensor loss;
+    for (const auto& output : all) {
+        const auto wide = output.to(leaves[3].scalar_type());
+        const auto part = (wide * wide.detach().cos()).sum();
+        loss = loss.defined() ? loss + part : part;
+    }
+    loss.backward();
+    for (const auto& leaf : leaves) all.push_back(leaf.grad());
+    return all;
+}
+
+Tensors inputs_of(Size size, int64_t tokens, at::ScalarType dtype) {
+    return {test::normal({tokens, size.width}, 1, dtype), test::normal({tokens, size.width}, 2, dtype),
+            test::normal({2, size.blocks, size.width / size.blocks}, 3, wide(dtype)),
+            test::normal({size.width}, 4, wide(dtype))};
+}
+
+// Compiles what it is given, and runs nothing.
+class Compiling : public Kernels {
+  public:
+    explicit Compiling(int* count) : count_(count) {}
+    Kernel compile(const std::string& source, int, int64_t) override {
+        for (const char* architecture : {"sm_80", "sm_90"})
+            EXPECT_FALSE(compile_cuda(source, architecture).empty());
+        ++*count_;
+        return {};
+    }
+    void launch(const Kernel&, int64_t, int, const std::vector<uint64_t>&) override {}
+    int processors() const override { return 1; }
+    int64_t shared_bytes() const override { return 160 << 10; }
+
+  private:
+    int* count_;
+};
+
+// By graph and dtype.
+class GpuGraph : public testing::TestWithParam<std::tuple<int, at::ScalarType>> {
+  protected:
+    const Graph& graph() const { return kGraphs[std::get<0>(GetParam())]; }
+    at::ScalarType dtype() const { return std::get<1>(GetParam()); }
+};
+INSTANTIATE_TEST_SUITE_P(, GpuGraph,
+                         testing::Combine(testing::Range(0, 4),
+                                          testing::Values(at::kDouble, at::kFloat, at::kBFloat16)));
+
+TEST_P(GpuGraph, CompilesForAllArchitectures) {
+    if (const auto missing = missing_compiler(); !missing.empty()) GTEST_SKIP() << missing;
+    int compiled = 0;
+    run_cpu_kernels_by(std::make_unique<Compiling>(&compiled));
+    for (const auto size : kSizes) {
+        if (dtype() == at::kDouble && size.width > 4096) continue;  // composed: too much shared memory
+        const int before = compiled;
+        results(graph(), inputs_of(size, 1, dtype()));
+        EXPECT_GE(compiled, before + 2) << graph().name << " of width " << size.width << " is composed";
+    }
+    run_cpu_kernels_by(nullptr);
+}
+
+at::Device gpu() { return kernels_of(at::kCPU) ? at::kCPU : device_named("auto"); }
+#define ETHER_NEEDS_GPU() \
+    if (!kernels_of(gpu())) GTEST_SKIP() << "no GPU, or no compiler for it: " << missing_compiler()
+
+TEST_P(GpuGraph, AgreesWithTheCpuInDouble) {
+    ETHER_NEEDS_GPU();
+    for (const auto size : kSizes)
+        for (const int64_t tokens : {1, 37, 1000}) {
+            if (tokens == 1000 && size.width != 576) continue;
+            auto inputs = inputs_of(size, tokens, dtype()), on_gpu = inputs;
+            for (auto& input : inputs) input = input.to(at::kDouble);
+            for (auto& input : on_gpu) input = input.to(gpu());
+            const auto expected = results(graph(), inputs), found = results(graph(), on_gpu),
+                       repeated = results(graph(), on_gpu);
+            const double tolerance = dtype() == at::kDouble ? 1e-12 : dtype() == at::kFloat ? 3e-5 : 5e-2;
+            for (size_t i = 0; i < expected.size(); ++i) {
+                EXPECT_TRUE(test::near(found[i].cpu(), expected[i], tolerance))
+                    << graph().name << ", width " << size.width << ", blocks " << size.blocks << ", tokens "
+                    << tokens << ", result " << i;
+                EXPECT_TRUE(found[i].equal(repeated[i]))
+                    << "another value when repeated: " << graph().name << ", " << i;
+            }
+        }
+}
+
+TEST(Gpu, AttentionAgreesWithTheCpu) {
+    ETHER_NEEDS_GPU();
+    const std::vector<int32_t> ends = {0, 5, 6, 70, 128};
+    const auto offsets = at::tensor(at::ArrayRef<int32_t>(ends), at::kInt);
+    for (const auto dtype : {at::kFloat, at::kBFloat16})
+        for (const bool causal : {false, true})
+            for (const int64_t window : {0, 7}) {
+                if (window && !causal) continue;
+                AttentionOptions options{
+                    .heads = 6, .kv_heads = 2, .scale = 0.125, .causal = causal, .window = window};
+                options.longest_query = options.longest_key = 64;
+                auto run = [&](at::Device device, at::ScalarType own) {
+                    Tensors leaves;
+                    for (uint64_t i = 0; i < 3; ++i)
+                        leaves.push_back(test::normal({128, (i ? 2 : 6) * 64}, i + 1, dtype)
+                                             .to(device, own)
+                                             .requires_grad_(true));
+                    const auto y = attention(leaves[0], leaves[1], leaves[2], offsets.to(device),
+                                             offsets.to(device), options);
+                    y.mul(test::normal(y.sizes(), 9, own).to(device)).sum().backward();
+                    Tensors all = {y};
+                    for (const auto& leaf : leaves) all.push_back(leaf.grad());
+                    return all;
+                };
+                const auto found = run(gpu(), dtype), expected = run(at::kCPU, at::kDouble);
+                for (size_t i = 0; i < 4; ++i)
+                    EXPECT_TRUE(test::near(found[i].cpu(), expected[i], dtype == at::kFloat ? 1e-5 : 2e-2))
+                        << dtype << " causal " << causal << " window " << window << " result " << i;
+            }
+}
+
+TEST(Gpu, TheLossAgreesWithTheCpu) {
+    ETHER_NEEDS_GPU();
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+        auto run = [&](at::Device device, at::ScalarType own) {
+            const auto hidden = test::normal({50, 64}, 1, dtype).to(device, own).requires_grad_(true),
+                       weight = test::normal({300, 64}, 2, dtype).to(device, own).requires_grad_(true);
+            auto targets = at::arange(50, at::kLong).mul(5);
+            targets[7] = -100;
+            const auto loss = linear_cross_entropy(hidden, weight, targets.to(device));
+            loss.backward();
+            return Tensors{loss, hidden.grad(), weight.grad()};
+        };
+        const auto found = run(gpu(), dtype), expected = run(at::kCPU, at::kDouble);
+        for (size_t i = 0; i < 3; ++i)
+            EXPECT_TRUE(test::near(found[i].cpu(), expected[i], dtype == at::kFloat ? 1e-5 : 2e-2))
+                << dtype << i;
+    }
+}
+
+}  // namespace
+}  // namespace ether::ops
