@@ -7,7 +7,7 @@
 # Defines Libtorch_ROOT, Libtorch_VERSION, Libtorch_LIBRARY_DIRS (for run paths) and the imported targets
 #   Libtorch::gomp  the OpenMP runtime that libtorch loads; nothing else may bring a second one
 #   Libtorch::c10, Libtorch::cpu
-# CUDA targets belong at the end of this file.
+# CUDA needs none: its library is opened at run time, and so is its compiler (ops/gpu/launcher.h).
 
 set(_candidates)
 foreach(_dir IN ITEMS "${ETHER_TORCH_DIR}" "$ENV{ETHER_TORCH_DIR}" "${ETHER_CACHE_DIR}/libtorch-${Libtorch_FIND_VERSION}")
@@ -42,7 +42,7 @@ find_package_handle_standard_args(
 
 if(Libtorch_FOUND AND NOT TARGET Libtorch::cpu)
     # libtorch_cpu itself needs libcudart and libcupti, which come as wheels beside torch.
-    file(GLOB _nvidia_dirs "${Libtorch_ROOT}/../nvidia/*/lib")
+    file(GLOB _nvidia_dirs "${Libtorch_ROOT}/../nvidia/*/lib" "${ETHER_CACHE_DIR}/nvrtc-*/nvidia/*/lib")
     set(Libtorch_LIBRARY_DIRS "${Libtorch_ROOT}/lib" ${_nvidia_dirs})
 
     add_library(Libtorch::gomp SHARED IMPORTED)

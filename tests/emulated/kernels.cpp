@@ -41,8 +41,9 @@ class EmulatedKernels : public Kernels {
             words.data(), static_cast<int>(blocks), threads, kernel.shared_bytes);
     }
     int processors() const override { return 2; }
-    // So few that sums of some graphs' rows find room there and others do not.
+    // So few that some graphs' sums go into registers, some into shared memory, and some find no room there.
     int64_t shared_bytes() const override { return 2 << 10; }
+    int64_t registers() const override { return 2 << 10; }
 
   private:
     std::filesystem::path folder_;

@@ -111,6 +111,7 @@ class Compiling : public Kernels {
     void launch(const Kernel&, int64_t, int, const std::vector<uint64_t>&) override {}
     int processors() const override { return 1; }
     int64_t shared_bytes() const override { return 160 << 10; }
+    int64_t registers() const override { return 64 << 10; }
 
   private:
     int* count_;

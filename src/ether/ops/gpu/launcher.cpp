@@ -90,8 +90,9 @@ Runtime& runtime() {
     static Runtime runtime;
     return runtime;
 }
-constexpr int kProcessors = 16, kMajor = 75, kMinor = 76, kSharedBytes = 97;  // cudaDeviceAttr
-constexpr int kDynamicSharedBytes = 8;                                        // cudaFuncAttribute
+constexpr int kProcessors = 16, kMajor = 75, kMinor = 76, kRegisters = 82,
+              kSharedBytes = 97;        // cudaDeviceAttr
+constexpr int kDynamicSharedBytes = 8;  // cudaFuncAttribute
 
 class CudaKernels : public Kernels {
   public:
@@ -104,6 +105,7 @@ class CudaKernels : public Kernels {
         };
         processors_ = ask(kProcessors);
         shared_bytes_ = ask(kSharedBytes);
+        registers_ = ask(kRegisters);
         architecture_ = fmt::format("sm_{}{}", ask(kMajor), ask(kMinor));
     }
 
@@ -142,10 +144,11 @@ class CudaKernels : public Kernels {
 
     int processors() const override { return processors_; }
     int64_t shared_bytes() const override { return shared_bytes_; }
+    int64_t registers() const override { return registers_; }
 
   private:
     c10::Device device_;
-    int processors_ = 0, shared_bytes_ = 0;
+    int processors_ = 0, shared_bytes_ = 0, registers_ = 0;
     std::string architecture_;
     std::deque<std::string> code_;  // the driver reads it later
 };

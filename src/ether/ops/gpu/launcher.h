@@ -30,6 +30,7 @@ class Kernels {
                         const std::vector<uint64_t>& words) = 0;
     virtual int processors() const = 0;
     virtual int64_t shared_bytes() const = 0;  // that a block may have
+    virtual int64_t registers() const = 0;     // of 32 bits, of a processor
 };
 
 // Those of a device; null where its operations are composed: the CPU, and a GPU without what compiles

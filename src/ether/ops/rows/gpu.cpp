@@ -71,7 +71,7 @@ at::Tensor aligned(const at::Tensor& x) { return address(x) % 16 == 0 ? x : x.cl
 std::optional<GpuShape> gpu_shape(const Plan& plan, const at::Tensor& like,
                                   const std::vector<char>* trained) {
     if (!kernels_of(like.device())) return {};
-    GpuShape shape(plan, like.scalar_type(), trained != nullptr);
+    GpuShape shape(plan, like.scalar_type());
     if (shape.threads == 0) return {};
     for (size_t s = 0; trained && s < plan.steps.size(); ++s)
         for (size_t k = 0; k < plan.steps[s].op->parameters.size(); ++k)
@@ -99,42 +99,93 @@ void gpu_forward(const Plan& plan, const GpuShape& shape, const std::vector<at::
                    words);
 }
 
+namespace {
+
+// Gradients of parameters that a way back adds up.
+struct Sums {
+    std::vector<GpuSum> all;
+    std::vector<char> tied;  // of a step: both parameters are one tensor
+    int64_t total = 0;       // values of a block's sums
+    int64_t shared = 0;      // of those, values in shared memory
+
+    Sums(const Plan& plan, const GpuShape& shape, const BackwardPlan& way, const std::vector<char>& trained)
+        : tied(plan.steps.size()) {
+        for (size_t s = 0; s < plan.steps.size(); ++s) {
+            const auto& step = plan.steps[s];
+            const auto& parameters = step.op->parameters;
+            if (!way.runs[s]) continue;
+            const auto wants = [&](size_t k) { return trained[plan.inputs + step.parameters + k] != 0; };
+            tied[s] = shape.codes[s].adds_up && parameters[0].is_same(parameters[1]) && wants(0) && wants(1);
+            for (size_t k = 0; k < parameters.size(); ++k) {
+                if (!wants(k) || (k == 1 && tied[s])) continue;
+                const int64_t width = plan.widths[step.result];
+                all.push_back({s, k, std::max<int64_t>(1, parameters[k].numel() / width)});
+                total += width * all.back().rows;
+            }
+        }
+    }
+
+    // Where registers would not hold them beside the other rows of a turn (`fetched` from memory, half of
+    // each a turn ahead). On an H100 with 11,008 values a row shared memory gives .50 of the memory's rate
+    // instead of .36 in registers; with 4,096, .42 instead of .63.
+    void share(const Plan& plan, const GpuShape& shape, const Kernels& kernels, int64_t fetched,
+               int64_t value_bytes) {
+        constexpr int64_t kMostRegisters = 255, kOtherRows = 3;
+        const int64_t widest = *std::max_element(plan.widths.begin(), plan.widths.end());
+        int64_t rows = 0;
+        for (const auto& sum : all) rows += sum.rows;
+        const int64_t needed =
+            shape.shared_values(widest) / shape.threads * (2 * (rows + kOtherRows) + 3 * fetched) / 2;
+        const int64_t registers =
+            std::min(kMostRegisters, kernels.registers() / shape.threads) * 4 / value_bytes;
+        if (needed * 10 <= registers * 9) return;
+        const int64_t room = kernels.shared_bytes() / value_bytes - shape.shared;
+        for (auto& sum : all) {
+            const int64_t values = sum.rows * shape.shared_values(plan.widths[plan.steps[sum.step].result]);
+            if (shared + values <= room) sum.shared = std::exchange(shared, shared + values);
+        }
+    }
+
+    // partial: (blocks, total)
+    void hand_out(const Plan& plan, const at::Tensor& partial, std::vector<at::Tensor>& to) const {
+        const auto summed = partial.sum(0);
+        int64_t at = 0;
+        for (const auto& sum : all) {
+            const auto& step = plan.steps[sum.step];
+            const auto& parameter = step.op->parameters[sum.parameter];
+            const int64_t values = sum.rows * plan.widths[step.result];
+            auto own = summed.narrow(0, at, values);
+            if (parameter.numel() < values) own = own.view({-1, parameter.numel()}).sum(0);  // of each piece
+            to[plan.inputs + step.parameters + sum.parameter] = own.view(parameter.sizes());
+            at += values;
+        }
+    }
+};
+
+}  // namespace
+
 void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
                   const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& grads,
                   const std::vector<char>& trained, std::vector<at::Tensor>& to, int64_t tokens) {
     const auto like =
         *std::find_if(grads.begin(), grads.end(), [](const auto& grad) { return grad.defined(); });
     auto& kernels = *kernels_of(like.device());
-    std::vector<char> given, tied(plan.steps.size());
+    const auto sum_dtype = accumulate_dtype(like.scalar_type());
+    const auto value_bytes = static_cast<int64_t>(at::elementSize(sum_dtype));
+    std::vector<char> given;
     for (const auto& grad : grads) given.push_back(grad.defined());
-    std::vector<GpuSum> sums;
-    const int64_t bytes = like.scalar_type() == at::kDouble ? 8 : 4;
-    const int64_t room = kernels.shared_bytes() - shape.shared * bytes;
-    int64_t total = 0, shared = 0;
-    for (size_t s = 0; s < plan.steps.size(); ++s) {
-        const auto& step = plan.steps[s];
-        const auto& parameters = step.op->parameters;
-        if (!way.runs[s]) continue;
-        const int64_t width = plan.widths[step.result];
-        const auto wants = [&](size_t k) { return trained[plan.inputs + step.parameters + k] != 0; };
-        tied[s] = shape.codes[s].adds_up && parameters[0].is_same(parameters[1]) && wants(0) && wants(1);
-        for (size_t k = 0; k < parameters.size(); ++k) {
-            if (!wants(k) || (k == 1 && tied[s])) continue;
-            sums.push_back({s, k, std::max<int64_t>(1, parameters[k].numel() / width)});
-            total += width * sums.back().rows;
-            const int64_t values = sums.back().rows * shape.shared_values(width);
-            if ((shared + values) * bytes > room) continue;
-            sums.back().shared = std::exchange(shared, shared + values);
-        }
-    }
+    Sums sums(plan, shape, way, trained);
+    const auto fetched =
+        std::count(given.begin(), given.end(), 1) +
+        std::count(way.computed.begin(), way.computed.begin() + static_cast<int64_t>(plan.inputs), 1);
+    sums.share(plan, shape, kernels, fetched, value_bytes);
     Key key = {1};
     describe(plan, shape, key);
-    key.insert(key.end(), given.begin(), given.end());
-    key.insert(key.end(), trained.begin(), trained.end());
-    key.insert(key.end(), tied.begin(), tied.end());
+    for (const std::vector<char>& flags : {given, trained, sums.tied})
+        key.insert(key.end(), flags.begin(), flags.end());
     const auto [kernel, threads] =
-        compiled(kernels, like.device(), std::move(key), shape, shared * bytes,
-                 [&] { return backward_source(plan, shape, way, given, trained, tied, sums); });
+        compiled(kernels, like.device(), std::move(key), shape, sums.shared * value_bytes,
+                 [&] { return backward_source(plan, shape, way, given, trained, sums.tied, sums.all); });
 
     Words words = {static_cast<uint64_t>(tokens)};
     std::vector<at::Tensor> keeps;
@@ -144,27 +195,15 @@ void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& w
         words.push_back(grad.defined() ? address(keeps.emplace_back(aligned(grad))) : 0);
     for (size_t i = 0; i < plan.inputs; ++i) words.push_back(address(to[i]));
     add_operations(plan, shape, words, keeps);
-    // Each block's sums are written and read once more: no more of them than hide the memory's latency.
+    // Each block's sums are written and read once more: no more blocks than hide the memory's latency.
     constexpr int kThreads = 1024;
-    const int each = total ? std::min(kernel.blocks, std::max(1, kThreads / threads)) : kernel.blocks;
+    const int each = sums.total ? std::min(kernel.blocks, std::max(1, kThreads / threads)) : kernel.blocks;
     const int64_t blocks = std::min<int64_t>(tokens, int64_t{kernels.processors()} * each);
     at::Tensor partial;
-    if (total)
-        partial = at::empty({blocks, total}, like.options().dtype(accumulate_dtype(like.scalar_type())));
+    if (sums.total) partial = at::empty({blocks, sums.total}, like.options().dtype(sum_dtype));
     words.push_back(address(partial));
     kernels.launch(kernel, blocks, threads, words);
-    if (!total) return;
-    const auto summed = partial.sum(0);
-    int64_t at = 0;
-    for (const auto& sum : sums) {
-        const auto& step = plan.steps[sum.step];
-        const auto& parameter = step.op->parameters[sum.parameter];
-        const int64_t values = sum.rows * plan.widths[step.result];
-        auto own = summed.narrow(0, at, values);
-        if (parameter.numel() < values) own = own.view({-1, parameter.numel()}).sum(0);
-        to[plan.inputs + step.parameters + sum.parameter] = own.view(parameter.sizes());
-        at += values;
-    }
+    if (sums.total) sums.hand_out(plan, partial, to);
 }
 
 }  // namespace ether::ops

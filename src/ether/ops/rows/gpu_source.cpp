@@ -177,7 +177,7 @@ class BackwardText : public KernelText {
 
 }  // namespace
 
-GpuShape::GpuShape(const Plan& plan, at::ScalarType dtype, bool backward) : dtype(dtype) {
+GpuShape::GpuShape(const Plan& plan, at::ScalarType dtype) : dtype(dtype) {
     int64_t widest = 0;
     chunk = 8;
     for (const auto width : plan.widths) {
@@ -204,8 +204,8 @@ GpuShape::GpuShape(const Plan& plan, at::ScalarType dtype, bool backward) : dtyp
     const int64_t chunks = widest / chunk, own = (chunks + kMostThreads - 1) / kMostThreads;
     const int64_t bytes = dtype == at::kDouble ? 8 : 4;
     if (own > kMostChunks || shared * bytes > kMostShared) return;
-    // Two chunks a thread where there are enough: loads in flight. On the way back there are enough of those.
-    const int64_t each = own == 1 && chunks >= 384 && !backward ? 2 : own;
+    // Two chunks a thread where there are enough: loads in flight.
+    const int64_t each = own == 1 && chunks >= 384 ? 2 : own;
     threads = ((chunks + each - 1) / each + 31) / 32 * 32;
 }
 

@@ -18,9 +18,9 @@ struct GpuShape {
     std::vector<RowOp::DeviceCode> codes;  // of each step
 
     // threads stays 0 if an operation has no device code or a row is too wide.
-    GpuShape(const Plan& plan, at::ScalarType dtype, bool backward);
+    GpuShape(const Plan& plan, at::ScalarType dtype);
 
-    // Of one row, in shared memory.
+    // Of one row, in shared memory; a thread's part of it is by `threads` less.
     int64_t shared_values(int64_t width) const {
         return (width / chunk + threads - 1) / threads * threads * chunk;
     }
