@@ -42,7 +42,7 @@ find_package_handle_standard_args(
 
 if(Libtorch_FOUND AND NOT TARGET Libtorch::cpu)
     # libtorch_cpu itself needs libcudart and libcupti, which come as wheels beside torch.
-    file(GLOB _nvidia_dirs "${Libtorch_ROOT}/../nvidia/*/lib" "${ETHER_CACHE_DIR}/nvrtc-*/nvidia/*/lib")
+    file(GLOB _nvidia_dirs CONFIGURE_DEPENDS "${Libtorch_ROOT}/../nvidia/*/lib" "${ETHER_CACHE_DIR}/nvrtc-*/nvidia/*/lib")
     set(Libtorch_LIBRARY_DIRS "${Libtorch_ROOT}/lib" ${_nvidia_dirs})
 
     add_library(Libtorch::gomp SHARED IMPORTED)

@@ -1,4 +1,5 @@
-// Operations run as kernels of ours on the CPU, and composed of libtorch's own on every other device.
+// Operations run as kernels of ours on the CPU, and composed of libtorch's own on every other device (but for
+// graphs of row operations on a GPU, rows/gpu.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

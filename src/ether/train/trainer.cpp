@@ -446,9 +446,9 @@ void Trainer::restore_adapter(RunProgress& progress) {
 RunResult Trainer::run() {
     RunProgress progress;
     open_folder(progress);
-    if (const auto device = model_->model().device(); device.is_cuda() && !ops::kernels_of(device))
+    if (const auto missing = ops::missing_compiler(); model_->model().device().is_cuda() && !missing.empty())
         warnings_.push_back("kernels for the GPU cannot be compiled, so steps take several times as long: " +
-                            ops::missing_compiler());
+                            missing);
     for (auto* callback : callbacks_) callback->on_start(info(progress.step));
     if (begins_log_anew_) save_checkpoint(progress);  // which counts on what is there no more
     if (!resume_) {

@@ -18,7 +18,7 @@ namespace {
 // Opens a shared library once; each function is looked up by its name.
 class Library {
   public:
-    explicit Library(const char* name) : handle_(dlopen(name, RTLD_LAZY)) {
+    explicit Library(const char* name, int flags = 0) : handle_(dlopen(name, RTLD_LAZY | flags)) {
         if (!handle_) missing_ = dlerror();
     }
     template <typename Function>
@@ -57,10 +57,13 @@ Nvrtc& nvrtc() {
     return nvrtc;
 }
 
-std::string compiler_version() {
+constexpr const char* kOptions[] = {"--std=c++17", "--no-source-include", "--generate-line-info",
+                                    "--diag-suppress=177"};
+
+std::string compiler_and_options() {
     int major = 0, minor = 0;
     nvrtc().version(&major, &minor);
-    return fmt::format("NVRTC {}.{} ", major, minor);
+    return fmt::format("NVRTC {}.{} {} ", major, minor, fmt::join(kOptions, " "));
 }
 
 // The part of the CUDA runtime (cuda_runtime_api.h) that is used here. libtorch has opened it.
@@ -68,7 +71,7 @@ struct Runtime {
     struct Size {
         unsigned x, y, z;
     };
-    Library library{"libcudart.so.13"};
+    Library library{"libcudart.so.13", RTLD_NOLOAD};
     int (*attribute)(int*, int, int) = library.function<int(int*, int, int)>("cudaDeviceGetAttribute");
     const char* (*error_string)(int) = library.function<const char*(int)>("cudaGetErrorString");
     int (*load)(void**, const void*, const int*, void**, unsigned, const int*, void**,
@@ -110,9 +113,9 @@ class CudaKernels : public Kernels {
     }
 
     Kernel compile(const std::string& source, int threads, int64_t shared_bytes) override {
-        const auto& code = code_.emplace_back(cached_code(compiler_version() + architecture_ + source, [&] {
-            return compile_cuda(source, architecture_);
-        }));
+        const auto& code =
+            code_.emplace_back(cached_code(compiler_and_options() + architecture_ + source,
+                                           [&] { return compile_cuda(source, architecture_); }));
         const c10::DeviceGuard guard(device_);
         void* loaded = nullptr;
         runtime().check(runtime().load(&loaded, code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
@@ -168,16 +171,20 @@ std::string compile_cuda(const std::string& source, const std::string& architect
     Nvrtc::Program program = nullptr;
     check(compiler.create(&program, source.c_str(), "kernel.cu", 0, nullptr, nullptr), "making a program");
     const std::string target = "--gpu-architecture=" + architecture;
-    const char* options[] = {target.c_str(), "--std=c++17", "--no-source-include", "--generate-line-info",
-                             "--diag-suppress=177"};
-    const int status = compiler.compile(program, static_cast<int>(std::size(options)), options);
+    std::vector<const char*> options(std::begin(kOptions), std::end(kOptions));
+    options.push_back(target.c_str());
+    const int status = compiler.compile(program, static_cast<int>(options.size()), options.data());
     size_t size = 0;
     if (status != 0) {
         check(compiler.log_size(program, &size), "compiling");
         std::string log(size, '\0');
         check(compiler.log(program, log.data()), "compiling");
         compiler.destroy(&program);
-        fail(ErrorKind::numeric, "a kernel does not compile for {}: {}", architecture, log.c_str());
+        fail(ErrorKind::numeric,
+             "a kernel does not compile for {}; with the environment variable ETHER_COMPOSED=1 none are "
+             "needed, and steps "
+             "take several times as long: {}",
+             architecture, log.c_str());
     }
     check(compiler.code_size(program, &size), "compiling");
     std::string code(size, '\0');

@@ -33,8 +33,8 @@ class Kernels {
     virtual int64_t registers() const = 0;     // of 32 bits, of a processor
 };
 
-// Those of a device; null where its operations are composed: the CPU, and a GPU without what compiles
-// (missing_compiler() says what).
+// Those of a device; null where its operations are composed: the CPU, a GPU without what compiles
+// (missing_compiler() says what), and everything where the environment variable ETHER_COMPOSED is set.
 Kernels* kernels_of(c10::Device device);
 std::string missing_compiler();
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <map>
 #include <mutex>
 
@@ -25,12 +26,11 @@ struct Compiled {
 };
 
 // Kernels of all graphs met so far. Forward passes and autograd's threads come here side by side.
-template <typename Source>
-Compiled compiled(Kernels& kernels, at::Device device, Key key, const GpuShape& shape, int64_t shared_bytes,
-                  const Source& source) {
+Compiled compiled(Kernels& kernels, Key key, const GpuShape& shape, int64_t shared_bytes,
+                  const std::function<std::string()>& source) {
     static std::mutex mutex;
     static std::map<Key, Compiled> known;
-    key.push_back(device.is_cpu() ? -1 : device.index());
+    key.push_back(std::bit_cast<int64_t>(&kernels));
     const std::lock_guard lock(mutex);
     const auto found = known.find(key);
     if (found != known.end()) return found->second;
@@ -70,8 +70,10 @@ at::Tensor aligned(const at::Tensor& x) { return address(x) % 16 == 0 ? x : x.cl
 
 std::optional<GpuShape> gpu_shape(const Plan& plan, const at::Tensor& like,
                                   const std::vector<char>* trained) {
-    if (!kernels_of(like.device())) return {};
-    GpuShape shape(plan, like.scalar_type());
+    const auto dtype = like.scalar_type();
+    if (dtype != at::kDouble && dtype != at::kFloat && dtype != at::kBFloat16) return {};
+    if (!kernels_of(like.device()) || like.size(0) == 0) return {};
+    GpuShape shape(plan, dtype);
     if (shape.threads == 0) return {};
     for (size_t s = 0; trained && s < plan.steps.size(); ++s)
         for (size_t k = 0; k < plan.steps[s].op->parameters.size(); ++k)
@@ -82,13 +84,11 @@ std::optional<GpuShape> gpu_shape(const Plan& plan, const at::Tensor& like,
 void gpu_forward(const Plan& plan, const GpuShape& shape, const std::vector<at::Tensor>& inputs,
                  std::vector<at::Tensor>& stored) {
     const int64_t tokens = inputs.front().size(0);
-    if (tokens == 0) return;
-    const auto device = inputs.front().device();
-    auto& kernels = *kernels_of(device);
+    auto& kernels = *kernels_of(inputs.front().device());
     Key key = {0};
     describe(plan, shape, key);
     const auto [kernel, threads] =
-        compiled(kernels, device, std::move(key), shape, 0, [&] { return forward_source(plan, shape); });
+        compiled(kernels, std::move(key), shape, 0, [&] { return forward_source(plan, shape); });
 
     Words words = {static_cast<uint64_t>(tokens)};
     std::vector<at::Tensor> keeps;
@@ -139,7 +139,8 @@ struct Sums {
         const int64_t registers =
             std::min(kMostRegisters, kernels.registers() / shape.threads) * 4 / value_bytes;
         if (needed * 10 <= registers * 9) return;
-        const int64_t room = kernels.shared_bytes() / value_bytes - shape.shared;
+        // The kernel has what it is compiled with beside it, at least one value, and begins at 8 bytes.
+        const int64_t room = kernels.shared_bytes() / value_bytes - (shape.shared + 2) / 2 * 2;
         for (auto& sum : all) {
             const int64_t values = sum.rows * shape.shared_values(plan.widths[plan.steps[sum.step].result]);
             if (shared + values <= room) sum.shared = std::exchange(shared, shared + values);
@@ -183,9 +184,9 @@ void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& w
     describe(plan, shape, key);
     for (const std::vector<char>& flags : {given, trained, sums.tied})
         key.insert(key.end(), flags.begin(), flags.end());
-    const auto [kernel, threads] =
-        compiled(kernels, like.device(), std::move(key), shape, sums.shared * value_bytes,
-                 [&] { return backward_source(plan, shape, way, given, trained, sums.tied, sums.all); });
+    const auto [kernel, threads] = compiled(kernels, std::move(key), shape, sums.shared * value_bytes, [&] {
+        return backward_source(plan, shape, way, given, trained, sums.tied, sums.all);
+    });
 
     Words words = {static_cast<uint64_t>(tokens)};
     std::vector<at::Tensor> keeps;

@@ -17,7 +17,7 @@ struct GpuShape {
     int64_t shared = 0;                    // values in shared memory
     std::vector<RowOp::DeviceCode> codes;  // of each step
 
-    // threads stays 0 if an operation has no device code or a row is too wide.
+    // threads stays 0 if an operation has no device code, widths differ, or a row is too wide.
     GpuShape(const Plan& plan, at::ScalarType dtype);
 
     // Of one row, in shared memory; a thread's part of it is by `threads` less.

@@ -1,5 +1,5 @@
 // What a graph's run consists of (Plan), and what its way back does (BackwardPlan): shared by those who run
-// it, tiles.h and composed.h.
+// it, tiles.h, gpu.h and composed.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>

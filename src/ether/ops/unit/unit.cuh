@@ -1,4 +1,4 @@
-// A row over its length (unit.h). A row without one becomes NaN, which the loss tells.
+// A row over its length (unit.h). A row of length 0 becomes NaN, which the loss tells.
 template <int W>
 struct Unit {
     typedef Row<W> R;

@@ -8,7 +8,7 @@
 namespace ether::ops {
 
 // v: (..., m) float32 or float64 -> v / |v| along the last axis; a zero vector is an error, since it has no
-// direction, but NaN where this is composed (composed.h): the loss then is. Differentiable: grad = (g - û (û
+// direction, but NaN on other devices than the CPU: the loss then is. Differentiable: grad = (g - û (û
 // . g)) / |v|.
 at::Tensor unit(const at::Tensor& v);
 
