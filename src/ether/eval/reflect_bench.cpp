@@ -8,7 +8,6 @@
 #include "ether/ops/rank1/rank1.h"
 
 namespace ether::eval {
-
 namespace {
 
 constexpr int kInFlight = 8;  // on a device between two waits, which a start would else be part of

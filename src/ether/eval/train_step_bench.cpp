@@ -2,12 +2,12 @@
 
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <chrono>
 #include <map>
 #include <numeric>
 
 #include "ether/core/error.h"
+#include "ether/eval/timing.h"
 #include "ether/ops/device.h"
 #include "ether/ops/gemm/rate.h"
 #include "ether/tasks/causal_lm.h"
@@ -75,8 +75,7 @@ double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_
         ops::wait_for(model.model().device());
         if (step > 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     }
-    std::sort(seconds.begin(), seconds.end());
-    return seconds[seconds.size() / 2];
+    return median(std::move(seconds));
 }
 
 TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options) {

@@ -2,29 +2,22 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdlib>
-#include <optional>
 #include <system_error>
 
 #include "ether/core/error.h"
 #include "ether/core/utf8.h"
+#include "ether/io/environment.h"
 #include "ether/io/file.h"
 
 namespace ether::io {
 namespace fs = std::filesystem;
 namespace {
 
-std::optional<fs::path> variable(const char* name) {
-    const char* value = std::getenv(name);
-    if (value == nullptr || *value == '\0') return std::nullopt;
-    return fs::path(value);
-}
-
 fs::path cache_folder() {
-    if (const auto hub = variable("HF_HUB_CACHE")) return *hub;
-    if (const auto home = variable("HF_HOME")) return *home / "hub";
-    if (const auto cache = variable("XDG_CACHE_HOME")) return *cache / "huggingface" / "hub";
-    return variable("HOME").value_or(".") / ".cache" / "huggingface" / "hub";
+    if (const auto hub = path_variable("HF_HUB_CACHE")) return *hub;
+    if (const auto home = path_variable("HF_HOME")) return *home / "hub";
+    if (const auto cache = path_variable("XDG_CACHE_HOME")) return *cache / "huggingface" / "hub";
+    return path_variable("HOME").value_or(".") / ".cache" / "huggingface" / "hub";
 }
 
 // One or more parts between slashes, of letters, digits, '-', '_' and '.', none of them "." or "..": safe to

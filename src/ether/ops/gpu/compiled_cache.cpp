@@ -1,11 +1,11 @@
 #include "ether/ops/gpu/compiled_cache.h"
 
-#include <cstdlib>
 #include <filesystem>
 
 #include "ether/core/error.h"
 #include "ether/core/hash.h"
 #include "ether/io/atomic.h"
+#include "ether/io/environment.h"
 #include "ether/io/file.h"
 
 namespace ether::ops {
@@ -22,13 +22,9 @@ std::string hash_of(const std::string& bytes) {
 }
 
 std::optional<fs::path> folder() {
-    auto variable = [](const char* name) {
-        const char* value = std::getenv(name);
-        return value && *value ? std::optional<fs::path>(value) : std::nullopt;
-    };
-    if (const auto own = variable("ETHER_CACHE")) return *own / "kernels";
-    if (const auto cache = variable("XDG_CACHE_HOME")) return *cache / "ether" / "kernels";
-    if (const auto home = variable("HOME")) return *home / ".cache" / "ether" / "kernels";
+    if (const auto own = io::path_variable("ETHER_CACHE")) return *own / "kernels";
+    if (const auto cache = io::path_variable("XDG_CACHE_HOME")) return *cache / "ether" / "kernels";
+    if (const auto home = io::path_variable("HOME")) return *home / ".cache" / "ether" / "kernels";
     return std::nullopt;
 }
 

@@ -1,11 +1,9 @@
-// Machine code of kernels, kept from one run to the next: below $ETHER_CACHE, else $XDG_CACHE_HOME/ether,
-// else
-// ~/.cache/ether, in kernels/, a file a kernel. It only saves time: what cannot be read or written is
+// Machine code of kernels, kept from one run to the next: a file a kernel in kernels/ below $ETHER_CACHE,
+// else $XDG_CACHE_HOME/ether, else ~/.cache/ether. It only saves time: what cannot be read or written is
 // compiled again.
 #pragma once
 
 #include <functional>
-#include <optional>
 #include <string>
 
 namespace ether::ops {

@@ -21,11 +21,19 @@ class Library {
     explicit Library(const char* name, int flags = 0) : handle_(dlopen(name, RTLD_LAZY | flags)) {
         if (!handle_) missing_ = dlerror();
     }
-    template <typename Function>
-    Function* function(const char* name) {
+
+    // Becomes the pointer that it initialises; null where the library or the function is missing.
+    struct Symbol {
+        void* address;
+        template <typename Function>
+        operator Function*() const {
+            return reinterpret_cast<Function*>(address);
+        }
+    };
+    Symbol operator[](const char* name) {
         void* found = handle_ ? dlsym(handle_, name) : nullptr;
         if (handle_ && !found) missing_ = fmt::format("{} is not in it", name);
-        return reinterpret_cast<Function*>(found);
+        return {found};
     }
     const std::string& missing() const { return missing_; }
 
@@ -40,17 +48,15 @@ struct Nvrtc {
 
     Library builtins{"libnvrtc-builtins.so.13.0"};  // which it would look for in the system's folders
     Library library{"libnvrtc.so.13"};
-    int (*create)(Program*, const char*, const char*, int, const char* const*, const char* const*) =
-        library.function<int(Program*, const char*, const char*, int, const char* const*,
-                             const char* const*)>("nvrtcCreateProgram");
-    int (*destroy)(Program*) = library.function<int(Program*)>("nvrtcDestroyProgram");
-    int (*compile)(Program, int, const char* const*) =
-        library.function<int(Program, int, const char* const*)>("nvrtcCompileProgram");
-    int (*version)(int*, int*) = library.function<int(int*, int*)>("nvrtcVersion");
-    int (*log_size)(Program, size_t*) = library.function<int(Program, size_t*)>("nvrtcGetProgramLogSize");
-    int (*log)(Program, char*) = library.function<int(Program, char*)>("nvrtcGetProgramLog");
-    int (*code_size)(Program, size_t*) = library.function<int(Program, size_t*)>("nvrtcGetCUBINSize");
-    int (*code)(Program, char*) = library.function<int(Program, char*)>("nvrtcGetCUBIN");
+    int (*create)(Program*, const char*, const char*, int, const char* const*,
+                  const char* const*) = library["nvrtcCreateProgram"];
+    int (*destroy)(Program*) = library["nvrtcDestroyProgram"];
+    int (*compile)(Program, int, const char* const*) = library["nvrtcCompileProgram"];
+    int (*version)(int*, int*) = library["nvrtcVersion"];
+    int (*log_size)(Program, size_t*) = library["nvrtcGetProgramLogSize"];
+    int (*log)(Program, char*) = library["nvrtcGetProgramLog"];
+    int (*code_size)(Program, size_t*) = library["nvrtcGetCUBINSize"];
+    int (*code)(Program, char*) = library["nvrtcGetCUBIN"];
 };
 Nvrtc& nvrtc() {
     static Nvrtc nvrtc;
@@ -72,18 +78,15 @@ struct Runtime {
         unsigned x, y, z;
     };
     Library library{"libcudart.so.13", RTLD_NOLOAD};
-    int (*attribute)(int*, int, int) = library.function<int(int*, int, int)>("cudaDeviceGetAttribute");
-    const char* (*error_string)(int) = library.function<const char*(int)>("cudaGetErrorString");
+    int (*attribute)(int*, int, int) = library["cudaDeviceGetAttribute"];
+    const char* (*error_string)(int) = library["cudaGetErrorString"];
     int (*load)(void**, const void*, const int*, void**, unsigned, const int*, void**,
-                unsigned) = library.function<int(void**, const void*, const int*, void**, unsigned,
-                                                 const int*, void**, unsigned)>("cudaLibraryLoadData");
-    int (*kernel)(const void**, void*, const char*) =
-        library.function<int(const void**, void*, const char*)>("cudaLibraryGetKernel");
-    int (*set)(const void*, int, int) = library.function<int(const void*, int, int)>("cudaFuncSetAttribute");
-    int (*occupancy)(int*, const void*, int, size_t) = library.function<int(int*, const void*, int, size_t)>(
-        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-    int (*launch)(const void*, Size, Size, void**, size_t, void*) =
-        library.function<int(const void*, Size, Size, void**, size_t, void*)>("cudaLaunchKernel");
+                unsigned) = library["cudaLibraryLoadData"];
+    int (*kernel)(const void**, void*, const char*) = library["cudaLibraryGetKernel"];
+    int (*set)(const void*, int, int) = library["cudaFuncSetAttribute"];
+    int (*occupancy)(int*, const void*, int,
+                     size_t) = library["cudaOccupancyMaxActiveBlocksPerMultiprocessor"];
+    int (*launch)(const void*, Size, Size, void**, size_t, void*) = library["cudaLaunchKernel"];
 
     void check(int status, const char* what) const {
         if (status != 0) fail(ErrorKind::numeric, "{} failed on the GPU: {}", what, error_string(status));
@@ -182,8 +185,7 @@ std::string compile_cuda(const std::string& source, const std::string& architect
         compiler.destroy(&program);
         fail(ErrorKind::numeric,
              "a kernel does not compile for {}; with the environment variable ETHER_COMPOSED=1 none are "
-             "needed, and steps "
-             "take several times as long: {}",
+             "needed, and steps take several times as long: {}",
              architecture, log.c_str());
     }
     check(compiler.code_size(program, &size), "compiling");

@@ -2,6 +2,8 @@
 // operations have device code (RowOp::device_code); a kernel is compiled when its graph first runs.
 #pragma once
 
+#include <optional>
+
 #include "ether/ops/rows/gpu_source.h"
 
 namespace ether::ops {

@@ -196,13 +196,12 @@ GpuShape::GpuShape(const Plan& plan, at::ScalarType dtype) : dtype(dtype) {
         const int64_t width = plan.widths[plan.steps[s].result], chunks = width / chunk;
         const int64_t segments = codes[s].piece ? width / codes[s].piece : 1;
         int64_t needed = 0;
-        if (codes[s].sums)
-            needed = codes[s].sums * std::max<int64_t>(segments == 1 ? 32 : chunks + segments, 0);
+        if (codes[s].sums) needed = codes[s].sums * (segments == 1 ? 32 : chunks + segments);
         if (codes[s].exchanges) needed = std::max(needed, width);
         shared = std::max(shared, needed);
     }
     const int64_t chunks = widest / chunk, own = (chunks + kMostThreads - 1) / kMostThreads;
-    const int64_t bytes = dtype == at::kDouble ? 8 : 4;
+    const auto bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(dtype)));
     if (own > kMostChunks || shared * bytes > kMostShared) return;
     // Two chunks a thread where there are enough: loads in flight.
     const int64_t each = own == 1 && chunks >= 384 ? 2 : own;

@@ -1,7 +1,6 @@
 // The CUDA C++ of a graph's kernels (gpu.h), made of the operations' device code (*.cuh).
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
