@@ -155,7 +155,7 @@ int inspect_main(int argc, char** argv) {
 
     const auto path = std::filesystem::path(folder);
     const auto has = [&](const char* name) { return io::has_entry(path / name); };
-    const bool adapter = has("adapter_config.json") || has(io::kRunFile) || has(io::kRunStateFile);
+    const bool adapter = has(io::kAdapterConfigFile) || has(io::kRunFile) || has(io::kRunStateFile);
     const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
     if (json)
         std::printf("%s\n", object.dump().c_str());

@@ -51,10 +51,8 @@ void refuse_input(const std::string& out, const LoadingOptions& loading, const s
         if (const auto name = entry.path().filename().string();
             name.ends_with(".json") || (name.starts_with("model") && name.ends_with(".safetensors")))
             inputs.push_back(entry.path());
-    for (const auto& part : split_list(loading.adapter))
-        for (const fs::path folder : {part, part.substr(0, part.rfind('@')), loading.adapter})
-            for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "ether.json"})
-                inputs.push_back(folder / name);
+    for (const auto& adapter : eval::split_adapters(loading.adapter))
+        for (const char* name : io::kAdapterFiles) inputs.push_back(fs::path(adapter.folder) / name);
     for (const auto& input : inputs)
         if (fs::equivalent(out, input, ignored))
             fail(ErrorKind::usage,

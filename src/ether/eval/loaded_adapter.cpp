@@ -25,20 +25,14 @@ bool is_there(const std::string& path) {
     return std::filesystem::exists(path, ignored);
 }
 
-// "a,b@0.5" as folders and weights. A folder's name may hold an @ or a comma.
-std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
+std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
     std::vector<methods::NamedAdapter> adapters;
-    for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
-        auto& adapter = adapters.emplace_back(methods::NamedAdapter{part, {}});
-        const auto at = part.rfind('@');
-        const bool has_weight =
-            at != std::string::npos && part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
-        if (has_weight && !is_there(part)) {
-            adapter.name = part.substr(0, at);
+    for (const auto& [folder, weight] : split_adapters(text)) {
+        auto& adapter = adapters.emplace_back(methods::NamedAdapter{folder, {}});
+        if (!weight.empty())
             Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
-                part.substr(at + 1));
-        }
-        adapter.files = io::read_adapter(adapter.name);
+                weight);
+        adapter.files = io::read_adapter(folder);
     }
     if (adapters.empty())
         fail(ErrorKind::usage, "--adapter: \"{}\" names no folder; leave it out for the model as it is",
@@ -50,7 +44,8 @@ std::vector<methods::NamedAdapter> named_adapters(const std::string& text) {
 std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const std::string& base,
                                           const LoadOptions& options) {
     if (!adapter.files.ether) return {};
-    io::JsonObject ether(*adapter.files.ether, (std::filesystem::path(adapter.name) / "ether.json").string());
+    io::JsonObject ether(*adapter.files.ether,
+                         (std::filesystem::path(adapter.name) / io::kEtherFile).string());
     if (const auto format = ether.get_or<int64_t>("format", 1); format != 1)
         fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
              format);
@@ -78,6 +73,20 @@ std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::opt
 
 }  // namespace
 
+std::vector<AdapterName> split_adapters(const std::string& text) {
+    std::vector<AdapterName> names;
+    for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
+        const auto at = part.rfind('@');
+        const bool has_weight =
+            at != std::string::npos && part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
+        if (has_weight && !is_there(part))
+            names.push_back({part.substr(0, at), part.substr(at + 1)});
+        else
+            names.push_back({part, ""});
+    }
+    return names;
+}
+
 text::Tokenizer LoadedAdapter::tokenizer() const {
     return text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->model().shape()));
 }
@@ -85,7 +94,7 @@ text::Tokenizer LoadedAdapter::tokenizer() const {
 LoadedAdapter load_adapter(const LoadOptions& options) {
     LoadedAdapter loaded{.checkpoint = io::Checkpoint::open(io::resolve_model(options.model))};
     const auto adapters =
-        options.adapter.empty() ? std::vector<methods::NamedAdapter>() : named_adapters(options.adapter);
+        options.adapter.empty() ? std::vector<methods::NamedAdapter>() : read_adapters(options.adapter);
     const auto base = adapters.empty() ? std::string() : loaded.checkpoint.fingerprint();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {

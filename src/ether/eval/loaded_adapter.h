@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ether/io/checkpoint.h"
 #include "ether/methods/adapted_model.h"
@@ -21,6 +22,13 @@ struct LoadOptions {
     bool force = false;                                // take an adapter that was trained on another base
     at::Device device = at::kCPU;
 };
+
+struct AdapterName {
+    std::string folder, weight;  // weight: what stood behind the @, if anything
+};
+
+// LoadOptions::adapter in its parts. A folder's name may hold an @ or a comma.
+std::vector<AdapterName> split_adapters(const std::string& text);
 
 struct LoadedAdapter {
     io::Checkpoint checkpoint;

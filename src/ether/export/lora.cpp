@@ -21,8 +21,6 @@ namespace fs = std::filesystem;
 // Of a change in float32, as a share of it.
 constexpr double kRounding = 1e-5;
 
-constexpr const char* kWeightsFile = "adapter_model.safetensors";
-
 // vLLM's --max-lora-rank: its choices, and what it is where it is not given.
 constexpr int64_t kServedRanks[] = {1, 8, 16, 32, 64, 128, 256, 320, 512};
 constexpr int64_t kServedByDefault = 16;
@@ -200,8 +198,8 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     const auto files = lora_files(loaded, changes, report.rank, options.base);
     report.warnings = server_warnings(report.rank, files, adapted.model().shape());
     io::write_adapter(folder.path(), files);
-    io::check_written(folder.path() / kWeightsFile, files.tensors);
-    report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / kWeightsFile));
+    io::check_written(folder.path() / io::kAdapterWeightsFile, files.tensors);
+    report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / io::kAdapterWeightsFile));
     const Probe probe(adapted);
     const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
                                            .adapter = folder.path().string(),

@@ -13,10 +13,7 @@ namespace ether::io {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kConfigFile = "adapter_config.json";
-constexpr const char* kWeightsFile = "adapter_model.safetensors";
 constexpr const char* kPickledFile = "adapter_model.bin";
-constexpr const char* kEtherFile = "ether.json";
 
 std::string to_text(const nlohmann::json& value) {
     ETHER_ASSERT(value.is_object());
@@ -32,7 +29,7 @@ void remove_file(const fs::path& path) {
 }  // namespace
 
 bool has_adapter(const fs::path& folder) {
-    return has_entry(folder / kConfigFile) && has_entry(folder / kWeightsFile) &&
+    return has_entry(folder / kAdapterConfigFile) && has_entry(folder / kAdapterWeightsFile) &&
            has_entry(folder / kEtherFile);
 }
 
@@ -44,31 +41,32 @@ AdapterFiles read_adapter(const fs::path& folder) {
              code ? code.message() : "it does not exist");
     if (!fs::is_directory(status))
         fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
-    if (!has_entry(folder / kConfigFile) && has_entry(folder / kRunFile))
+    if (!has_entry(folder / kAdapterConfigFile) && has_entry(folder / kRunFile))
         fail(ErrorKind::adapter,
              "{0}: this run has saved no adapter yet; ether train --resume {0} goes on with it",
              folder.string());
-    if (!has_entry(folder / kConfigFile) && has_entry(folder / kRunStateFile))
+    if (!has_entry(folder / kAdapterConfigFile) && has_entry(folder / kRunStateFile))
         fail(ErrorKind::adapter,
              "{0}: holds a run's checkpoint, from which ether train --resume {1} goes on; the adapter is in "
              "{1}",
              folder.string(), (folder / "../..").lexically_normal().string());
-    if (!has_entry(folder / kConfigFile))
+    if (!has_entry(folder / kAdapterConfigFile))
         fail(ErrorKind::adapter,
              "{}: holds no {}, so it is not an adapter's folder or was not written to its end",
-             folder.string(), kConfigFile);
-    if (!has_entry(folder / kWeightsFile)) {
+             folder.string(), kAdapterConfigFile);
+    if (!has_entry(folder / kAdapterWeightsFile)) {
         if (has_entry(folder / kPickledFile))
             fail(ErrorKind::adapter,
                  "{}: holds {} but no {}; pickled weights are not read, load the adapter with peft and save "
                  "it again "
                  "with safe_serialization=True",
-                 folder.string(), kPickledFile, kWeightsFile);
-        fail(ErrorKind::adapter, "{}: holds {} but no {}", folder.string(), kConfigFile, kWeightsFile);
+                 folder.string(), kPickledFile, kAdapterWeightsFile);
+        fail(ErrorKind::adapter, "{}: holds {} but no {}", folder.string(), kAdapterConfigFile,
+             kAdapterWeightsFile);
     }
     AdapterFiles files;
-    files.config = JsonObject::load(folder / kConfigFile).document();
-    const SafetensorsFile weights(folder / kWeightsFile);
+    files.config = JsonObject::load(folder / kAdapterConfigFile).document();
+    const SafetensorsFile weights(folder / kAdapterWeightsFile);
     // Integers are places of entries (SHiRA's), never values: who asks for values checks.
     for (const std::string& name : weights.names()) {
         const auto& dtype = weights.info(name).dtype;
@@ -86,9 +84,9 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     const auto holds = [&](const char* name, const std::string& text) {
         return has_entry(folder / name) ? read_text_file(folder / name) == text : text.empty();
     };
-    const bool same = holds(kConfigFile, config) && holds(kEtherFile, ether);
+    const bool same = holds(kAdapterConfigFile, config) && holds(kEtherFile, ether);
     // All that can fail comes before what is there is touched.
-    AtomicFile weights(folder / kWeightsFile), config_file(folder / kConfigFile);
+    AtomicFile weights(folder / kAdapterWeightsFile), config_file(folder / kAdapterConfigFile);
     write_safetensors(weights, files.tensors, {{"format", "pt"}});
     weights.sync();
     config_file.write(config);
@@ -101,7 +99,7 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     }
     // The same run saving again swaps its tensors in one step and stays whole; any other adapter must not be
     // mixed.
-    if (!same) remove_file(folder / kConfigFile);
+    if (!same) remove_file(folder / kAdapterConfigFile);
     weights.commit();
     if (ether_file)
         ether_file->commit();

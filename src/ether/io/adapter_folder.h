@@ -3,6 +3,7 @@
 // Stateless; failures are Errors (kind `adapter` where the folder is not an adapter's) that name the file.
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -10,6 +11,12 @@
 #include "ether/io/safetensors.h"
 
 namespace ether::io {
+
+inline constexpr const char* kAdapterConfigFile = "adapter_config.json";
+inline constexpr const char* kAdapterWeightsFile = "adapter_model.safetensors";
+inline constexpr const char* kEtherFile = "ether.json";
+// All files of an adapter of ours.
+inline constexpr std::array kAdapterFiles = {kAdapterConfigFile, kAdapterWeightsFile, kEtherFile};
 
 // A run keeps its configuration beside its adapter; a folder with this file is a run's.
 inline constexpr const char* kRunFile = "run.toml";

@@ -9,6 +9,7 @@
 #include "ether/core/hash.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
+#include "ether/io/adapter_folder.h"
 #include "ether/io/file.h"
 
 namespace ether::io {
@@ -53,7 +54,7 @@ Checkpoint Checkpoint::open(const fs::path& folder) {
     if (!fs::is_directory(status))
         fail(ErrorKind::file, "{}: expected a model folder, found a file", folder.string());
     if (!has_entry(folder / kConfigFile)) {
-        const bool adapter = has_entry(folder / "adapter_config.json");
+        const bool adapter = has_entry(folder / kAdapterConfigFile);
         fail(ErrorKind::model, "{}: holds no {}{}", folder.string(), kConfigFile,
              adapter ? "; it is an adapter's folder, name that of its base model"
                      : ", so it is not a model folder");

@@ -23,19 +23,20 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
     const auto parts = config.value("parts", nlohmann::json());
     if (!parts.is_array() || parts.empty())
         fail(ErrorKind::adapter,
-             "{}: key \"parts\" is {}, expected the list of configurations of a {} adapter", kAdapterConfig,
-             parts.dump(), kCombined);
+             "{}: key \"parts\" is {}, expected the list of configurations of a {} adapter",
+             io::kAdapterConfigFile, parts.dump(), kCombined);
     for (const auto& [key, value] : config.items())
         if (key != "parts" && !is_common(key) && !says_nothing(value))
-            fail(ErrorKind::adapter, "{}: key \"{}\" = {} is not supported beside \"parts\"", kAdapterConfig,
-                 key, value.dump());
+            fail(ErrorKind::adapter, "{}: key \"{}\" = {} is not supported beside \"parts\"",
+                 io::kAdapterConfigFile, key, value.dump());
     if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
         fail(ErrorKind::adapter, "{}: bias = {} is not supported beside \"parts\", expected \"none\"",
-             kAdapterConfig, bias.dump());
+             io::kAdapterConfigFile, bias.dump());
     for (const auto& part : parts)
         if (part.is_object() && !says_nothing(part.value("modules_to_save", nlohmann::json())))
             fail(ErrorKind::adapter,
-                 "{}: \"modules_to_save\" stands in one of the parts, expected beside them", kAdapterConfig);
+                 "{}: \"modules_to_save\" stands in one of the parts, expected beside them",
+                 io::kAdapterConfigFile);
     return parts;
 }
 

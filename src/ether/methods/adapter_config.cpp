@@ -6,6 +6,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/io/adapter_folder.h"
 #include "ether/io/json_reader.h"
 
 namespace ether::methods {
@@ -78,14 +79,14 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohman
              bias.dump());
     for (const auto& field : fields)
         if (config.contains(field.config_key()))
-            field.from_json(config[field.config_key()], "adapter_config.json");
+            field.from_json(config[field.config_key()], io::kAdapterConfigFile);
     return options;
 }
 
 bool is_common(const std::string& key) { return kCommonKeys.contains(key); }
 
 std::string peft_type_of(const nlohmann::json& config) {
-    return io::JsonObject(config, kAdapterConfig).get<std::string>("peft_type");
+    return io::JsonObject(config, io::kAdapterConfigFile).get<std::string>("peft_type");
 }
 
 std::vector<std::string> modules_from_config(const nlohmann::json& config, const nn::Model& model) {

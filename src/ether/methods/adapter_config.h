@@ -10,7 +10,6 @@
 
 namespace ether::methods {
 
-inline constexpr const char* kAdapterConfig = "adapter_config.json";
 // The peft_type of several adapters on one model, whose configurations are listed under "parts".
 inline constexpr const char* kCombined = "COMBINED";
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/io/adapter_folder.h"
 #include "ether/io/json_reader.h"
 #include "ether/methods/adapter_config.h"
 #include "ether/methods/methods.h"
@@ -27,7 +28,7 @@ struct PrefixOptions : MethodOptions {
         return {length_field, projection_field(&projection)};
     }
     void from_config(nlohmann::json& config) override {
-        const io::JsonObject values(config, kAdapterConfig);
+        const io::JsonObject values(config, io::kAdapterConfigFile);
         for (const auto& [key, value] : {std::pair(kLayers, &layers), {kHeads, &heads}, {kWidth, &width}}) {
             *value = values.get_or<int64_t>(key, 0);
             config.erase(key);
@@ -78,8 +79,8 @@ class Prefix : public Adapter {
   private:
     static void check(const char* key, int64_t found, int64_t own) {
         if (found != 0 && found != own)
-            fail(ErrorKind::adapter, "{}: key \"{}\" is {}, but this model has {}", kAdapterConfig, key,
-                 found, own);
+            fail(ErrorKind::adapter, "{}: key \"{}\" is {}, but this model has {}", io::kAdapterConfigFile,
+                 key, found, own);
     }
 
     nn::ModelShape shape_;

@@ -16,6 +16,9 @@
 
 namespace ether::train {
 
+// Below a run's folder.
+inline constexpr const char* kCheckpointsFolder = "checkpoints";
+
 struct RunProgress {
     int64_t step = 0;  // steps done; epoch, batch and random numbers follow from it
     std::optional<double> best_score;
@@ -35,7 +38,8 @@ bool is_checkpoint_name(const std::string& name);
 
 class RunState {
   public:
-    explicit RunState(std::filesystem::path run_folder) : folder_(std::move(run_folder) / "checkpoints") {}
+    explicit RunState(std::filesystem::path run_folder)
+        : folder_(std::move(run_folder) / kCheckpointsFolder) {}
 
     // Writes step-N, and then removes what is old.
     void save(const RunProgress& progress, const nn::ParameterStore& parameters, const AdamW& optimizer,

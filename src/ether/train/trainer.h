@@ -8,12 +8,11 @@
 #include <vector>
 
 #include "ether/data/order.h"
-#include "ether/methods/adapted_model.h"
-#include "ether/tasks/task.h"
 #include "ether/train/callback.h"
 #include "ether/train/optimizer.h"
 #include "ether/train/run_config.h"
 #include "ether/train/run_lock.h"
+#include "ether/train/run_setup.h"
 #include "ether/train/run_state.h"
 
 namespace ether::train {
@@ -37,12 +36,10 @@ class Trainer {
 
     RunResult run();
 
-    methods::AdaptedModel& model() { return *model_; }
-    const tasks::Task& task() const { return *task_; }
+    methods::AdaptedModel& model() { return *setup_.model; }
+    const tasks::Task& task() const { return *setup_.task; }
 
   private:
-    void read_data(const text::Tokenizer& tokenizer, const std::vector<data::Example>& examples);
-    void run_base(const nn::Model& base, size_t number);
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
     void choose_memory_mode();
@@ -61,17 +58,14 @@ class Trainer {
     int64_t checkpointed_blocks_ = 0;
     std::vector<Callback*> callbacks_;
     std::unique_ptr<RunLock> lock_;
-    std::unique_ptr<tasks::Task> task_;
-    std::unique_ptr<methods::AdaptedModel> model_;
-    std::string toml_, fingerprint_;
-    std::map<std::string, std::string> inputs_;  // by what they are, for RunProgress
+    std::string toml_;
+    RunSetup setup_;
     bool begins_log_anew_ = false;
     std::vector<std::string> warnings_;
-    std::vector<data::Sequence> training_, evaluation_;
     std::unique_ptr<data::EpochOrder> order_;
     std::unique_ptr<AdamW> optimizer_;
     RunState state_;
-    int64_t steps_per_epoch_ = 0, total_steps_ = 0, max_length_ = 0;
+    int64_t steps_per_epoch_ = 0, total_steps_ = 0;
     int64_t loaded_epoch_ = -1;
     std::vector<data::BatchRows> epoch_batches_;
 };

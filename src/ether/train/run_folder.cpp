@@ -1,0 +1,66 @@
+#include "ether/train/run_folder.h"
+
+#include "ether/core/error.h"
+#include "ether/io/adapter_folder.h"
+#include "ether/io/atomic.h"
+#include "ether/io/file.h"
+#include "ether/train/learning_curve.h"
+#include "ether/train/metrics_log.h"
+#include "ether/train/run_state.h"
+
+namespace ether::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A run that was killed before it had its run.toml leaves empty logs and checkpoints at most; anything else
+// is someone's.
+void refuse_foreign_files(const fs::path& folder) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder / kCheckpointsFolder, ignored))
+        if (!is_checkpoint_name(io::final_name(entry.path().filename().string())))
+            fail(ErrorKind::file, "{}: no run made this, and one would remove it; choose another --out",
+                 entry.path().string());
+    if (io::has_entry(folder / "config.json"))
+        fail(ErrorKind::file, "{}: the folder holds a model; choose another --out", folder.string());
+    std::vector<const char*> replaced = {kMetricsFile, kLearningCurveFile, kLearningCurvePage};
+    replaced.insert(replaced.end(), io::kAdapterFiles.begin(), io::kAdapterFiles.end());
+    for (const char* name : replaced) {
+        std::error_code missing;
+        if (fs::file_size(folder / name, missing) > 0 && !missing)
+            fail(ErrorKind::file,
+                 "{}: the folder has no {} but holds {}, which a run would replace; choose another --out",
+                 folder.string(), io::kRunFile, name);
+    }
+}
+
+void remove_unfinished(const fs::path& folder, bool are_folders) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder, ignored))
+        if (const auto name = entry.path().filename().string();
+            io::final_name(name) != name && entry.is_directory(ignored) == are_folders)
+            fs::remove_all(entry.path(), ignored);
+}
+
+}  // namespace
+
+void check_run_folder(const fs::path& folder, bool resume) {
+    const bool holds_run = io::has_entry(folder / io::kRunFile);
+    if (resume && !holds_run)
+        fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", folder.string(), io::kRunFile);
+    if (resume) return;
+    if (holds_run)
+        fail(
+            ErrorKind::file,
+            "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
+            "--out",
+            folder.string(), folder.string());
+    refuse_foreign_files(folder);
+}
+
+void remove_leftovers(const fs::path& folder) {
+    remove_unfinished(folder, /*are_folders=*/false);
+    remove_unfinished(folder / kCheckpointsFolder, /*are_folders=*/true);
+}
+
+}  // namespace ether::train

@@ -1,0 +1,151 @@
+#include "ether/train/run_setup.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "ether/core/error.h"
+#include "ether/core/hash.h"
+#include "ether/data/order.h"
+#include "ether/io/checkpoint.h"
+#include "ether/io/file.h"
+#include "ether/io/hub_cache.h"
+#include "ether/models/registry.h"
+#include "ether/ops/device.h"
+#include "ether/tasks/classification.h"
+
+namespace ether::train {
+namespace {
+
+// Where the model has a classification head for just these labels, the task takes the head's order of them.
+// Returns whether it does.
+bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
+    const auto classes = models::stored_classes(checkpoint);
+    if (!classes || *classes != task->classes()) return false;
+    const auto* classification = dynamic_cast<const tasks::Classification*>(task.get());
+    if (!classification) return true;  // a regression's single output
+    auto own = models::stored_class_names(checkpoint, *classes), wanted = classification->labels().names();
+    auto sorted = own;
+    std::sort(sorted.begin(), sorted.end());
+    std::sort(wanted.begin(), wanted.end());
+    if (sorted != wanted) return false;
+    task = std::make_unique<tasks::Classification>(
+        data::LabelSet::from_names(std::move(own), checkpoint.config().name()));
+    return true;
+}
+
+// Tells data sets apart: a hash over all that a model is given of them.
+std::string hash_of(const std::vector<data::Sequence>& sequences) {
+    Hash hash;
+    auto add = [&](const std::vector<int64_t>& values) {
+        hash.add(values.data(), values.size() * sizeof(int64_t));
+    };
+    for (const auto& sequence : sequences) {
+        add(sequence.ids), add(sequence.type_ids), add(sequence.targets);
+        hash.add(&sequence.label, sizeof(sequence.label));
+    }
+    return hash.hex();
+}
+
+std::string hash_of(std::string_view text) {
+    Hash hash;
+    hash.add(text);
+    return hash.hex();
+}
+
+// For methods that choose what they train by how the base model answers: its batches, in an order of their
+// own.
+class BaseRuns {
+  public:
+    BaseRuns(const RunConfig& config, const RunSetup& setup) : config_(config), setup_(setup) {}
+
+    void next(const nn::Model& base) {
+        if (batches_.empty())
+            batches_ =
+                data::EpochOrder(data::lengths_of(setup_.training),
+                                 {static_cast<uint64_t>(config_.seed), config_.batch, config_.bucketing})
+                    .epoch(0);
+        const auto& rows = batches_[next_++ % batches_.size()];
+        const auto batch = data::collate(setup_.training, rows, setup_.task->label_type()).to(base.device());
+        const at::NoGradGuard no_grad;
+        if (setup_.task->head() == nn::Head::causal_lm && !base.output_site().watch)
+            base.hidden({.batch = batch});
+        else
+            base.logits({.batch = batch});
+    }
+
+  private:
+    const RunConfig& config_;
+    const RunSetup& setup_;
+    std::vector<data::BatchRows> batches_;
+    size_t next_ = 0;
+};
+
+}  // namespace
+
+RunSetup read_setup(const RunConfig& config) {
+    RunSetup setup;
+    const auto device = ops::device_named(config.device);
+    const auto checkpoint = io::Checkpoint::open(io::resolve_model(config.model));
+    auto table = config.columns;
+    table.labels_required = config.task == "classify";
+    const auto examples = data::read_examples(config.data, table);
+    setup.task = tasks::make_task(config.task, examples, config.data);
+    const bool own_head = adopt_own_head(checkpoint, setup.task);
+    auto model = models::load_model(checkpoint, {.head = setup.task->head(),
+                                                 .classes = setup.task->classes(),
+                                                 .new_head = !own_head,
+                                                 .dtype = dtype_named(config.dtype),
+                                                 .seed = static_cast<uint64_t>(config.seed),
+                                                 .device = device});
+    const auto tokenizer = text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->shape()));
+    model->check_finite(checkpoint.path().string());
+    const int64_t positions = model->shape().max_positions;
+    if (config.max_length > positions)
+        fail(ErrorKind::usage, "--max-length: {} is more than the model's {} positions", config.max_length,
+             positions);
+    setup.max_length = config.max_length ? config.max_length : std::min(tasks::kDefaultMaxLength, positions);
+
+    // What the data need not be encoded for is checked before.
+    const auto encode = [&] {
+        if (!setup.training.empty()) return;
+        const tasks::TextOptions options{.max_length = setup.max_length};
+        setup.training = setup.task->encode(examples, config.data, tokenizer, options);
+        if (config.eval_data.empty()) return;
+        table.labels_required = setup.task->labels_required();
+        setup.evaluation = setup.task->encode(data::read_examples(config.eval_data, table), config.eval_data,
+                                              tokenizer, options);
+    };
+    auto adapter_config = config.adapter_config();
+    // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
+    if (own_head) adapter_config.modules_to_save.push_back(model->output_site().name());
+    BaseRuns base_runs(config, setup);
+    setup.model =
+        std::make_unique<methods::AdaptedModel>(std::move(model), adapter_config, [&](const nn::Model& base) {
+            encode();
+            base_runs.next(base);
+        });
+    if (const int64_t left = setup.model->model().shape().max_positions; setup.max_length > left) {
+        if (config.max_length)
+            fail(ErrorKind::usage,
+                 "--max-length: {} is more than the {} positions that method {} leaves a text",
+                 config.max_length, left, setup.model->method_name());
+        setup.max_length = left;
+        setup.training.clear();
+    }
+    if (setup.model->parameters().count() == 0)
+        fail(ErrorKind::usage,
+             "--method {}: nothing would be trained; choose another method or name --modules-to-save",
+             config.method);
+    setup.base_fingerprint = checkpoint.fingerprint();
+    encode();
+    setup.inputs = {{"the base model", setup.base_fingerprint},
+                    {"the base model's config.json", hash_of(checkpoint.config().document().dump())},
+                    {"the base model's tokenizer.json",
+                     hash_of(io::read_text_file(checkpoint.path() / "tokenizer.json"))},
+                    {"the training data", hash_of(setup.training)},
+                    {"the evaluation data", hash_of(setup.evaluation)},
+                    {"the labels' names", hash_of(setup.task->describe().dump())}};
+    return setup;
+}
+
+}  // namespace ether::train
