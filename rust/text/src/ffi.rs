@@ -87,7 +87,7 @@ pub unsafe fn guard<T>(error: *mut EtherString, failed: T, body: impl FnOnce() -
     SILENCE.call_once(|| set_hook(Box::new(|_| {})));
 
     let result = catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|panic| Err(format!("internal error: {}", panic_message(panic))));
+        .unwrap_or_else(|panic| Err(format!("the tokenizers library stopped: {}", panic_message(panic))));
     result.unwrap_or_else(|message| {
         error.write(EtherString::from(message));
         failed

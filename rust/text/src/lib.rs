@@ -4,4 +4,5 @@
 mod allocator;
 mod chat;
 mod ffi;
+mod growth;
 mod tokenizer;

@@ -2,13 +2,16 @@
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use serde_json::value::RawValue;
 use tokenizers::utils::truncation::{truncate_encodings, TruncationDirection, TruncationStrategy};
 use tokenizers::{Encoding, ModelWrapper, PostProcessor, Tokenizer, TruncationParams};
 
+use crate::allocator::{budget_for, within};
 use crate::ffi::{guard, leak, reclaim, slice, EtherString, EtherText};
+use crate::growth;
 
 pub struct EtherTokenizer {
+    /// Of its file, for messages.
+    name: String,
     tokenizer: Tokenizer,
     direction: TruncationDirection,
     /// None: encode in the calling thread.
@@ -26,59 +29,11 @@ fn without_dropout(tokenizer: &mut Tokenizer) {
     }
 }
 
-/// One replacement of a normalizer: what it looks for (None: a regular expression) and what it puts there.
-struct Replacement<'a> {
-    pattern: Option<&'a str>,
-    content: &'a str,
-}
-
-/// Those of a normalizer, in order; old files leave out the type.
-fn replacements<'a>(normalizer: &'a serde_json::Value, found: &mut Vec<Replacement<'a>>) {
-    if let Some(all) = normalizer["normalizers"].as_array() {
-        all.iter().for_each(|one| replacements(one, found));
-    } else if let Some(content) = normalizer["content"].as_str() {
-        found.push(Replacement { pattern: normalizer["pattern"]["String"].as_str(), content });
-    }
-}
-
-/// How many times as long they may make a text: what one puts there can be replaced again by a later one that looks for any
-/// letter of it.
-fn growth(all: &[Replacement]) -> f64 {
-    let mut from = vec![1.0f64; all.len()];
-    for i in (0..all.len()).rev() {
-        let own = all[i].content.len() as f64 / all[i].pattern.map_or(1, str::len).max(1) as f64;
-        let meets = |later: &Replacement| later.pattern.map_or(true, |pattern| pattern.chars().any(|c| all[i].content.contains(c)));
-        let next = (i + 1..all.len()).filter(|j| meets(&all[*j])).map(|j| from[j]).fold(1.0, f64::max);
-        from[i] = (own * next).max(1.0);
-    }
-    from.into_iter().fold(1.0, f64::max)
-}
-
-/// Refuses a file whose few replacements would fill any memory.
-fn check_growth(json: &[u8]) -> Result<(), String> {
-    const LARGEST: f64 = 1e4;
-    const MOST: usize = 1000;
-    // As where it is read in earnest, the last of several keys counts.
-    let Ok(file) = serde_json::from_slice::<std::collections::HashMap<String, &RawValue>>(json) else {
-        return Ok(()); // told by whoever reads it whole
-    };
-    let normalizer = file.get("normalizer").map_or("null", |raw| raw.get());
-    let normalizer = serde_json::from_str(normalizer).map_err(|error| error.to_string())?;
-    let mut all = vec![];
-    replacements(&normalizer, &mut all);
-    if all.len() > MOST {
-        return Err(format!("its normalizer makes {} replacements, more than {MOST}", all.len()));
-    }
-    match growth(&all) {
-        times if times > LARGEST => Err(format!("its normalizer may make a text {times:.0e} times as long")),
-        _ => Ok(()),
-    }
-}
-
 impl EtherTokenizer {
-    fn load(json: &[u8], threads: usize, direction: TruncationDirection) -> Result<Self, String> {
-        check_growth(json)?;
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
+    fn load(name: &str, json: &[u8], threads: usize, direction: TruncationDirection) -> Result<Self, String> {
+        growth::check(json)?;
+        let read = within(budget_for(json.len()), name, || Tokenizer::from_bytes(json));
+        let mut tokenizer = read.map_err(|error| error.to_string())?;
         without_dropout(&mut tokenizer);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
         tokenizer.with_padding(None);
@@ -91,7 +46,7 @@ impl EtherTokenizer {
                 .build()
                 .ok(),
         };
-        Ok(EtherTokenizer { tokenizer, direction, pool })
+        Ok(EtherTokenizer { name: name.to_string(), tokenizer, direction, pool })
     }
 
     /// Encodes one text or pair. Truncation cuts the longer of a pair first, before special tokens are added, as
@@ -137,6 +92,13 @@ impl EtherTokenizer {
             Some(processor) => processor.process(first, second, add_special_tokens)?,
             None => Encoding::merge(std::iter::once(first).chain(second), false),
         };
+        if max_length > 0 && encoding.len() > max_length {
+            let found = encoding.len();
+            return Err(format!(
+                "its post_processor repeats the text: {found} tokens where {max_length} were asked for"
+            )
+            .into());
+        }
         Ok((encoding, truncated))
     }
 
@@ -159,7 +121,9 @@ impl EtherTokenizer {
             .collect::<Result<Vec<_>, String>>()?;
 
         let encode = |(text, pair): &(&str, Option<&str>)| {
-            self.encode(text, *pair, max_length, add_special_tokens).map_err(|error| error.to_string())
+            let bytes = text.len() + pair.map_or(0, str::len);
+            within(budget_for(bytes), &self.name, || self.encode(text, *pair, max_length, add_special_tokens))
+                .map_err(|error| error.to_string())
         };
         let encodings: Vec<(Encoding, bool)> = match &self.pool {
             Some(pool) if inputs.len() > 1 => {
@@ -215,6 +179,7 @@ pub unsafe extern "C" fn ether_encodings_free(encodings: EtherEncodings) {
 /// See ether_text.h; so for all functions below.
 #[no_mangle]
 pub unsafe extern "C" fn ether_tokenizer_load(
+    name: EtherText,
     json: EtherText,
     threads: usize,
     truncate_left: bool,
@@ -222,7 +187,12 @@ pub unsafe extern "C" fn ether_tokenizer_load(
 ) -> *mut EtherTokenizer {
     let direction = if truncate_left { TruncationDirection::Left } else { TruncationDirection::Right };
     guard(error, std::ptr::null_mut(), || {
-        Ok(Box::into_raw(Box::new(EtherTokenizer::load(json.bytes(), threads, direction)?)))
+        Ok(Box::into_raw(Box::new(EtherTokenizer::load(
+            name.text("name")?,
+            json.bytes(),
+            threads,
+            direction,
+        )?)))
     })
 }
 

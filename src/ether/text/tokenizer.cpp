@@ -72,8 +72,8 @@ Tokenizer Tokenizer::load(const fs::path& model_dir, const EmbeddingRows& rows) 
 
     Tokenizer tokenizer(path.string(), rows);
     EtherString error{};
-    tokenizer.handle_.reset(
-        ether_tokenizer_load(borrow(json), static_cast<size_t>(num_threads()), side == "left", &error));
+    tokenizer.handle_.reset(ether_tokenizer_load(borrow(tokenizer.name_), borrow(json),
+                                                 static_cast<size_t>(num_threads()), side == "left", &error));
     if (!tokenizer.handle_)
         fail(ErrorKind::format, "{}: not a tokenizer that can be read: {}", tokenizer.name_, take(error));
 
@@ -90,7 +90,12 @@ Tokenizer Tokenizer::load(const fs::path& model_dir, const EmbeddingRows& rows) 
         fail(ErrorKind::model,
              "{}: has {} tokens, but the model's embedding only {}; they do not belong together",
              tokenizer.name_, tokenizer.vocab_size(), rows.ids);
-    if (const auto eos = tokenizer.eos_id()) tokenizer.check_fits({{*eos}}, rows.ids, "token id");
+    if (const auto eos = tokenizer.eos_id())
+        tokenizer.check_fits({{*eos}}, rows.ids, "token id");
+    else if (!tokenizer.eos_token_.empty())
+        fail(ErrorKind::model, "{}: has no token \"{}\", which {} calls the end of a text (eos_token)",
+             tokenizer.name_, printable(tokenizer.eos_token_),
+             (model_dir / "tokenizer_config.json").string());
     return tokenizer;
 }
 
