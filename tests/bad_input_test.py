@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import struct
+import subprocess
 import sys
 import unittest
 from unittest import mock
@@ -156,7 +157,7 @@ class Models(BadInput):
              {"model_type": "gpt9"}),
         ]] + [(told, self.copy(BERT, lambda folder: (folder / "config.json").write_bytes(content))) for told, content in [
             (":1:24: not valid JSON", b'{"model_type": "bert", '), (":1:8: not UTF-8: byte 0xff", b'{"a": "\xff"}'),
-            (": JSON is nested deeper than 64 levels", b"[" * 10**5), (": expected a JSON object, found a list", b"[]"),
+            (":1:65: JSON is nested deeper than 64 levels", b"[" * 10**5), (": expected a JSON object, found a list", b"[]"),
         ]]
         self.refused(*[(f"{model}/config.json{told}", self.train(model=model)) for told, model in models])
 
@@ -218,21 +219,41 @@ class Models(BadInput):
             cases += [(f"{model}/tokenizer.json: {told}", words) for words in [self.train(model=model), self.eval(model)]]
         model = self.copy(BERT, lambda folder: (folder / "tokenizer.json").unlink())
         told = f"{model}: holds no tokenizer.json; where it has a tokenizer's other files: python -c"
-        doubling = {"type": "Replace", "pattern": {"String": "w"}, "content": "ww"}
-        growing = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json",
-                                                             {"normalizer": {"type": "Sequence", "normalizers": 36 * [doubling]}}))
+        def with_part(key, *parts):
+            return self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {key: {"type": "Sequence", key + "s": parts}}))
+
+        def replace(kind, pattern, content):
+            return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+        bytes_as_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        growing = with_part("normalizer", *36 * [replace("String", "w", "ww")])
         twice = self.copy(BERT, lambda folder: (folder / "tokenizer.json").write_text(
             '{"normalizer": null, ' + (growing / "tokenizer.json").read_text()[1:]))
         untyped = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {
             "normalizer": {"normalizers": 36 * [{"pattern": {"String": "w"}, "content": "ww"}]}}))
+        others = [with_part("normalizer", *36 * [{"type": "ByteLevel"}]), with_part("normalizer", *36 * [replace("Regex", "", "x")]),
+                  with_part("normalizer", *18 * [replace("String", "w", "WW"), {"type": "Lowercase"}])]
+        others.append(self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": 36 * [bytes_as_letters]}})))
+        repeated = [{"Sequence": {"id": "A", "type_id": 0}}]
+        repeating = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {"post_processor": {
+            "type": "TemplateProcessing", "single": 200 * repeated, "pair": repeated, "special_tokens": {}}}))
+        # What no look at the file tells: a table of replacements that is said to be of four gigabytes.
+        hostile = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {
+            "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAA"}}))
+        ending = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "nope"}'))
         wide = [{"type": "Replace", "pattern": {"String": mark}, "content": chr(ord(mark) + 0xfee0)} for mark in "!?,.:;()[]"]
         ether(*self.eval(self.copy(BERT, lambda folder: change_json(
             folder / "tokenizer.json", {"normalizer": {"type": "Sequence", "normalizers": wide}}))))
         sided = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"truncation_side": "middle"}'))
         self.refused(*cases, (told, self.train(model=model)),
-                     (f"{growing}/tokenizer.json: not a tokenizer that can be read: its normalizer may make a text 7e10 times as long",
+                     (f"{growing}/tokenizer.json: not a tokenizer that can be read: it may make a text 7e10 times as long",
                       self.train(model=growing)),
-                     *[("not a tokenizer that can be read: ", self.train(model=model)) for model in [twice, untyped]],
+                     *[("times as long", self.train(model=model)) for model in [twice, untyped, *others]],
+                     (f"{repeating}/tokenizer.json: its post_processor repeats the text", self.train(model=repeating)),
+                     (f"{hostile}/tokenizer.json: takes hundreds of megabytes for a short text", self.train(model=hostile)),
+                     (f'{ending}/tokenizer.json: has no token "nope", which {ending}/tokenizer_config.json calls the end of a text',
+                      self.train(model=ending)),
                      ('key "truncation_side" is "middle", expected "right" or "left"', self.train(model=sided)))
 
 
@@ -252,7 +273,7 @@ class Data(BadInput):
             ("a.csv", ":17: found 3 fields where the first row has 2", table + "w5,a,b\n"),
             ("a.csv", ":17: a quoted field begins here and is never closed", table + '"w5,a\n'),
             ("a.jsonl", ":17: not UTF-8: byte 0xff", lines.encode() + b'{"text": "\xff", "label": "a"}\n'),
-            ("a.jsonl", ":17: JSON is nested deeper than 64 levels", lines + "[" * 10**5 + "\n"),
+            ("a.jsonl", ":17:65: JSON is nested deeper than 64 levels", lines + "[" * 10**5 + "\n"),
             ("a.csv", ':1: no column "text"; the columns are "txt", "label"; did you mean "txt"?', table.replace("text", "txt")),
             ("a.jsonl", ':1: no column "label"; the columns are "lable", "text"; did', lines.replace("label", "lable")),
             ("a.csv", ':1: no column "text"; the columns are "c0", "c1", ', ",".join(f"c{i}" for i in range(1000)) + "\n"),
@@ -294,7 +315,8 @@ class Options(BadInput):
         self.refused(
             *[(f"--lr: {told} is out of range, expected 1e-12 to 1000", self.train("--lr", value))
               for value, told in {"0": "0", "-1": "-1", "1e30": "1e+30", "nan": "nan", "inf": "inf"}.items()],
-            ("--lr: 0 is out of range", self.train("--config", self.file("own.toml", "lr = 0\n"))),
+            ("own.toml:2: --lr: 0 is out of range", self.train("--config", self.file("own.toml", "batch = 4\nlr = 0\n"))),
+            ('none.toml:1: "lr" takes one value, found an empty list', self.train("--config", self.file("none.toml", "lr = []\n"))),
             ('--lr: expected a number, got "fast"', self.train("--lr", "fast")),
             ("--head-lr: nan is out of range", self.train("--head-lr", "nan")),
             ("--batch: 0 is out of range, expected 1 to ", self.train("--batch", 0)),
@@ -373,6 +395,8 @@ class Adapters(BadInput):
         for told, changes in [
             ('key "num_layers" is 99, but this model has 2', {"num_layers": 99}),
             ('key "num_attention_heads" is -3, but this model has 4', {"num_attention_heads": -3}),
+            ('key "num_layers" is 0, but this model has 2', {"num_layers": 0}),
+            ('key "prefix_projection" = "x" is not supported', {"prefix_projection": "x"}),
             ('key "token_dim": expected an integer, found "a" (string)', {"token_dim": "a"}),
             ('key "num_transformer_submodules" = 2 is not supported', {"num_transformer_submodules": 2}),
         ]:
@@ -393,7 +417,25 @@ class Adapters(BadInput):
             ("not finite", ["export", "--model", BERT, "--adapter", adapter, *out]),
             ("not finite", ["export", "--model", BERT, "--adapter", adapter, "--max-rank", 2, *out]),
             ("1: the model's logits for this text are NaN or infinite",
-             ["predict", "--model", BERT, "--adapter", adapter, "--input", self.file("a.txt", "w5\n")]))
+             ["predict", "--model", BERT, "--adapter", adapter, "--input", self.file("a.txt", "w5\n")]),
+            ("t.json: the model's logits for row 0 are NaN or infinite",
+             ["logits", "--model", BERT, "--adapter", adapter, "--tokens", self.file("t.json", "[[5, 6]]"), "--out", self.folder / "l"]))
+
+    def test_names_that_would_move_a_terminals_cursor(self):
+        def change(folder):
+            change_json(folder / "ether.json", {"task": "x\x1b[31m\ny", "base_fingerprint": None})
+            change_tensors(folder / "adapter_model.safetensors", {"evil\x1b[2J\nname": ("F32", [1], bytes(4))})
+        adapter = self.copy(self.adapter, change)
+        told = ether("inspect", adapter)
+        self.assertNotIn("\x1b", told)
+        self.assertIn("trained for: x\\x1b[31m\\x0ay\n", told)
+        self.assertIn("evil\\x1b[2J\\x0aname", told)
+
+    def test_adapter_that_names_no_base(self):
+        adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"base_fingerprint": "md5:00"}))
+        done = subprocess.run([program_test.ETHER, *map(str, self.eval(adapter=adapter))], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("has no fingerprint of its base model that this program knows", done.stderr)
 
     def test_values_of_a_wrong_type_that_nothing_needs(self):
         adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"task": 3}))

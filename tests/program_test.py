@@ -154,6 +154,7 @@ class Predict(ProgramTest):
         table = "text,n\n" + "".join(f'"{text}",1\n' for text in self.texts)
         for text in [plain[:-1], lines, json.dumps(objects), json.dumps(objects, indent=1)]:
             self.assertEqual(ether(*self.command, text=text), expected, text)
+            self.assertEqual(ether(*self.command, text="\ufeff" + text), expected, text)  # a byte order mark
             self.assertEqual(ether(*self.command, "--batch", 1, text=text), expected, text)
         self.assertEqual(ether(*self.command, "--format", "jsonl", text=json.dumps(objects)), expected)
         self.assertEqual(ether(*self.command, "--format", "csv", text=table), expected)

@@ -184,10 +184,14 @@ void CommandLine::take_from(const std::string& file) {
             of_training.push_back(entry.key);
             continue;
         }
+        if (entry.values.empty() && !option->get_delimiter())
+            fail(ErrorKind::usage, "{}:{}: \"{}\" takes one value, found an empty list", file, entry.line,
+                 entry.key);
         if (static_cast<int>(entry.values.size()) > std::max(1, option->get_items_expected_max()))
             fail(ErrorKind::usage, "{}:{}: \"{}\" takes one value, found a list of {}", file, entry.line,
                  entry.key, entry.values.size());
         if (!option->empty()) continue;  // given on the command line
+        origins_[entry.key] = fmt::format("{}:{}", file, entry.line);
         for (const auto& value : entry.values)
             option->add_result(option->get_expected_min() == 0 ? option->get_flag_value(entry.key, value)
                                                                : value);
@@ -224,7 +228,10 @@ bool CommandLine::parse(int argc, char** argv) {
     }
     for (const auto& field : fields_) {
         const auto& values = *values_.at(field.name);
-        if (!values.empty()) field.set(joined(values));
+        if (values.empty()) continue;
+        const auto set = [&] { field.set(joined(values)); };
+        const auto origin = origins_.find(field.name);
+        origin == origins_.end() ? set() : with_prefix(origin->second, set);
     }
     return true;
 }

@@ -41,6 +41,7 @@ class CommandLine {
     std::unique_ptr<CLI::App> app_;
     std::vector<Field> fields_;
     std::map<std::string, std::unique_ptr<std::vector<std::string>>> values_;
+    std::map<std::string, std::string> origins_;  // file and line of what no command line gave
     std::vector<std::string> method_option_names_;
     std::string verb_;
 };

@@ -5,6 +5,7 @@
 
 #include "command_line.h"
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/io/adapter_folder.h"
 #include "ether/io/hub_cache.h"
 #include "ether/methods/adapted_model.h"
@@ -23,6 +24,8 @@ std::string shape_text(const ordered_json& shape) {
         text += fmt::format("{}{}", text.empty() ? "" : " x ", size.get<int64_t>());
     return text;
 }
+
+constexpr size_t kShown = 200;  // bytes of a name in a file
 
 constexpr int64_t kNewClasses = 2;  // of a head where the model has none
 
@@ -125,7 +128,9 @@ void print_adapter(const ordered_json& object) {
     if (object.contains("ether")) {
         const auto told = [&](const char* key) {
             const auto value = object["ether"].value(key, ordered_json());
-            return value.is_null() ? "?" : value.is_string() ? value.get<std::string>() : value.dump();
+            return value.is_null()     ? "?"
+                   : value.is_string() ? printable(value.get<std::string>(), kShown)
+                                       : value.dump();
         };
         fmt::print("trained for: {}\nbase fingerprint: {}\n", told("task"), told("base_fingerprint"));
         if (object["ether"].contains("labels")) fmt::print("labels: {}\n", object["ether"]["labels"].dump());
@@ -134,8 +139,8 @@ void print_adapter(const ordered_json& object) {
     }
     fmt::print("\n{} values\n", object["values"].get<int64_t>());
     for (const auto& tensor : object["tensors"])
-        fmt::print("{:<72} {:>12}  {}\n", tensor["name"].get<std::string>(), shape_text(tensor["shape"]),
-                   tensor["dtype"].get<std::string>());
+        fmt::print("{:<72} {:>12}  {}\n", printable(tensor["name"].get<std::string>(), kShown),
+                   shape_text(tensor["shape"]), tensor["dtype"].get<std::string>());
 }
 
 }  // namespace

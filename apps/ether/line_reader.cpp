@@ -7,6 +7,7 @@
 #include <cctype>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "ether/core/error.h"
@@ -15,6 +16,7 @@ namespace ether::app {
 namespace {
 
 constexpr size_t kPiece = size_t{1} << 18;  // bytes of a read
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 }  // namespace
 
@@ -43,7 +45,11 @@ bool LineReader::fill() {
     if (count < 0) fail(ErrorKind::file, "{}: cannot read: {}", name_, std::strerror(errno));
     buffer_.resize(used + static_cast<size_t>(count));
     ended_ = count == 0;
-    return !ended_;
+    if (begun_) return !ended_;
+    if (!ended_ && kByteOrderMark.starts_with(buffer_)) return fill();  // it may be one that is not whole yet
+    begun_ = true;
+    if (buffer_.starts_with(kByteOrderMark)) buffer_.erase(0, kByteOrderMark.size());
+    return !ended_ || !buffer_.empty();
 }
 
 std::string LineReader::start() {

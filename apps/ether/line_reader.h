@@ -29,7 +29,7 @@ class LineReader {
 
     std::string name_, buffer_;
     int descriptor_;
-    bool ended_ = false;
+    bool begun_ = false, ended_ = false;  // begun: a byte order mark before the text is gone
 };
 
 }  // namespace ether::app

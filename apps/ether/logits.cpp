@@ -1,14 +1,13 @@
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "command_line.h"
 #include "ether/core/error.h"
 #include "ether/io/atomic.h"
 #include "ether/io/file.h"
-#include "ether/io/hub_cache.h"
 #include "ether/io/json_reader.h"
 #include "ether/io/safetensors.h"
 #include "loading.h"
@@ -16,6 +15,8 @@
 
 namespace ether::app {
 namespace {
+
+const std::string kTensorPrefix = "logits.";  // before a row's number
 
 std::vector<data::Sequence> read_tokens(const std::string& path, const nn::ModelShape& shape) {
     const auto json = io::parse_json(io::read_input(path), path);
@@ -42,21 +43,20 @@ std::vector<data::Sequence> read_tokens(const std::string& path, const nn::Model
     return sequences;
 }
 
-// The result must not take the place of what it is made from, by whatever path or link.
-void refuse_input(const std::string& out, const LoadingOptions& loading, const std::string& tokens) {
-    namespace fs = std::filesystem;
-    std::error_code ignored;
-    std::vector<fs::path> inputs = {tokens};
-    for (const auto& entry : fs::directory_iterator(io::resolve_model(loading.model), ignored))
-        if (const auto name = entry.path().filename().string();
-            name.ends_with(".json") || (name.starts_with("model") && name.ends_with(".safetensors")))
-            inputs.push_back(entry.path());
-    for (const auto& adapter : eval::split_adapters(loading.adapter))
-        for (const char* name : io::kAdapterFiles) inputs.push_back(fs::path(adapter.folder) / name);
-    for (const auto& input : inputs)
-        if (fs::equivalent(out, input, ignored))
-            fail(ErrorKind::usage,
-                 "--out: {} is one of the inputs, which it would replace; name another file", out);
+// The result takes the place of an earlier one alone, not of weights or whatever else it would destroy.
+void refuse_to_replace(const std::string& out) {
+    if (!io::has_entry(out)) return;
+    const auto is_result = [&] {
+        try {
+            const auto names = io::SafetensorsFile(out).names();
+            return std::all_of(names.begin(), names.end(),
+                               [](const auto& name) { return name.starts_with(kTensorPrefix); });
+        } catch (const Error&) {
+            return false;  // another kind of file, or none
+        }
+    };
+    if (!is_result())
+        fail(ErrorKind::usage, "--out: {} is there already and holds no logits; name another file", out);
 }
 
 }  // namespace
@@ -82,7 +82,7 @@ int logits_main(int argc, char** argv) {
         {"tokens", "out"});
     if (!line.parse(argc, argv)) return 0;
     io::remove_temporaries_on_signals();
-    refuse_input(out, loading, tokens);
+    refuse_to_replace(out);
 
     const auto loaded = loading.load();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());
@@ -94,9 +94,12 @@ int logits_main(int argc, char** argv) {
             const bool per_token = loaded.task->head() == nn::Head::causal_lm;
             for (int64_t i = 0; i < b.size(); ++i) {
                 const auto begin = b.cu_seqlens[i].item<int64_t>(), end = b.cu_seqlens[i + 1].item<int64_t>();
-                tensors.emplace_back(
-                    fmt::format("logits.{}", b.rows[static_cast<size_t>(i)]),
-                    (per_token ? logits.narrow(0, begin, end - begin) : logits[i]).contiguous());
+                const auto row = b.rows[static_cast<size_t>(i)];
+                const auto own = per_token ? logits.narrow(0, begin, end - begin) : logits[i];
+                if (!own.isfinite().all().item<bool>())
+                    fail(ErrorKind::numeric, "{}: the model's logits for row {} are NaN or infinite", tokens,
+                         row);
+                tensors.emplace_back(kTensorPrefix + std::to_string(row), own.contiguous());
             }
         });
     io::write_safetensors(out, tensors);

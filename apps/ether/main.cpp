@@ -1,5 +1,6 @@
 // ether: the command-line program. The only place that maps errors to exit codes: 0 done, 1 our user's input
 // or data, 2 the command line, 130 and the like interrupted by a signal.
+#include <fcntl.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -78,6 +79,14 @@ void finish_output() {
     fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
 }
 
+// A standard stream that the caller has closed would be the number of the next file to be opened, and what is
+// meant for a terminal would be written there.
+void open_closed_streams() {
+    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (::fcntl(stream, F_GETFD) == -1 && errno == EBADF) [[maybe_unused]]
+            const int opened = ::open("/dev/null", O_RDWR);  // the lowest number free
+}
+
 // Below this, threads' stacks and the libraries' own tables fail one after the other, in words of theirs or
 // none.
 void check_address_space() {
@@ -112,6 +121,7 @@ extern "C" const char* malloc_conf;
 const char* malloc_conf = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1";
 
 int main(int argc, char** argv) {
+    ether::app::open_closed_streams();
     std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is a failed write
     std::signal(SIGXFSZ, SIG_IGN);  // and so is a file that outgrows its limit
     ether::io::install_map_fault_handler();

@@ -59,11 +59,10 @@ std::vector<data::Example> plain_lines(const std::string& text, const std::strin
     std::vector<data::Example> examples;
     std::istringstream lines(text);
     for (std::string line; std::getline(lines, line); ++number) {
-        if (number == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);
         if (line.ends_with('\r')) line.pop_back();
         if (find_invalid_utf8(line) != std::string::npos)
             fail(ErrorKind::data, "{}:{}: the line is not UTF-8", name, number);
-        examples.push_back({.text = std::move(line), .pair = "", .label = {}, .line = number});
+        examples.push_back({.text = std::move(line), .pair = {}, .label = {}, .line = number});
     }
     return examples;
 }

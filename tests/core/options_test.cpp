@@ -91,8 +91,8 @@ TEST(Options, Integers) {
     EXPECT_TRUE(tokens.to_json().is_null());
     EXPECT_EQ(message_of([&] { tokens.set("a"); }), "--tokens: expected integers, got \"a\"");
     EXPECT_EQ(message_of([&] { tokens.set("-1"); }), "--tokens: -1 is out of range, expected at least 0");
-    for (const auto& wrong :
-         {nlohmann::json{1.5}, nlohmann::json{"7"}, nlohmann::json{true}, nlohmann::json(7)})
+    for (const auto& wrong : {nlohmann::json{1.5}, nlohmann::json{"7"}, nlohmann::json{true},
+                              nlohmann::json(7), nlohmann::json{uint64_t{1} << 63}})
         EXPECT_NE(message_of([&] { tokens.from_json(wrong, "test.json"); }).find("key \"tokens\" has"),
                   std::string::npos);
 }

@@ -9,12 +9,12 @@ std::vector<Example> labelled(std::vector<Label> labels) {
     std::vector<Example> examples;
     for (Label& label : labels)
         examples.push_back({.text = "",
-                            .pair = "",
+                            .pair = {},
                             .label = std::move(label),
                             .line = static_cast<int64_t>(examples.size()) + 1});
     return examples;
 }
-Example one(Label label) { return {.text = "", .pair = "", .label = std::move(label), .line = 17}; }
+Example one(Label label) { return {.text = "", .pair = {}, .label = std::move(label), .line = 17}; }
 
 TEST(LabelSet, SortsNamesAndNumbers) {
     const LabelSet words = LabelSet::from_examples(labelled({"no", "yes", "Maybe", "no"}), "f");

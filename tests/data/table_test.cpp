@@ -70,7 +70,7 @@ TEST(JsonTable, NamesLineColumnAndReason) {
     EXPECT_FAILS(data, "train: holds no examples", json(""));
     EXPECT_FAILS(data, "train: holds no examples", json("\n\n"));
     EXPECT_FAILS(format, "train:2:10: not valid JSON", json(good + "{\"text\": }"));
-    EXPECT_FAILS(format, "train:2: JSON is nested deeper", json(good + std::string(100'000, '[')));
+    EXPECT_FAILS(format, "train:2:65: JSON is nested deeper", json(good + std::string(100'000, '[')));
     EXPECT_FAILS(data, "train:3: not UTF-8: byte 0xe9",
                  json(good + "\n{\"text\": \"caf\xe9\", \"label\": \"x\"}"));
     EXPECT_FAILS(data, "train:2: expected a JSON object, found \"a\" (string)", json(good + "\"a\""));

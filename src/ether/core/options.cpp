@@ -6,10 +6,14 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
 
 namespace ether {
 namespace {
+
+constexpr size_t kShown = 200;  // bytes of a value in a file
 
 template <typename... Cases>
 struct Overloaded : Cases... {
@@ -165,7 +169,7 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
                            *v = json.get<bool>();
                        },
                        [&](int64_t* v) {
-                           need(json.is_number_integer());
+                           need(is_int64(json));
                            *v = json.get<int64_t>();
                        },
                        [&](double* v) {
@@ -180,7 +184,7 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
                            need(json.is_array() || json.is_null());
                            v->clear();
                            for (const auto& entry : json) {
-                               need(entry.is_number_integer());
+                               need(is_int64(entry));
                                v->push_back(entry.get<int64_t>());
                            }
                        },
@@ -199,7 +203,8 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
     } catch (const std::exception&) {
         const auto range = range_text(*this);
         fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}{}", where,
-             config_key(), json.dump(), help, range.empty() ? "" : fmt::format(" ({})", range));
+             config_key(), printable(json.dump(), kShown), help,
+             range.empty() ? "" : fmt::format(" ({})", range));
     }
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "ether/core/error.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
 #include "ether/data/csv.h"
@@ -84,9 +85,7 @@ Label json_label(const Source& source, const json& value, int64_t line) {
         const auto& text = value.get_ref<const std::string&>();
         return text.empty() ? Label() : Label(text);
     }
-    const bool too_large =
-        value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX);
-    if (value.is_number_integer() && !too_large) return value.get<int64_t>();
+    if (is_int64(value)) return value.get<int64_t>();
     if (value.is_number_float()) return value.get<double>();
     fail(ErrorKind::data, "{}:{}: column \"{}\": expected a string, a number or a 64-bit integer, found {}",
          source.name, line, source.options.label_column, io::describe(value));
@@ -175,6 +174,8 @@ Label csv_label(const std::string& field) {
 }
 
 // Index of a column by its name in the header, none if it is absent.
+bool holds_return(const std::string& field) { return field.find('\r') != std::string::npos; }
+
 std::optional<size_t> find_column(const Source& source, const CsvRow& header, const std::string& column) {
     const auto found = std::ranges::find(header.fields, column);
     if (found == header.fields.end()) return std::nullopt;
@@ -195,6 +196,10 @@ std::vector<Example> read_csv(const Source& source, std::string_view text, char 
         if (!index && required) fail_column(source, rows[0].line, name, rows[0].fields);
         return index;
     };
+    if (const auto& names = rows[0].fields; rows.size() == 1 && std::ranges::any_of(names, holds_return))
+        fail(ErrorKind::data,
+             "{}: its lines end in carriage returns alone; save it with line feeds, or with both",
+             source.name);
     const size_t text_index = *column(options.text_column, true);
     const auto pair_index = column(options.pair_column, !options.pair_column.empty());
     const auto label_index =
@@ -219,7 +224,7 @@ std::vector<Example> read_lines(const Source& source, std::string_view text) {
              source.name, options.pair_column.empty() ? options.label_column : options.pair_column);
     std::vector<Example> examples;
     for_each_line(source, text, [&](std::string_view line, int64_t number) {
-        examples.push_back({.text = std::string(line), .pair = "", .label = {}, .line = number});
+        examples.push_back({.text = std::string(line), .pair = {}, .label = {}, .line = number});
     });
     return examples;
 }

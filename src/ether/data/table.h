@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <istream>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -19,7 +20,7 @@ using Label = std::variant<std::monostate, int64_t, double, std::string>;  // mo
 
 struct Example {
     std::string text;
-    std::string pair;  // second text, empty without a pair column
+    std::optional<std::string> pair;  // second text, which may be empty; none without a pair column
     Label label;
     int64_t line = 0;  // where the example begins in its file, from 1
 };

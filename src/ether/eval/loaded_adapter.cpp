@@ -42,7 +42,7 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
 
 // An adapter's ether.json, if it has one and was trained on this base.
 std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const std::string& base,
-                                          const LoadOptions& options) {
+                                          const LoadOptions& options, std::vector<std::string>& notes) {
     if (!adapter.files.ether) return {};
     io::JsonObject ether(*adapter.files.ether,
                          (std::filesystem::path(adapter.name) / io::kEtherFile).string());
@@ -50,7 +50,13 @@ std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, 
         fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
              format);
     const auto fingerprint = ether.get_or<std::string>("base_fingerprint", "");
-    if (fingerprint.starts_with(io::kFingerprintKind) && fingerprint != base && !options.force)
+    const bool known = fingerprint.starts_with(io::kFingerprintKind);
+    if (!known)
+        notes.push_back(
+            fmt::format("{} has no fingerprint of its base model that this program knows, so nobody can tell "
+                        "whether it belongs to this one",
+                        ether.name()));
+    if (known && fingerprint != base && !options.force)
         fail(ErrorKind::adapter,
              "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
              "--force uses it all the same",
@@ -99,7 +105,7 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
         if (!head) head = head_rows(adapter.files, loaded.checkpoint);
-        const auto ether = description(adapter, base, options);
+        const auto ether = description(adapter, base, options, loaded.notes);
         if (!ether)
             loaded.notes.push_back(
                 fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",

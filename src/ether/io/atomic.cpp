@@ -65,7 +65,7 @@ fs::path checked_folder(const fs::path& path) {
     // "out/" and "out" are the same folder, and the temporary must lie beside it, not in it.
     fs::path folder = path.has_filename() ? path : path.parent_path();
     if (!folder.has_filename() || folder.filename() == "." || folder.filename() == "..")
-        fail(ErrorKind::file, "{}: expected the name of a new folder", path.string());
+        fail(ErrorKind::file, "\"{}\": expected the name of a new folder", path.string());
     return folder;
 }
 

@@ -7,6 +7,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/hash.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
 #include "ether/io/adapter_folder.h"
@@ -41,7 +42,7 @@ int64_t Checkpoint::tokenizer_max_length() const {
     if (!has_entry(path)) return unlimited;
     const auto config = JsonObject::load(path);
     const auto value = config.document().find("model_max_length");  // 1e30 where transformers knows none
-    if (value == config.document().end() || !value->is_number_integer() || *value < 1) return unlimited;
+    if (value == config.document().end() || !is_int64(*value) || *value < 1) return unlimited;
     return value->get<int64_t>();
 }
 

@@ -54,9 +54,15 @@ size_t regular_size(const Descriptor& file, const fs::path& path) {
     return static_cast<size_t>(status.st_size);
 }
 
+// expected: what the file's length is said to be, 0 where it has none.
 std::string read_all(const Descriptor& file, const fs::path& path, size_t expected, size_t limit) {
+    const auto check = [&](size_t size) {
+        if (size > limit)
+            fail(ErrorKind::file, "{}: is longer than the {} bytes that are read here", path.string(), limit);
+    };
+    check(expected);
     std::string text;
-    if (expected <= limit) text.reserve(expected + kBufferBytes);  // room for the read that finds the end
+    text.reserve(expected + kBufferBytes);  // room for the read that finds the end
     for (size_t used = 0;;) {
         text.resize(used + kBufferBytes);
         const ssize_t count = ::read(file.get(), text.data() + used, kBufferBytes);
@@ -65,8 +71,7 @@ std::string read_all(const Descriptor& file, const fs::path& path, size_t expect
             fail_system(path, "read", errno);
         }
         used += static_cast<size_t>(count);
-        if (used > limit)
-            fail(ErrorKind::file, "{}: is longer than the {} bytes that are read here", path.string(), limit);
+        check(used);
         if (count == 0) {
             text.resize(used);
             return text;
@@ -120,7 +125,10 @@ std::string read_text_file(const fs::path& path, size_t limit) {
 }
 
 std::string read_input(const fs::path& path) {
-    return read_all(Descriptor(path, O_RDONLY), path, 0, size_t{1} << 32);
+    const Descriptor file(path, O_RDONLY);
+    struct stat status {};
+    const bool regular = ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode);
+    return read_all(file, path, regular ? static_cast<size_t>(status.st_size) : 0, size_t{1} << 32);
 }
 
 }  // namespace ether::io

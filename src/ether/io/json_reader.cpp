@@ -1,11 +1,13 @@
 #include "ether/io/json_reader.h"
 
 #include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "ether/core/error.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
 #include "ether/io/file.h"
@@ -35,6 +37,33 @@ std::string parser_message(const json::exception& error) {
     return printable(message, kShownBytes);
 }
 
+// A text's bytes as the parser asks for them: how far it has read says where it was when something was wrong.
+class Watched {
+  public:
+    using difference_type = std::ptrdiff_t;
+    using value_type = char;
+    using pointer = const char*;
+    using reference = const char&;
+    using iterator_category = std::forward_iterator_tag;
+
+    Watched(const char* at, const char*& read) : at_(at), read_(&read) {}
+    reference operator*() const { return *at_; }
+    Watched& operator++() {
+        *read_ = ++at_;
+        return *this;
+    }
+    Watched operator++(int) {
+        auto before = *this;
+        ++*this;
+        return before;
+    }
+    bool operator==(const Watched& other) const { return at_ == other.at_; }
+
+  private:
+    const char* at_;
+    const char** read_;
+};
+
 // What each supported type is called, and how it is read (false: the value is of another type).
 template <typename T>
 struct Reader;
@@ -49,11 +78,7 @@ template <>
 struct Reader<int64_t> {
     static constexpr const char* kName = "an integer";
     static bool read(const json& value, int64_t& out) {
-        if (!value.is_number_integer()) return false;
-        if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
-            return false;
-        out = value.get<int64_t>();
-        return true;
+        return is_int64(value) && (out = value.get<int64_t>(), true);
     }
 };
 template <>
@@ -107,7 +132,8 @@ json parse_json(std::string_view text, const std::string& name, int64_t line) {
     // The parser takes a NUL for the text's end, whatever follows.
     if (const size_t nul = text.find('\0'); nul != std::string_view::npos)
         fail(ErrorKind::format, "{}: not valid JSON: a NUL byte", place(name, line, text, nul));
-    const std::string where = line == 0 ? name : fmt::format("{}:{}", name, line);
+    const char* read = text.data();
+    const auto here = [&] { return place(name, line, text, static_cast<size_t>(read - text.data()) - 1); };
     // The parser's own state is flat, so depth is bounded for the sake of whoever walks the document later.
     std::vector<std::set<std::string>> open_objects;
     const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
@@ -117,11 +143,12 @@ json parse_json(std::string_view text, const std::string& name, int64_t line) {
                 [[fallthrough]];
             case json::parse_event_t::array_start:
                 if (depth >= kMaxJsonDepth)
-                    fail(ErrorKind::format, "{}: JSON is nested deeper than {} levels", where, kMaxJsonDepth);
+                    fail(ErrorKind::format, "{}: JSON is nested deeper than {} levels", here(),
+                         kMaxJsonDepth);
                 break;
             case json::parse_event_t::key:
                 if (!open_objects.back().insert(parsed.get_ref<const std::string&>()).second)
-                    fail(ErrorKind::format, "{}: key \"{}\" stands twice in one JSON object", where,
+                    fail(ErrorKind::format, "{}: key \"{}\" stands twice in one JSON object", here(),
                          printable(parsed.get_ref<const std::string&>()));
                 break;
             case json::parse_event_t::object_end:
@@ -134,13 +161,13 @@ json parse_json(std::string_view text, const std::string& name, int64_t line) {
         return true;
     };
     try {
-        return json::parse(text.begin(), text.end(), check);
+        return json::parse(Watched(text.data(), read), Watched(text.data() + text.size(), read), check);
     } catch (const json::parse_error& error) {
         const size_t offset = std::min(text.size(), error.byte > 0 ? error.byte - 1 : 0);
         fail(ErrorKind::format, "{}: not valid JSON: {}", place(name, line, text, offset),
              parser_message(error));
     } catch (const json::exception& error) {  // a number that no double holds
-        fail(ErrorKind::format, "{}: not valid JSON: {}", place(name, line, text, 0), parser_message(error));
+        fail(ErrorKind::format, "{}: not valid JSON: {}", here(), parser_message(error));
     }
 }
 

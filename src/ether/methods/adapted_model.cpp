@@ -211,10 +211,11 @@ void AdaptedModel::bind(const nn::Pass& pass) {
         if (part.weight == 0) continue;
         adapter.begin_pass(pass);
         for (nn::Site* site : part.sites) {
-            auto own = adapter.forms(*site, pass);
-            auto forms = part.weight == 1
-                             ? std::move(own)
-                             : with_prefix(part.name, [&] { return nn::weighted(own, part.weight); });
+            const auto make = [&] {
+                auto own = adapter.forms(*site, pass);
+                return part.weight == 1 ? own : nn::weighted(own, part.weight);
+            };
+            auto forms = part.name.empty() ? make() : with_prefix(part.name, make, ErrorKind::adapter);
             site->forms =
                 site->forms.empty() ? std::move(forms) : nn::composed(site->forms, forms, site->linear.bias);
             if (!adapter.wants_weight_grad(*site)) continue;

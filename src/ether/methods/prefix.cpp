@@ -4,6 +4,7 @@
 // section 4.3, in training alone: files hold what comes out. Trained values: 2 l L d_kv, and with a
 // projection of width m: l d + m (d + 1) + 2 L d_kv (m + 1). Not mergeable. Files as PEFT's prefix tuning.
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ether/core/error.h"
 #include "ether/io/adapter_folder.h"
@@ -19,8 +20,8 @@ constexpr const char *kLayers = "num_layers", *kHeads = "num_attention_heads", *
 
 struct PrefixOptions : MethodOptions {
     int64_t length = 10, projection = 0;
-    // What a file says about the model it was made for: 0 where it does not.
-    int64_t layers = 0, heads = 0, width = 0;
+    // What a file says about the model it was made for, if anything.
+    std::optional<int64_t> layers, heads, width;
 
     Fields fields() override {
         auto length_field = prefix_length_field(&length);
@@ -30,7 +31,7 @@ struct PrefixOptions : MethodOptions {
     void from_config(nlohmann::json& config) override {
         const io::JsonObject values(config, io::kAdapterConfigFile);
         for (const auto& [key, value] : {std::pair(kLayers, &layers), {kHeads, &heads}, {kWidth, &width}}) {
-            *value = values.get_or<int64_t>(key, 0);
+            if (values.has(key)) *value = values.get<int64_t>(key);
             config.erase(key);
         }
     }
@@ -77,10 +78,10 @@ class Prefix : public Adapter {
     void to_tensors(io::NamedTensors& tensors) const override { vectors_.to_tensors(tensors); }
 
   private:
-    static void check(const char* key, int64_t found, int64_t own) {
-        if (found != 0 && found != own)
+    static void check(const char* key, std::optional<int64_t> found, int64_t own) {
+        if (found && *found != own)
             fail(ErrorKind::adapter, "{}: key \"{}\" is {}, but this model has {}", io::kAdapterConfigFile,
-                 key, found, own);
+                 key, *found, own);
     }
 
     nn::ModelShape shape_;
@@ -93,7 +94,8 @@ class Prefix : public Adapter {
 // How it was trained.
 bool ignores(const std::string& key, const nlohmann::json& value) {
     if (key == "num_transformer_submodules") return value == 1;  // 2: an encoder and a decoder
-    return key == "prefix_projection" || key == "encoder_hidden_size" || key == "init_weights";
+    if (key == "prefix_projection") return value.is_boolean();
+    return key == "encoder_hidden_size" || key == "init_weights";
 }
 
 }  // namespace

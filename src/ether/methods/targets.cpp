@@ -7,6 +7,7 @@
 #include <set>
 
 #include "ether/core/error.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
 #include "ether/core/options.h"
 #include "ether/core/utf8.h"
@@ -239,10 +240,10 @@ Targets targets_from_config(const nlohmann::json& config) {
     if (!config.contains("layers_to_transform") || config["layers_to_transform"].is_null()) return targets;
     const auto& layers = config["layers_to_transform"];
     for (const auto& layer : layers.is_array() ? layers : nlohmann::json::array({layers})) {
-        if (!layer.is_number_integer())
+        if (!is_int64(layer))
             fail(ErrorKind::adapter,
                  "adapter_config.json: key \"layers_to_transform\" holds {}, expected block numbers",
-                 layer.dump());
+                 printable(layer.dump(), kShownPattern));
         targets.layers += fmt::format("{}{}", targets.layers.empty() ? "" : ",", layer.get<int64_t>());
     }
     return targets;

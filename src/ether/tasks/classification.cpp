@@ -34,10 +34,8 @@ std::vector<data::Sequence> SequenceTask::encode(const std::vector<data::Example
     std::vector<std::string> texts, pairs;
     for (const auto& example : examples) {
         texts.push_back(example.text);
-        if (!example.pair.empty()) pairs.push_back(example.pair);
+        if (example.pair) pairs.push_back(*example.pair);
     }
-    if (!pairs.empty() && pairs.size() != texts.size())
-        fail(ErrorKind::data, "{}: some examples have a second text and some have none", file);
     auto encodings = tokenizer.encode_batch(texts, pairs, options.max_length);
     std::vector<data::Sequence> sequences(examples.size());
     for (size_t i = 0; i < examples.size(); ++i) {

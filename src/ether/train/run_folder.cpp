@@ -7,14 +7,15 @@
 #include "ether/train/learning_curve.h"
 #include "ether/train/metrics_log.h"
 #include "ether/train/run_state.h"
+#include "ether/train/tensorboard.h"
 
 namespace ether::train {
 namespace {
 
 namespace fs = std::filesystem;
 
-// A run that was killed before it had its run.toml leaves empty logs and checkpoints at most; anything else
-// is someone's.
+// A run that was killed before it had its run.toml leaves logs without records and checkpoints at most;
+// anything else is someone's.
 void refuse_foreign_files(const fs::path& folder) {
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(folder / kCheckpointsFolder, ignored))
@@ -23,15 +24,16 @@ void refuse_foreign_files(const fs::path& folder) {
                  entry.path().string());
     if (io::has_entry(folder / "config.json"))
         fail(ErrorKind::file, "{}: the folder holds a model; choose another --out", folder.string());
-    std::vector<const char*> replaced = {kMetricsFile, kLearningCurveFile, kLearningCurvePage};
-    replaced.insert(replaced.end(), io::kAdapterFiles.begin(), io::kAdapterFiles.end());
-    for (const char* name : replaced) {
+    const auto refuse = [&](const char* name, size_t without_records) {
         std::error_code missing;
-        if (fs::file_size(folder / name, missing) > 0 && !missing)
+        if (fs::file_size(folder / name, missing) > without_records && !missing)
             fail(ErrorKind::file,
                  "{}: the folder has no {} but holds {}, which a run would replace; choose another --out",
                  folder.string(), io::kRunFile, name);
-    }
+    };
+    refuse(kEventFile, TensorBoardLog().header().size());
+    for (const char* name : {kMetricsFile, kLearningCurveFile, kLearningCurvePage}) refuse(name, 0);
+    for (const char* name : io::kAdapterFiles) refuse(name, 0);
 }
 
 void remove_unfinished(const fs::path& folder, bool are_folders) {
@@ -45,6 +47,9 @@ void remove_unfinished(const fs::path& folder, bool are_folders) {
 }  // namespace
 
 void check_run_folder(const fs::path& folder, bool resume) {
+    if (io::has_entry(folder) && !fs::is_directory(folder))
+        fail(ErrorKind::file, "{}: expected a run's folder, found {}", folder.string(),
+             fs::exists(folder) ? "a file" : "a link that leads nowhere");
     const bool holds_run = io::has_entry(folder / io::kRunFile);
     if (resume && !holds_run)
         fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", folder.string(), io::kRunFile);

@@ -23,8 +23,7 @@ class TensorBoardLog : public LogFile {
     // eval/<score> for each score
     void on_evaluation(const EvalReport& report) override;
 
-  protected:
-    std::string header() const override;
+    std::string header() const override;  // of one length, always
 };
 
 }  // namespace ether::train
