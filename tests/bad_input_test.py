@@ -241,19 +241,23 @@ class Models(BadInput):
         # What no look at the file tells: a table of replacements that is said to be of four gigabytes.
         hostile = self.copy(BERT, lambda folder: change_json(folder / "tokenizer.json", {
             "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAA"}}))
-        ending = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "nope"}'))
+        ending = self.copy(MODELS / "llama_tied", lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "nope"}'))
         wide = [{"type": "Replace", "pattern": {"String": mark}, "content": chr(ord(mark) + 0xfee0)} for mark in "!?,.:;()[]"]
         ether(*self.eval(self.copy(BERT, lambda folder: change_json(
             folder / "tokenizer.json", {"normalizer": {"type": "Sequence", "normalizers": wide}}))))
+        ether(*self.eval(self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "nope"}'))))
+        latin = self.folder / os.fsdecode(b"caf\xe9")
+        shutil.copytree(BERT, latin)
+        ether(*self.eval(latin))
         sided = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"truncation_side": "middle"}'))
         self.refused(*cases, (told, self.train(model=model)),
                      (f"{growing}/tokenizer.json: not a tokenizer that can be read: it may make a text 7e10 times as long",
                       self.train(model=growing)),
                      *[("times as long", self.train(model=model)) for model in [twice, untyped, *others]],
                      (f"{repeating}/tokenizer.json: its post_processor repeats the text", self.train(model=repeating)),
-                     (f"{hostile}/tokenizer.json: takes hundreds of megabytes for a short text", self.train(model=hostile)),
-                     (f'{ending}/tokenizer.json: has no token "nope", which {ending}/tokenizer_config.json calls the end of a text',
-                      self.train(model=ending)),
+                     (f"{hostile}/tokenizer.json: takes far more memory than any that is sound", self.train(model=hostile)),
+                     (f'{ending}/tokenizer.json: has no token "nope", which the model\'s other files call the end of a text',
+                      self.train("--task", "causal-lm", model=ending)),
                      ('key "truncation_side" is "middle", expected "right" or "left"', self.train(model=sided)))
 
 
@@ -316,6 +320,8 @@ class Options(BadInput):
             *[(f"--lr: {told} is out of range, expected 1e-12 to 1000", self.train("--lr", value))
               for value, told in {"0": "0", "-1": "-1", "1e30": "1e+30", "nan": "nan", "inf": "inf"}.items()],
             ("own.toml:2: --lr: 0 is out of range", self.train("--config", self.file("own.toml", "batch = 4\nlr = 0\n"))),
+            ("rank.toml:2: --rank: 0 is out of range",
+             self.train("--config", self.file("rank.toml", 'method = "lora"\nrank = 0\n'))),
             ('none.toml:1: "lr" takes one value, found an empty list', self.train("--config", self.file("none.toml", "lr = []\n"))),
             ('--lr: expected a number, got "fast"', self.train("--lr", "fast")),
             ("--head-lr: nan is out of range", self.train("--head-lr", "nan")),

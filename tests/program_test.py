@@ -3,6 +3,7 @@
 Usage, in the repository's root: python3 tests/program_test.py build/release/bin/ether [unittest's options]"""
 import json
 import math
+import os
 import pathlib
 import shutil
 import struct
@@ -158,6 +159,9 @@ class Predict(ProgramTest):
             self.assertEqual(ether(*self.command, "--batch", 1, text=text), expected, text)
         self.assertEqual(ether(*self.command, "--format", "jsonl", text=json.dumps(objects)), expected)
         self.assertEqual(ether(*self.command, "--format", "csv", text=table), expected)
+        with subprocess.Popen([ETHER, *self.command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=None,
+                              preexec_fn=lambda: os.close(1), text=True) as program:  # where the result belongs
+            self.assertIn("standard output: cannot write the result", program.communicate("a\n")[1])
         for name, text in {"a.txt": plain, "a.jsonl": lines, "a.json": json.dumps(objects), "a.csv": table}.items():
             self.assertEqual(ether(*self.command, "--input", self.write(name, text)), expected, name)
         self.assertEqual(ether(*self.command, "--format", "csv", "--input", self.write("table", table)), expected)
@@ -303,7 +307,7 @@ class Combine(ProgramTest):
         self.assertEqual([part["peft_type"] for part in config["parts"]], ["ETHER_PLUS", "RED", "LORA", "VERA"])
         self.assertEqual((config["peft_type"], config["parts"][2]["r"], config["parts"][2]["use_rslora"]), ("COMBINED", 2, True))
         toml = (run / "run.toml").read_text()
-        self.assertIn("and = 'red --lr 0.2; lora --rank 2 --targets mlp --rslora --lr 0.001; vera --no-save-projection --lr 0.01'", toml)
+        self.assertIn("and = 'red --lr 0.2; lora --rank 2 --targets mlp --rslora --lr 0.001; vera --no-save-projection --lr 0.03'", toml)
         ether("train", "--config", run / "run.toml", "--out", self.folder / "again")
         self.assertEqual(self.logits(run), self.logits(self.folder / "again"))
         report = json.loads(ether("merge", "--model", BERT, "--adapter", run, "--out", self.folder / "merged", "--json"))

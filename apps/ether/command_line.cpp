@@ -226,14 +226,24 @@ bool CommandLine::parse(int argc, char** argv) {
         std::replace(text.begin(), text.end(), '\n', ' ');
         fail(ErrorKind::usage, "{}; see ether {} --help", text, verb_);
     }
-    for (const auto& field : fields_) {
-        const auto& values = *values_.at(field.name);
-        if (values.empty()) continue;
-        const auto set = [&] { field.set(joined(values)); };
-        const auto origin = origins_.find(field.name);
-        origin == origins_.end() ? set() : with_prefix(origin->second, set);
-    }
+    with_origins([this] {
+        for (const auto& field : fields_)
+            if (const auto& values = *values_.at(field.name); !values.empty()) field.set(joined(values));
+        return 0;
+    });
     return true;
+}
+
+int CommandLine::with_origins(const std::function<int()>& body) const {
+    try {
+        return body();
+    } catch (const Error& error) {
+        const std::string told = error.what();
+        if (!told.starts_with("--")) throw;
+        const auto origin = origins_.find(told.substr(2, told.find_first_of(": ") - 2));
+        if (origin == origins_.end()) throw;
+        fail(error.kind(), "{}: {}", origin->second, told);
+    }
 }
 
 bool CommandLine::given(const std::string& name) const {

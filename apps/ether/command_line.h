@@ -2,6 +2,7 @@
 // for an unknown option the near one.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,6 +31,9 @@ class CommandLine {
     // Returns false where help was asked for and printed. Throws Error of kind usage.
     bool parse(int argc, char** argv);
     bool given(const std::string& name) const;
+    // What body() returns. Its errors about an option that --config's file holds are told behind that file
+    // and line.
+    int with_origins(const std::function<int()>& body) const;
     // What was given of the methods' options, by field name.
     std::map<std::string, std::string> method_options() const;
 

@@ -25,7 +25,7 @@ std::string shape_text(const ordered_json& shape) {
     return text;
 }
 
-constexpr size_t kShown = 200;  // bytes of a name in a file
+constexpr size_t kShownText = 10000;  // bytes
 
 constexpr int64_t kNewClasses = 2;  // of a head where the model has none
 
@@ -124,22 +124,23 @@ void print_model(const ordered_json& object) {
 void print_adapter(const ordered_json& object) {
     for (const auto& [key, value] : object["config"].items())
         if (!value.is_null() && !(value.is_array() && value.size() > 8))
-            fmt::print("{} = {}\n", key, value.dump());
+            fmt::print("{} = {}\n", printable(key, kShownValue), printable(value.dump(), kShownText));
     if (object.contains("ether")) {
         const auto told = [&](const char* key) {
             const auto value = object["ether"].value(key, ordered_json());
             return value.is_null()     ? "?"
-                   : value.is_string() ? printable(value.get<std::string>(), kShown)
-                                       : value.dump();
+                   : value.is_string() ? printable(value.get<std::string>(), kShownValue)
+                                       : printable(value.dump(), kShownValue);
         };
         fmt::print("trained for: {}\nbase fingerprint: {}\n", told("task"), told("base_fingerprint"));
-        if (object["ether"].contains("labels")) fmt::print("labels: {}\n", object["ether"]["labels"].dump());
+        if (object["ether"].contains("labels"))
+            fmt::print("labels: {}\n", printable(object["ether"]["labels"].dump(), kShownText));
     } else {
         fmt::print("no ether.json: nothing tells which base model and labels belong to it\n");
     }
     fmt::print("\n{} values\n", object["values"].get<int64_t>());
     for (const auto& tensor : object["tensors"])
-        fmt::print("{:<72} {:>12}  {}\n", printable(tensor["name"].get<std::string>(), kShown),
+        fmt::print("{:<72} {:>12}  {}\n", printable(tensor["name"].get<std::string>(), kShownValue),
                    shape_text(tensor["shape"]), tensor["dtype"].get<std::string>());
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "command_line.h"
@@ -16,7 +17,7 @@
 namespace ether::app {
 namespace {
 
-const std::string kTensorPrefix = "logits.";  // before a row's number
+constexpr const char* kTensorPrefix = "logits.";  // before a row's number
 
 std::vector<data::Sequence> read_tokens(const std::string& path, const nn::ModelShape& shape) {
     const auto json = io::parse_json(io::read_input(path), path);
@@ -43,20 +44,24 @@ std::vector<data::Sequence> read_tokens(const std::string& path, const nn::Model
     return sequences;
 }
 
+bool holds_logits(const std::string& file) {
+    try {
+        const auto names = io::SafetensorsFile(file).names();
+        return !names.empty() && std::all_of(names.begin(), names.end(), [](const auto& name) {
+            return name.starts_with(kTensorPrefix);
+        });
+    } catch (const Error&) {
+        return false;
+    }
+}
+
 // The result takes the place of an earlier one alone, not of weights or whatever else it would destroy.
 void refuse_to_replace(const std::string& out) {
-    if (!io::has_entry(out)) return;
-    const auto is_result = [&] {
-        try {
-            const auto names = io::SafetensorsFile(out).names();
-            return std::all_of(names.begin(), names.end(),
-                               [](const auto& name) { return name.starts_with(kTensorPrefix); });
-        } catch (const Error&) {
-            return false;  // another kind of file, or none
-        }
-    };
-    if (!is_result())
-        fail(ErrorKind::usage, "--out: {} is there already and holds no logits; name another file", out);
+    namespace fs = std::filesystem;
+    std::error_code code;
+    const auto status = fs::status(out, code);
+    if (!fs::is_regular_file(status) || fs::file_size(out, code) == 0 || holds_logits(out)) return;
+    fail(ErrorKind::usage, "--out: {} is there already and holds no logits; name another file", out);
 }
 
 }  // namespace
@@ -76,7 +81,7 @@ int logits_main(int argc, char** argv) {
     line.add(
         {
             {.name = "tokens", .value = &tokens, .help = "JSON: [[ids], [ids], ...], rows of any length"},
-            {.name = "out", .value = &out, .help = "safetensors file to write"},
+            {.name = "out", .value = &out, .help = "safetensors file to write; an earlier one is replaced"},
             {.name = "batch", .value = &batch, .help = "rows in a batch", .low = 1, .high = 1e6},
         },
         {"tokens", "out"});
@@ -99,7 +104,7 @@ int logits_main(int argc, char** argv) {
                 if (!own.isfinite().all().item<bool>())
                     fail(ErrorKind::numeric, "{}: the model's logits for row {} are NaN or infinite", tokens,
                          row);
-                tensors.emplace_back(kTensorPrefix + std::to_string(row), own.contiguous());
+                tensors.emplace_back(fmt::format("{}{}", kTensorPrefix, row), own.contiguous());
             }
         });
     io::write_safetensors(out, tensors);

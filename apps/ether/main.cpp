@@ -25,14 +25,14 @@ namespace ether::app {
 namespace {
 
 constexpr std::array kVerbs = {
-    Verb{"train", "fine-tune a model on a file of examples", train_main},
-    Verb{"eval", "score a model with an adapter on a file of examples", eval_main},
-    Verb{"predict", "classify lines of text, or texts in JSONL", predict_main},
-    Verb{"logits", "write the logits of token ids, to compare with other software", logits_main},
-    Verb{"merge", "write a model folder with the adapter multiplied into the weights", merge_main},
-    Verb{"export", "write the adapter as a LoRA, exactly or the nearest of a rank", export_main},
-    Verb{"inspect", "show what a model or adapter folder holds", inspect_main},
-    Verb{"bench", "measure training steps and mixed batches against the hardware", bench_main},
+    Verb{"train", "fine-tune a model on a file of examples", false, train_main},
+    Verb{"eval", "score a model with an adapter on a file of examples", true, eval_main},
+    Verb{"predict", "classify lines of text, or texts in JSONL", true, predict_main},
+    Verb{"logits", "write the logits of token ids, to compare with other software", false, logits_main},
+    Verb{"merge", "write a model folder with the adapter multiplied into the weights", false, merge_main},
+    Verb{"export", "write the adapter as a LoRA, exactly or the nearest of a rank", false, export_main},
+    Verb{"inspect", "show what a model or adapter folder holds", true, inspect_main},
+    Verb{"bench", "measure training steps and mixed batches against the hardware", true, bench_main},
 };
 
 void print_help(std::FILE* stream) {
@@ -42,29 +42,6 @@ void print_help(std::FILE* stream) {
         "Usage: ether VERB [OPTIONS]\n\n");
     for (const auto& verb : kVerbs) std::fprintf(stream, "  %-8s  %s\n", verb.name, verb.help);
     std::fprintf(stream, "\nether VERB --help explains a verb, with an example.\n");
-}
-
-int dispatch(int argc, char** argv) {
-    if (argc < 2) {
-        print_help(stderr);
-        return 2;
-    }
-    const std::string name = argv[1];
-    if (name == "--help" || name == "-h" || name == "help") {
-        print_help(stdout);
-        return 0;
-    }
-    if (name == "--version") {
-        std::puts("ether " ETHER_VERSION);
-        return 0;
-    }
-    std::vector<std::string> names;
-    for (const auto& verb : kVerbs) {
-        if (name == verb.name) return verb.run(argc - 1, argv + 1);
-        names.emplace_back(verb.name);
-    }
-    fail(ErrorKind::usage, "\"{}\" is not a verb of ether{}; ether --help lists them", name,
-         did_you_mean(name, names));
 }
 
 // Results that did not arrive are an error; a reader that had enough (| head) is not.
@@ -79,12 +56,44 @@ void finish_output() {
     fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
 }
 
+int run(const Verb& verb, int argc, char** argv) {
+    const int code = verb.run(argc, argv);
+    if (verb.prints_result) finish_output();
+    return code;
+}
+
+int dispatch(int argc, char** argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return 2;
+    }
+    const std::string name = argv[1];
+    if (name == "--help" || name == "-h" || name == "help") {
+        print_help(stdout);
+        finish_output();
+        return 0;
+    }
+    if (name == "--version") {
+        std::puts("ether " ETHER_VERSION);
+        finish_output();
+        return 0;
+    }
+    std::vector<std::string> names;
+    for (const auto& verb : kVerbs) {
+        if (name == verb.name) return run(verb, argc - 1, argv + 1);
+        names.emplace_back(verb.name);
+    }
+    fail(ErrorKind::usage, "\"{}\" is not a verb of ether{}; ether --help lists them", name,
+         did_you_mean(name, names));
+}
+
 // A standard stream that the caller has closed would be the number of the next file to be opened, and what is
-// meant for a terminal would be written there.
+// meant for a terminal would be written there. Opened for the other direction, it takes the number, and who
+// needs it is still told.
 void open_closed_streams() {
     for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
         if (::fcntl(stream, F_GETFD) == -1 && errno == EBADF) [[maybe_unused]]
-            const int opened = ::open("/dev/null", O_RDWR);  // the lowest number free
+            const int lowest_free = ::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY);
 }
 
 // Below this, threads' stacks and the libraries' own tables fail one after the other, in words of theirs or
@@ -127,9 +136,7 @@ int main(int argc, char** argv) {
     ether::io::install_map_fault_handler();
     try {
         ether::app::check_address_space();
-        const int code = ether::app::dispatch(argc, argv);
-        ether::app::finish_output();
-        return code;
+        return ether::app::dispatch(argc, argv);
     } catch (const ether::Error& error) {
         std::fprintf(stderr, "ether: %s\n", error.what());
         return error.kind() == ether::ErrorKind::usage ? 2 : 1;

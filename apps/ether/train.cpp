@@ -64,6 +64,7 @@ int train_main(int argc, char** argv) {
     line.add(config.fields());
     line.add_method_options();
     if (!line.parse(argc, argv)) return 0;
+    CommandLine saved_line("train", "", "");
     if (!resume.empty()) {
         const auto refuse = [&](const std::string& name) {
             fail(ErrorKind::usage,
@@ -81,29 +82,30 @@ int train_main(int argc, char** argv) {
         if (!io::has_entry(saved))
             fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
         io::read_text_file(saved);  // a pipe there is refused; --config may be one
-        CommandLine from_file("train", "", "");
         config = {};
-        from_file.add(config.fields());
-        from_file.add_method_options();
+        saved_line.add(config.fields());
+        saved_line.add_method_options();
         std::vector<std::string> words = {"train", "--config", saved, "--out", resume};
         std::vector<char*> arguments;
         for (auto& word : words) arguments.push_back(word.data());
-        from_file.parse(static_cast<int>(arguments.size()), arguments.data());
-        config.method_options = from_file.method_options();
+        saved_line.parse(static_cast<int>(arguments.size()), arguments.data());
+        config.method_options = saved_line.method_options();
         if (line.given("threads")) config.threads = threads;
         if (line.given("device")) config.device = device;
     } else {
         config.method_options = line.method_options();
     }
     install_interrupt_handlers();  // before reading models and data, so that a signal is never lost
-    ConsoleProgress progress;
-    train::MetricsLog metrics;
-    train::TensorBoardLog events;
-    train::LearningCurve curve;
-    train::Trainer trainer(config, !resume.empty(), {&progress, &metrics, &events, &curve});
-    const auto result = trainer.run();
-    report(result, config, json);
-    return result.interrupted_by ? 128 + result.interrupted_by : 0;
+    return (resume.empty() ? line : saved_line).with_origins([&] {
+        ConsoleProgress progress;
+        train::MetricsLog metrics;
+        train::TensorBoardLog events;
+        train::LearningCurve curve;
+        train::Trainer trainer(config, !resume.empty(), {&progress, &metrics, &events, &curve});
+        const auto result = trainer.run();
+        report(result, config, json);
+        return result.interrupted_by ? 128 + result.interrupted_by : 0;
+    });
 }
 
 }  // namespace ether::app

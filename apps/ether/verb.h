@@ -5,7 +5,8 @@ namespace ether::app {
 
 struct Verb {
     const char* name;
-    const char* help;  // one line
+    const char* help;    // one line
+    bool prints_result;  // and does not only tell of files that it wrote
     // argv as of a program named after the verb. Returns the exit code; throws Error for whatever the user
     // can mend.
     int (*run)(int argc, char** argv);

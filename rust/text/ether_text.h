@@ -1,8 +1,9 @@
 /* Hugging Face tokenizers and chat templates, behind a C interface. Implemented in src/.
  * Text goes in and out with its length; it must be UTF-8 and may hold NULs. A function that takes `error` reports
  * failure by its return value (NULL or false) and fills *error with one line, to be freed with ether_string_free.
- * No function panics, prints or aborts, but where memory ends, or a tokenizer takes hundreds of megabytes for a short text:
- * that ends the process with one line and exit code 1. A tokenizer may be used by several threads at once. */
+ * No function panics, prints or aborts, but where memory ends, or a tokenizer takes more than any that is sound
+ * (src/allocator.rs): that ends the process with one line and exit code 1. A tokenizer may be used by several
+ * threads at once. */
 #pragma once
 
 #include <stdbool.h>
@@ -39,9 +40,11 @@ typedef struct EtherTokenizer EtherTokenizer;
 void ether_string_free(EtherString string);
 void ether_encodings_free(EtherEncodings encodings);
 
-/* `json` is the content of a tokenizer.json, which messages call `name`, whose padding and truncation are switched off. Batches are encoded by
- * `threads` threads of the tokenizer's own; long texts lose their start rather than their end if truncate_left. */
-EtherTokenizer* ether_tokenizer_load(EtherText name, EtherText json, size_t threads, bool truncate_left, EtherString* error);
+/* `json` is the content of a tokenizer.json; its padding and truncation are switched off. `name`, which need not be
+ * UTF-8, is what messages call it. Batches are encoded by `threads` threads of the tokenizer's own; long texts lose
+ * their start rather than their end if truncate_left. */
+EtherTokenizer* ether_tokenizer_load(EtherText name, EtherText json, size_t threads, bool truncate_left,
+                                     EtherString* error);
 void ether_tokenizer_free(EtherTokenizer* tokenizer);
 
 size_t ether_tokenizer_vocab_size(const EtherTokenizer* tokenizer);

@@ -63,7 +63,7 @@ unsafe fn taking(bytes: usize) {
         exit(&[
             "ether: ",
             &*budget.name,
-            ": takes hundreds of megabytes for a short text, so it is damaged or \
+            ": takes far more memory than any that is sound, so it is damaged or \
             made to do harm; take the model's original tokenizer\n",
         ]);
     }

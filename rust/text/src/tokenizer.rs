@@ -188,7 +188,7 @@ pub unsafe extern "C" fn ether_tokenizer_load(
     let direction = if truncate_left { TruncationDirection::Left } else { TruncationDirection::Right };
     guard(error, std::ptr::null_mut(), || {
         Ok(Box::into_raw(Box::new(EtherTokenizer::load(
-            name.text("name")?,
+            &String::from_utf8_lossy(name.bytes()),
             json.bytes(),
             threads,
             direction,

@@ -13,8 +13,6 @@
 namespace ether {
 namespace {
 
-constexpr size_t kShown = 200;  // bytes of a value in a file
-
 template <typename... Cases>
 struct Overloaded : Cases... {
     using Cases::operator()...;
@@ -203,7 +201,7 @@ void Field::from_json(const nlohmann::json& json, const std::string& where) cons
     } catch (const std::exception&) {
         const auto range = range_text(*this);
         fail(ErrorKind::format, "{}: key \"{}\" has the value {}, which does not fit: {}{}", where,
-             config_key(), printable(json.dump(), kShown), help,
+             config_key(), printable(json.dump(), kShownValue), help,
              range.empty() ? "" : fmt::format(" ({})", range));
     }
 }

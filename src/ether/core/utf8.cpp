@@ -54,8 +54,11 @@ std::string printable(std::string_view text, size_t limit) {
     while (i < text.size() && i < limit) {
         const size_t length = sequence_length(text.substr(i));
         const auto byte = static_cast<uint8_t>(text[i]);
-        if (length == 0 || byte < 0x20 || byte == 0x7f)
-            shown += fmt::format("\\x{:02x}", byte);
+        const bool control = byte < 0x20 || byte == 0x7f ||  // and U+0080 to U+009F
+                             (length == 2 && byte == 0xc2 && static_cast<uint8_t>(text[i + 1]) < 0xa0);
+        if (length == 0 || control)
+            for (size_t k = 0; k < std::max<size_t>(length, 1); ++k)
+                shown += fmt::format("\\x{:02x}", static_cast<uint8_t>(text[i + k]));
         else
             shown += text.substr(i, length);
         i += std::max<size_t>(length, 1);

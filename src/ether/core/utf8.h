@@ -13,5 +13,6 @@ size_t find_invalid_utf8(std::string_view text);
 
 // `text` safe to show in one line: control characters and malformed bytes as \xNN, cut after `limit` bytes.
 std::string printable(std::string_view text, size_t limit = 60);
+inline constexpr size_t kShownValue = 200;  // the limit for a value in a user's file
 
 }  // namespace ether

@@ -173,9 +173,9 @@ Label csv_label(const std::string& field) {
     return field;
 }
 
-// Index of a column by its name in the header, none if it is absent.
 bool holds_return(const std::string& field) { return field.find('\r') != std::string::npos; }
 
+// Index of a column by its name in the header, none if it is absent.
 std::optional<size_t> find_column(const Source& source, const CsvRow& header, const std::string& column) {
     const auto found = std::ranges::find(header.fields, column);
     if (found == header.fields.end()) return std::nullopt;
@@ -193,13 +193,13 @@ std::vector<Example> read_csv(const Source& source, std::string_view text, char 
     const TableOptions& options = source.options;
     const auto column = [&](const std::string& name, bool required) {
         const auto index = find_column(source, rows[0], name);
+        if (!index && rows.size() == 1 && std::ranges::any_of(rows[0].fields, holds_return))
+            fail(ErrorKind::data,
+                 "{}: its lines end in carriage returns alone; save it with line feeds, or with both",
+                 source.name);
         if (!index && required) fail_column(source, rows[0].line, name, rows[0].fields);
         return index;
     };
-    if (const auto& names = rows[0].fields; rows.size() == 1 && std::ranges::any_of(names, holds_return))
-        fail(ErrorKind::data,
-             "{}: its lines end in carriage returns alone; save it with line feeds, or with both",
-             source.name);
     const size_t text_index = *column(options.text_column, true);
     const auto pair_index = column(options.pair_column, !options.pair_column.empty());
     const auto label_index =

@@ -166,7 +166,9 @@ json parse_json(std::string_view text, const std::string& name, int64_t line) {
         const size_t offset = std::min(text.size(), error.byte > 0 ? error.byte - 1 : 0);
         fail(ErrorKind::format, "{}: not valid JSON: {}", place(name, line, text, offset),
              parser_message(error));
-    } catch (const json::exception& error) {  // a number that no double holds
+    } catch (const json::exception& error) {  // a number that no double holds: its end has been read
+        constexpr std::string_view kNumber = "+-.0123456789eE";
+        while (read > text.data() && kNumber.find(read[-1]) == std::string_view::npos) --read;
         fail(ErrorKind::format, "{}: not valid JSON: {}", here(), parser_message(error));
     }
 }

@@ -207,27 +207,32 @@ bool AdaptedModel::holds(const Part& part, const nn::Site& site) const {
 void AdaptedModel::bind(const nn::Pass& pass) {
     for (nn::Site* site : sites_) site->forms = {}, site->weight_grad = {};
     for (auto& part : parts_) {
-        auto& adapter = *part.adapter;
         if (part.weight == 0) continue;
-        adapter.begin_pass(pass);
-        for (nn::Site* site : part.sites) {
-            const auto make = [&] {
-                auto own = adapter.forms(*site, pass);
-                return part.weight == 1 ? own : nn::weighted(own, part.weight);
-            };
-            auto forms = part.name.empty() ? make() : with_prefix(part.name, make, ErrorKind::adapter);
-            site->forms =
-                site->forms.empty() ? std::move(forms) : nn::composed(site->forms, forms, site->linear.bias);
-            if (!adapter.wants_weight_grad(*site)) continue;
-            site->weight_grad = [&adapter, site, next = site->weight_grad](const at::Tensor& gradient) {
-                adapter.weight_grad(*site, gradient);
-                if (next) next(gradient);
-            };
-        }
+        if (part.name.empty())
+            bind_sites(part, pass);
+        else
+            with_prefix(
+                part.name, [&] { bind_sites(part, pass); }, ErrorKind::adapter);
     }
     bind_points(pass);
     bind_tokens(pass);
     model_->checkpoint_blocks(pass.checkpointed_blocks);
+}
+
+void AdaptedModel::bind_sites(Part& part, const nn::Pass& pass) {
+    auto& adapter = *part.adapter;
+    adapter.begin_pass(pass);
+    for (nn::Site* site : part.sites) {
+        auto forms = adapter.forms(*site, pass);
+        if (part.weight != 1) forms = nn::weighted(forms, part.weight);
+        site->forms =
+            site->forms.empty() ? std::move(forms) : nn::composed(site->forms, forms, site->linear.bias);
+        if (!adapter.wants_weight_grad(*site)) continue;
+        site->weight_grad = [&adapter, site, next = site->weight_grad](const at::Tensor& gradient) {
+            adapter.weight_grad(*site, gradient);
+            if (next) next(gradient);
+        };
+    }
 }
 
 void AdaptedModel::bind_points(const nn::Pass& pass) {

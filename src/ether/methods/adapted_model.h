@@ -119,6 +119,7 @@ class AdaptedModel {
     void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
     void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
+    void bind_sites(Part& part, const nn::Pass& pass);
     void bind_points(const nn::Pass& pass);
     void bind_tokens(const nn::Pass& pass);
     bool holds(const Part& part, const nn::Site& site) const;

@@ -58,7 +58,6 @@ bool says_nothing(const nlohmann::json& value) {
 }
 
 std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohmann::json config) {
-    constexpr size_t kShown = 200;  // bytes of a value in a message
     auto options = method.options();
     options->from_config(config);
     const auto fields = options->fields();
@@ -68,7 +67,7 @@ std::unique_ptr<MethodOptions> options_from_config(const Method& method, nlohman
     for (const auto& [key, value] : config.items())
         if (!known.contains(key) && !says_nothing(value) && !method.ignores(key, value))
             fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" = {} is not supported for {}{}", key,
-                 printable(value.dump(), kShown), method.peft_type,
+                 printable(value.dump(), kShownValue), method.peft_type,
                  kPeftFeatures.contains(key) ? ", a feature of PEFT that this version lacks; train without "
                                                "it, or merge the adapter with "
                                                "PEFT (merge_and_unload) and give the result as --model"

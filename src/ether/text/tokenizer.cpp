@@ -90,12 +90,6 @@ Tokenizer Tokenizer::load(const fs::path& model_dir, const EmbeddingRows& rows) 
         fail(ErrorKind::model,
              "{}: has {} tokens, but the model's embedding only {}; they do not belong together",
              tokenizer.name_, tokenizer.vocab_size(), rows.ids);
-    if (const auto eos = tokenizer.eos_id())
-        tokenizer.check_fits({{*eos}}, rows.ids, "token id");
-    else if (!tokenizer.eos_token_.empty())
-        fail(ErrorKind::model, "{}: has no token \"{}\", which {} calls the end of a text (eos_token)",
-             tokenizer.name_, printable(tokenizer.eos_token_),
-             (model_dir / "tokenizer_config.json").string());
     return tokenizer;
 }
 
@@ -148,6 +142,16 @@ std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) c
     if (!ether_tokenizer_decode(handle_.get(), narrow.data(), narrow.size(), skip_special, &text, &error))
         fail(ErrorKind::data, "tokenizer {}: {}", name_, take(error));
     return take(text);
+}
+
+std::optional<int64_t> Tokenizer::eos_id() const {
+    const auto id = id_of(eos_token_);
+    if (!id && !eos_token_.empty())
+        fail(ErrorKind::model,
+             "{}: has no token \"{}\", which the model's other files call the end of a text (eos_token)",
+             name_, printable(eos_token_));
+    if (id) check_fits({{*id}}, rows_.ids, "token id");
+    return id;
 }
 
 int64_t Tokenizer::vocab_size() const {

@@ -44,7 +44,8 @@ class Tokenizer {
     int64_t vocab_size() const;  // added tokens included
     std::optional<int64_t> token_id(const std::string& token) const;
 
-    std::optional<int64_t> eos_id() const { return id_of(eos_token_); }
+    // Absent where the model names none; an error where it names one that is no token.
+    std::optional<int64_t> eos_id() const;
     std::optional<int64_t> pad_id() const { return id_of(pad_token_); }
     std::optional<int64_t> bos_id() const { return id_of(bos_token_); }
 

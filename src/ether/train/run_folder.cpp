@@ -47,9 +47,13 @@ void remove_unfinished(const fs::path& folder, bool are_folders) {
 }  // namespace
 
 void check_run_folder(const fs::path& folder, bool resume) {
-    if (io::has_entry(folder) && !fs::is_directory(folder))
+    std::error_code code;
+    const auto status = fs::status(folder, code);
+    if (status.type() == fs::file_type::none)
+        fail(ErrorKind::file, "{}: cannot examine: {}", folder.string(), code.message());
+    if (io::has_entry(folder) && !fs::is_directory(status))
         fail(ErrorKind::file, "{}: expected a run's folder, found {}", folder.string(),
-             fs::exists(folder) ? "a file" : "a link that leads nowhere");
+             fs::exists(status) ? "a file" : "a link that leads nowhere");
     const bool holds_run = io::has_entry(folder / io::kRunFile);
     if (resume && !holds_run)
         fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", folder.string(), io::kRunFile);
