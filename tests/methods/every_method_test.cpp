@@ -262,7 +262,7 @@ TEST(EveryMethodOfLayers, StartsAsInPeft) {
         {"lora", {{"dora", "true"}}, "lora_magnitude_vector", std::sqrt(512)},  // of a normal W
         {"vera", {}, "vera_lambda_d", 0.1},
         {"delora", {}, "delora_A", uniform / std::sqrt(512)},
-        {"delora", {}, "delora_lambda", 15},
+        {"delora", {{"lambda", "15"}}, "delora_lambda", 15},
         {"delora", {}, "delora_w_norm", 16},
         {"adalora", {}, "lora_A", 0.02},
         {"adalora", {}, "lora_B", 0.02},

@@ -248,7 +248,7 @@ Method adalora() {
     return {"adalora",
             "ADALORA",
             "LoRA that gives its rank to the layers which need it",
-            5e-3,
+            1e-2,
             true,
             make_options<AdaloraOptions>,
             make_adapter<Adalora, AdaloraOptions>,

@@ -85,7 +85,7 @@ Method bottleneck() {
     return {"bottleneck",
             "BOTTLENECK",
             "small networks inserted after attention and MLP",
-            1e-3,
+            3e-3,
             false,
             make_options<BottleneckOptions>,
             make_adapter<Bottleneck, BottleneckOptions>,

@@ -1,7 +1,8 @@
 // DeLoRA (Bini et al., arXiv 2503.18225): W + (lambda / r) sum_k b_k a_k^T diag(w) / (|b_k| |a_k|), so that
 // lambda alone, trained, says how far a layer may go from W; w (in), the norms of W's columns, is frozen and
-// saved. Norms are at least 1e-4. A (r, in) starts kaiming-uniform, B (out, r) zero. Keys and defaults as in
-// PEFT's delora tuner.
+// saved. Norms are at least 1e-4. A (r, in) starts kaiming-uniform, B (out, r) zero. Keys as in PEFT's delora
+// tuner, and defaults but lambda: a first step goes as far as it allows, and PEFT's 15 is far for many
+// models.
 #include <ATen/Functions.h>
 
 #include "ether/methods/methods.h"
@@ -14,7 +15,7 @@ using at::Tensor;
 
 struct DeloraOptions : MethodOptions {
     int64_t rank = 8;
-    double boundary = 15, dropout = 0;
+    double boundary = 1, dropout = 0;
     NumbersByName ranks, boundaries;
 
     Fields fields() override {

@@ -68,7 +68,7 @@ Method fourierft() {
     return {"fourierft",
             "FOURIERFT",
             "a few frequencies of a change of the whole weight",
-            1e-2,
+            5e-2,
             true,
             make_options<FourierftOptions>,
             make_adapter<Fourierft, FourierftOptions>,

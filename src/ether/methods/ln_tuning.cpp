@@ -71,7 +71,7 @@ Method ln_tuning() {
     return {"ln-tuning",
             "LN_TUNING",
             "the model's norms",
-            1e-3,
+            5e-3,
             false,
             make_options<LnTuningOptions>,
             make_adapter<LnTuning, LnTuningOptions>,

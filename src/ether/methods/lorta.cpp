@@ -127,7 +127,7 @@ Method lorta() {
     return {"lorta",
             "LORTA",
             "one low-rank tensor for the attention matrices of all layers",
-            5e-3,
+            2e-2,
             true,
             make_options<LortaOptions>,
             make_adapter<Lorta, LortaOptions>,

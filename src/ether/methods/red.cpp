@@ -42,7 +42,7 @@ Method red() {
     return {"red",
             "RED",
             "each feature of an MLP's result scaled and shifted",
-            1e-2,
+            2e-2,
             true,
             make_options<NoOptions>,
             make_adapter<Red, NoOptions>,

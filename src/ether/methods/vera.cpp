@@ -94,7 +94,7 @@ Method vera() {
     return {"vera",
             "VERA",
             "factors around random matrices that all layers share",
-            1e-2,
+            3e-2,
             true,
             make_options<VeraOptions>,
             make_adapter<Vera, VeraOptions>,
