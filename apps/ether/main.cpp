@@ -92,8 +92,8 @@ int dispatch(int argc, char** argv) {
 // needs it is still told.
 void open_closed_streams() {
     for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-        if (::fcntl(stream, F_GETFD) == -1 && errno == EBADF) [[maybe_unused]]
-            const int lowest_free = ::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+        if (::fcntl(stream, F_GETFD) == -1 && errno == EBADF)  // the lowest number that is free
+            static_cast<void>(::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY));
 }
 
 // Below this, threads' stacks and the libraries' own tables fail one after the other, in words of theirs or
