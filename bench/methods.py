@@ -168,8 +168,8 @@ def report():
 def picture(rows):
     """Accuracy against trained parameters (logarithmic), a bar of one standard deviation to both sides."""
     width, height, left, right, top, bottom = 960, 560, 70, 20, 20, 60
-    points = [(method + (" " + extra if extra else ""), runs[0]["parameters"], mean(runs, "accuracy"), deviation(runs))
-              for (method, extra), runs in rows.items() if runs[0]["parameters"] > 0]
+    points = [(method, runs[0]["parameters"], mean(runs, "accuracy"), deviation(runs))
+              for (method, _), runs in rows.items() if runs[0]["parameters"] > 0]
     low, high = (f(math.log10(p) for _, p, _, _ in points) for f in (min, max))
     floor, roof = math.floor(10 * min(a - d for _, _, a, d in points)) / 10, math.ceil(20 * max(a + d for _, _, a, d in points)) / 20
 
