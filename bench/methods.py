@@ -149,7 +149,7 @@ def report():
         peers = groups(form, "peft")
         lora = next((mean(runs, "processor_seconds") for (method, _), runs in rows.items() if method == "lora"), None)
         text += (f"\n## {title}\n\n| method | accuracy | seeds | macro-F1 | learning rate | parameters | file | processor time, LoRA's = 1 |"
-                 + (" PEFT's |" if peers else "") + "\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+                 + (" PEFT's accuracy |" if peers else "") + "\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
                  + (" ---: |" if peers else "") + "\n")
         for (method, extra), runs in sorted(rows.items(), key=lambda row: -mean(row[1], "accuracy")):
             spread = f" ± {deviation(runs):.4f}" if len(runs) > 1 else ""
