@@ -12,6 +12,7 @@
 #include <set>
 
 #include "ether/core/error.h"
+#include "ether/core/json.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
 #include "ether/io/descriptor.h"
@@ -86,7 +87,7 @@ std::vector<int64_t> sizes(const json& value, const char* key, const std::string
              describe(value));
     std::vector<int64_t> result;
     for (const json& item : value) {
-        if (!item.is_number_unsigned() || item.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
+        if (!item.is_number_unsigned() || !is_int64(item))
             fail(ErrorKind::format, "{}: \"{}\": expected an integer from 0 to 2^63 - 1, found {}", where,
                  key, describe(item));
         result.push_back(item.get<int64_t>());
