@@ -11,7 +11,7 @@
 #define __device__
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 
 namespace emulated {
 
@@ -36,7 +36,7 @@ inline Barrier block;
 }  // namespace emulated
 
 inline emulated::Size threadIdx, blockIdx, gridDim;
-#define dynamic_shared() ((P*)emulated::dynamic.data())
+#define dynamic_shared() ((char*)emulated::dynamic.data())
 
 namespace emulated {
 
@@ -90,10 +90,17 @@ template <typename Value>
 Value __ldg(const Value* from) {
     return *from;
 }
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrt(float x) { return 1 / std::sqrt(x); }
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 using std::erf;
 using std::exp;
+using std::log;
+inline float max(float x, float y) { return x > y ? x : y; }
+inline double max(double x, double y) { return x > y ? x : y; }
+inline int max(int x, int y) { return x > y ? x : y; }
+inline int min(int x, int y) { return x < y ? x : y; }
 
 struct Arguments;
 extern "C" void kernel(Arguments);

@@ -6,6 +6,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/ops/cross_entropy/linear_cross_entropy.h"
 
 namespace ether::train {
 namespace {
@@ -98,11 +99,11 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     }
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
-    // linear_cross_entropy's chunk; where the head is adapted, the logits, their logarithms and gradient.
-    constexpr int64_t kChunk = 1 << 26;
-    const int64_t logits = shape.head != nn::Head::causal_lm ? 0
-                           : whole_logits ? 3 * training.tokens * shape.vocab_size * int64_t{sizeof(float)}
-                                          : kChunk;
+    // Where the head is adapted: the logits, their logarithms and gradient.
+    const int64_t logits =
+        shape.head != nn::Head::causal_lm ? 0
+        : whole_logits                    ? 3 * training.tokens * shape.vocab_size * int64_t{sizeof(float)}
+                       : ops::linear_cross_entropy_bytes(model.model().dtype(), model.model().device());
     const auto scores = [](int64_t longest) {
         return 3 * 64 * longest * 4 * 64;
     };  // attention tiles of all threads

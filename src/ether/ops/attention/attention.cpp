@@ -1,10 +1,11 @@
 #include "ether/ops/attention/attention.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/Functions.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "ether/ops/attention/composed.h"
+#include "ether/ops/attention/flash.h"
+#include "ether/ops/attention/gpu.h"
 #include "ether/ops/attention/kernel.h"
 #include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
@@ -39,21 +40,31 @@ void dispatch_wide(const at::Tensor& q, Body&& body) {
     });
 }
 
+// The greatest length of a sequence, where nobody has told it yet.
+int64_t longest_of(const at::Tensor& offsets, int64_t known) {
+    return known > 0 || offsets.size(0) < 2 ? known : offsets.diff().max().item<int64_t>();
+}
+
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& q_input, const at::Tensor& k_input,
                               const at::Tensor& v_input, const at::Tensor& query_offsets,
-                              const at::Tensor& key_offsets, const AttentionOptions& options) {
-        const auto dtype = accumulate_dtype(q_input.scalar_type());
+                              const at::Tensor& key_offsets, const AttentionOptions& options, bool on_gpu) {
+        const auto own = q_input.scalar_type(), wide = accumulate_dtype(own), dtype = on_gpu ? own : wide;
         const auto q = q_input.to(dtype).contiguous(), k = k_input.to(dtype).contiguous(),
                    v = v_input.to(dtype).contiguous();
         auto out = at::empty_like(q);
-        auto lse = at::empty({q.size(0), options.heads}, q.options());
+        auto lse = at::empty({q.size(0), options.heads}, q.options().dtype(wide));
         const auto shape = shape_of(q, query_offsets, key_offsets, options);
-        dispatch_wide(q, [&](auto type) {
-            using T = decltype(type);
-            attention_forward<T>(shape, q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(),
-                                 out.mutable_data_ptr<T>(), lse.mutable_data_ptr<T>());
-        });
+        const int64_t longest = on_gpu ? longest_of(query_offsets, options.longest_query) : 0;
+        if (on_gpu)
+            gpu_attention_forward(shape, longest, q, k, v, out, lse);
+        else
+            dispatch_wide(q, [&](auto type) {
+                using T = decltype(type);
+                attention_forward<T>(shape, q.const_data_ptr<T>(), k.const_data_ptr<T>(),
+                                     v.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
+                                     lse.mutable_data_ptr<T>());
+            });
         context->save_for_backward({q_input, k_input, v_input, out, lse, query_offsets, key_offsets});
         auto& data = context->saved_data;
         data["heads"] = options.heads;
@@ -64,6 +75,9 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         data["dropout"] = options.dropout;
         data["key"] = static_cast<int64_t>(options.random.key());
         data["dropout_row"] = options.dropout_row;
+        data["on_gpu"] = on_gpu;
+        data["longest_query"] = longest;
+        data["longest_key"] = options.longest_key;
         return out.to(q_input.scalar_type());
     }
 
@@ -81,6 +95,12 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         shape.dropout_key = static_cast<uint64_t>(data["key"].toInt());
         shape.dropout_row = data["dropout_row"].toInt();
         auto grad_q = at::empty_like(q), grad_k = at::empty_like(k), grad_v = at::empty_like(v);
+        if (data["on_gpu"].toBool()) {
+            const int64_t longest_key = longest_of(saved[6], data["longest_key"].toInt());
+            gpu_attention_backward(shape, data["longest_query"].toInt(), longest_key, q, k, v, out, lse,
+                                   grad_out, grad_q, grad_k, grad_v);
+            return {grad_q, grad_k, grad_v, {}, {}, {}, {}};
+        }
         dispatch_wide(q, [&](auto type) {
             using T = decltype(type);
             attention_backward<T>(shape, q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(),
@@ -89,7 +109,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                                   grad_k.mutable_data_ptr<T>(), grad_v.mutable_data_ptr<T>());
         });
         const auto narrow = saved[0].scalar_type();
-        return {grad_q.to(narrow), grad_k.to(narrow), grad_v.to(narrow), {}, {}, {}};
+        return {grad_q.to(narrow), grad_k.to(narrow), grad_v.to(narrow), {}, {}, {}, {}};
     }
 };
 
@@ -101,8 +121,10 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     ETHER_ASSERT(q.dim() == 2 && q.size(1) % options.heads == 0 && options.heads % options.kv_heads == 0);
     ETHER_ASSERT(k.sizes() == v.sizes() && k.size(1) / options.kv_heads == q.size(1) / options.heads);
     ETHER_ASSERT(query_offsets.sizes() == key_offsets.sizes());
-    if (runs_composed(q)) return attention_composed(q, k, v, query_offsets, key_offsets, options);
-    return AttentionFunction::apply(q, k, v, query_offsets, key_offsets, options);
+    if (auto result = attention_flash(q, k, v, query_offsets, key_offsets, options)) return *result;
+    const bool on_gpu = has_gpu_attention(q, options);
+    if (!on_gpu && runs_composed(q)) return attention_composed(q, k, v, query_offsets, key_offsets, options);
+    return AttentionFunction::apply(q, k, v, query_offsets, key_offsets, options, on_gpu);
 }
 
 }  // namespace ether::ops

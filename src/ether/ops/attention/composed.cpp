@@ -3,7 +3,6 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
-#include <atomic>
 #include <limits>
 
 #include "ether/ops/dispatch.h"
@@ -13,24 +12,6 @@ namespace ether::ops {
 namespace {
 
 using at::Tensor;
-
-// The mask of a dropout must be ours.
-bool suits_flash(const Tensor& q, const AttentionOptions& options) {
-    const int64_t d = q.size(1) / options.heads;
-    return q.is_cuda() && q.scalar_type() == at::kBFloat16 && options.dropout == 0 && d % 8 == 0 &&
-           d <= 256 && options.longest_query > 0;
-}
-
-Tensor flash(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_offsets,
-             const Tensor& key_offsets, const AttentionOptions& options) {
-    auto by_head = [](const Tensor& x, int64_t heads) { return x.view({x.size(0), heads, -1}); };
-    const int64_t earlier = options.window > 0 ? options.window - 1 : -1;  // -1: all
-    const auto result = at::_flash_attention_forward(
-        by_head(q, options.heads), by_head(k, options.kv_heads), by_head(v, options.kv_heads), query_offsets,
-        key_offsets, options.longest_query, options.longest_key, /*dropout_p=*/0, options.causal,
-        /*return_debug_mask=*/false, options.scale, earlier);
-    return std::get<0>(result).view(q.sizes());
-}
 
 // Where the rows of ragged sequences lie in a padded batch, and back. Nothing here waits for the device.
 struct Padding {
@@ -92,16 +73,6 @@ Tensor dropout_scales(const Padding& queries, int64_t keys, const AttentionOptio
 
 Tensor attention_composed(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& query_offsets,
                           const Tensor& key_offsets, const AttentionOptions& options) {
-    static std::atomic<bool> has_flash{true};  // not every GPU does
-    if (has_flash && suits_flash(q, options)) {
-        try {
-            return flash(q, k, v, query_offsets, key_offsets, options);
-        } catch (const c10::OutOfMemoryError&) {
-            throw;
-        } catch (const c10::Error&) {
-            has_flash = false;
-        }
-    }
     const auto dtype = accumulate_dtype(q.scalar_type());
     const Padding queries(query_offsets, q.size(0), options.longest_query),
         keys(key_offsets, k.size(0), options.longest_key);

@@ -1,5 +1,5 @@
-// attention() of libtorch's operations: its FlashAttention where that does the same (CUDA, bfloat16, no
-// dropout), else sequences padded to the longest and a matrix of scores for each head.
+// attention() of libtorch's operations, with sequences padded to the longest and a matrix of scores for each
+// head.
 #pragma once
 
 #include "ether/ops/attention/attention.h"

@@ -11,6 +11,7 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/composed.h"
+#include "ether/ops/cross_entropy/gpu.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/gemm/gemm.h"
 #include "ether/ops/isa.h"
@@ -23,7 +24,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kIgnored = -100;
-constexpr int64_t kChunkValues = int64_t{1} << 23;  // logits held at once: 32 MB of float32
+
+// Logits held at once. A GPU reads the whole weight for each chunk, so that few are better.
+int64_t chunk_values(at::Device device) { return int64_t{1} << (device.is_cpu() ? 23 : 26); }
 
 // Turns a row of logits into its gradient (softmax minus one-hot) in place and returns its loss.
 template <typename A>
@@ -49,8 +52,12 @@ A loss_and_gradient(A* logits, int64_t classes, int64_t target) {
     return std::log(sum) + highest - target_logit;
 }
 
-// The same for all rows of logits; -> the sum of their losses, a scalar in float64.
+// The same for all rows of logits; -> the sum of their losses, a scalar in float64. The gradient is in the
+// logits' dtype.
 at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
+    if (has_gpu_cross_entropy(logits)) return gpu_cross_entropy(logits, targets).sum(at::kDouble);
+    const auto dtype = logits.scalar_type();
+    logits = logits.to(accumulate_dtype(dtype));
     const int64_t count = logits.size(0), classes = logits.size(1);
     const auto options = logits.options().dtype(at::kDouble);
     if (runs_composed(logits)) {
@@ -59,6 +66,7 @@ at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
         const auto losses = (normalizer - logits.gather(1, target)).masked_fill(ignored, 0);
         logits.sub_(normalizer).exp_();
         logits.scatter_add_(1, target, at::full({count, 1}, -1, logits.options())).masked_fill_(ignored, 0);
+        logits = logits.to(dtype);
         return losses.sum(at::kDouble);
     }
     std::vector<double> losses(static_cast<size_t>(count));
@@ -76,6 +84,7 @@ at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
             });
         }
     });
+    logits = logits.to(dtype);
     return at::full({}, std::accumulate(losses.begin(), losses.end(), 0.0), options);
 }
 
@@ -84,7 +93,8 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
                               const at::Tensor& targets) {
         const auto accumulate = accumulate_dtype(hidden.scalar_type());
         const int64_t tokens = hidden.size(0), classes = weight.size(0);
-        const int64_t chunk = std::clamp<int64_t>(kChunkValues / classes, 1, std::max<int64_t>(tokens, 1));
+        const int64_t chunk =
+            std::clamp<int64_t>(chunk_values(hidden.device()) / classes, 1, std::max<int64_t>(tokens, 1));
         auto grad_hidden = hidden.requires_grad() ? at::empty_like(hidden) : at::Tensor();
         auto grad_weight = weight.requires_grad()
                                ? at::zeros(weight.sizes(), weight.options().dtype(accumulate))
@@ -93,9 +103,8 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
         for (int64_t begin = 0; begin < tokens; begin += chunk) {
             const int64_t count = std::min(chunk, tokens - begin);
             const auto h = hidden.narrow(0, begin, count);
-            auto logits = gemm_nt(h, weight).to(accumulate);
-            loss.add_(loss_and_gradient(logits, targets.narrow(0, begin, count)));
-            const auto gradient = logits.to(hidden.scalar_type());
+            auto gradient = gemm_nt(h, weight);
+            loss.add_(loss_and_gradient(gradient, targets.narrow(0, begin, count)));
             if (grad_hidden.defined()) grad_hidden.narrow(0, begin, count).copy_(gemm_nn(gradient, weight));
             if (grad_weight.defined()) grad_weight.add_(gemm_tn(gradient, h));
         }
@@ -116,6 +125,12 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
 };
 
 }  // namespace
+
+int64_t linear_cross_entropy_bytes(at::ScalarType dtype, at::Device device) {
+    const auto element = static_cast<int64_t>(at::elementSize(dtype));
+    // On the CPU logits are widened, and their gradient is narrowed.
+    return chunk_values(device) * (device.is_cpu() ? 8 : element);
+}
 
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                 const at::Tensor& targets) {

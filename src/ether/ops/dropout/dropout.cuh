@@ -1,17 +1,9 @@
-// Values dropped by a hash of their place, as core/random.h has it (dropout.h). Words: the random key, the first row, the
+// Values dropped by a hash of their place (dropout.h). Words: the random key, the first row, the
 // threshold below which a value stays; number 0: the scale of what stays.
 template <int W>
 struct Dropout {
     typedef Row<W> R;
 
-    __device__ static bool keeps(unsigned long long key, unsigned long long index, unsigned threshold) {
-        unsigned x = ((unsigned)index ^ (unsigned)key) + (unsigned)(index >> 32) * 0x9e3779b9u;
-        x = (x ^ (x >> 17)) * 0xed5ad4bbu;
-        x ^= (unsigned)(key >> 32);
-        x = (x ^ (x >> 11)) * 0xac4c1b51u;
-        x = (x ^ (x >> 15)) * 0x31848babu;
-        return (x ^ (x >> 14)) <= threshold;
-    }
     __device__ static void mask(const Call& call, R& y, const R& x) {
         const unsigned long long key = call.word[0], start = (call.word[1] + (unsigned long long)call.row) * W;
         const unsigned threshold = (unsigned)call.word[2];

@@ -16,6 +16,7 @@ class Add : public RowOpOf<Add> {
     explicit Add(int64_t width) : width_(width) {}
 
     bool reads_arguments(bool) const override { return false; }
+    bool passes_gradient() const override { return true; }
 
     at::Tensor composed(at::TensorList x, at::TensorList) const override { return x[0] + x[1]; }
 

@@ -137,13 +137,12 @@ class CudaKernels : public Kernels {
         return kernel;
     }
 
-    void launch(const Kernel& kernel, int64_t blocks, int threads,
-                const std::vector<uint64_t>& words) override {
+    void launch(const Kernel& kernel, int64_t blocks, const std::vector<uint64_t>& words) override {
         const c10::DeviceGuard guard(device_);
         void* arguments[] = {const_cast<uint64_t*>(words.data())};
         void* stream = at::accelerator::getCurrentStream(device_.index()).native_handle();
         runtime().check(runtime().launch(kernel.function, {static_cast<unsigned>(blocks), 1, 1},
-                                         {static_cast<unsigned>(threads), 1, 1}, arguments,
+                                         {static_cast<unsigned>(kernel.threads), 1, 1}, arguments,
                                          static_cast<size_t>(kernel.shared_bytes), stream),
                         "starting a kernel");
     }
@@ -165,6 +164,16 @@ std::unique_ptr<Kernels>& cpu_kernels() {
 }
 
 }  // namespace
+
+Kernels::Kernel Kernels::compiled(const Key& key, int threads, int64_t shared_bytes,
+                                  const std::function<std::string()>& source) {
+    const std::lock_guard lock(mutex_);
+    const auto found = known_.find(key);
+    if (found != known_.end()) return found->second;
+    auto kernel = compile(source(), threads, shared_bytes);
+    kernel.threads = threads;
+    return known_[key] = kernel;
+}
 
 std::string compile_cuda(const std::string& source, const std::string& architecture) {
     auto& compiler = nvrtc();

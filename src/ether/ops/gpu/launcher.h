@@ -5,7 +5,10 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -18,19 +21,31 @@ class Kernels {
 
     struct Kernel {
         const void* function = nullptr;
-        int blocks = 1;  // of `threads`, that a processor holds at a time
+        int blocks = 1;  // that a processor holds at a time
         int64_t shared_bytes = 0;
+        int threads = 0;  // of a block
     };
+    // What tells one kernel from another.
+    enum Kind : int64_t { rows_forward, rows_backward, column_sums, cross_entropy, attention };
+    using Key = std::vector<int64_t>;  // a Kind, then whatever its source depends on
+
+    // The kernel of this key, compiled when it is first asked for. Forward passes and autograd's threads come
+    // here side by side.
+    Kernel compiled(const Key& key, int threads, int64_t shared_bytes,
+                    const std::function<std::string()>& source);
     // source: a program of CUDA C++ with one function, `extern "C" void kernel(Arguments)`, Arguments being a
     // struct of 64-bit words. shared_bytes: of its dynamic shared memory. A program that does not compile is
     // an error.
     virtual Kernel compile(const std::string& source, int threads, int64_t shared_bytes) = 0;
     // Runs in the order of libtorch's own work; does not wait.
-    virtual void launch(const Kernel& kernel, int64_t blocks, int threads,
-                        const std::vector<uint64_t>& words) = 0;
+    virtual void launch(const Kernel& kernel, int64_t blocks, const std::vector<uint64_t>& words) = 0;
     virtual int processors() const = 0;
     virtual int64_t shared_bytes() const = 0;  // that a block may have
     virtual int64_t registers() const = 0;     // of 32 bits, of a processor
+
+  private:
+    std::mutex mutex_;
+    std::map<Key, Kernel> known_;
 };
 
 // Those of a device; null where its operations are composed: the CPU, a GPU without what compiles

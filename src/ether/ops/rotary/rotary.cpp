@@ -28,7 +28,7 @@ class Rotary : public RowOpOf<Rotary> {
         return DeviceCode{.name = "Rotary",
                           .constants = {static_cast<int>(half_)},
                           .piece = half_,
-                          .exchanges = true,
+                          .distance = half_,
                           .words = {address(positions_), address(cos_), address(sin_)}};
     }
 

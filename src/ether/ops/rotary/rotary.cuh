@@ -6,10 +6,22 @@ struct Rotary {
 
     __device__ static void rotate(const Call& call, R& y, const R& x, P sign) {
         const Index angle = call.value<Index>(0, call.row) * HALF;
-        exchange<W>(x, call.shared, [&](int c, int i, int column, const P* row) {
-            const bool second = column / HALF % 2;
-            const P cosine = call.value<P>(1, angle + column % HALF), sine = call.value<P>(2, angle + column % HALF) * sign;
-            y[c][i] = x[c][i] * cosine + (second ? row[column - HALF] * sine : -row[column + HALF] * sine);
+        const P *cosines = (const P*)call.word[1] + angle, *sines = (const P*)call.word[2] + angle;
+        R other;  // the other half's values
+        constexpr int kLanes = HALF / V;
+        if constexpr (kLanes <= 16 && (kLanes & (kLanes - 1)) == 0)  // a warp holds both
+            for_values<W>([&](int c, int i, int) { other[c][i] = __shfl_xor_sync(0xffffffffu, x[c][i], kLanes); });
+        else
+            exchange<W>(x, call.shared, [&](int c, int i, int column, const P* row) {
+                other[c][i] = row[column / HALF % 2 ? column - HALF : column + HALF];
+            });
+        for_chunks<W>([&](int c, int column) {
+            P cosine[V], sine[V];
+            load_chunk(cosines + column % HALF, cosine);
+            load_chunk(sines + column % HALF, sine);
+            const P side = column / HALF % 2 ? sign : -sign;
+#pragma unroll
+            for (int i = 0; i < V; ++i) y[c][i] = x[c][i] * cosine[i] + side * other[c][i] * sine[i];
         });
     }
 

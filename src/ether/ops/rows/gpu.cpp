@@ -4,39 +4,18 @@
 
 #include <algorithm>
 #include <bit>
-#include <functional>
-#include <map>
-#include <mutex>
 
 #include "ether/core/error.h"
 #include "ether/ops/dispatch.h"
 #include "ether/ops/gpu/launcher.h"
+#include "ether/ops/gpu/program.h"
 #include "ether/ops/rows/gpu_source.h"
 
 namespace ether::ops {
 namespace {
 
 using Words = std::vector<uint64_t>;
-// What tells one kernel from another.
-using Key = std::vector<int64_t>;
-
-struct Compiled {
-    Kernels::Kernel kernel;
-    int threads;
-};
-
-// Kernels of all graphs met so far. Forward passes and autograd's threads come here side by side.
-Compiled compiled(Kernels& kernels, Key key, const GpuShape& shape, int64_t shared_bytes,
-                  const std::function<std::string()>& source) {
-    static std::mutex mutex;
-    static std::map<Key, Compiled> known;
-    key.push_back(std::bit_cast<int64_t>(&kernels));
-    const std::lock_guard lock(mutex);
-    const auto found = known.find(key);
-    if (found != known.end()) return found->second;
-    const int threads = static_cast<int>(shape.threads);
-    return known[key] = {kernels.compile(source(), threads, shared_bytes), threads};
-}
+using Key = Kernels::Key;
 
 void describe(const Plan& plan, const GpuShape& shape, Key& key) {
     key.insert(key.end(), {static_cast<int64_t>(shape.dtype), static_cast<int64_t>(plan.inputs)});
@@ -64,6 +43,19 @@ void add_operations(const Plan& plan, const GpuShape& shape, Words& words, std::
     }
 }
 
+// That a block of the graph's kernels may have of dynamic shared memory, in bytes, which begins at 16 of
+// them.
+int64_t free_room(const GpuShape& shape, const Kernels& kernels) {
+    const auto value_bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype)));
+    return kernels.shared_bytes() - (2 * std::max<int64_t>(1, shape.shared) * value_bytes + 15) / 16 * 16;
+}
+// Of two rows of each value that is fetched.
+int64_t staged_bytes(const Plan& plan, const GpuShape& shape, const std::vector<Fetched>& fetched) {
+    int64_t values = 0;
+    for (const auto& one : fetched) values += 2 * shape.shared_values(plan.widths[one.value]);
+    return (values * static_cast<int64_t>(at::elementSize(shape.dtype)) + 15) / 16 * 16;
+}
+
 at::Tensor aligned(const at::Tensor& x) { return address(x) % 16 == 0 ? x : x.clone(); }
 
 }  // namespace
@@ -85,28 +77,46 @@ void gpu_forward(const Plan& plan, const GpuShape& shape, const std::vector<at::
                  std::vector<at::Tensor>& stored) {
     const int64_t tokens = inputs.front().size(0);
     auto& kernels = *kernels_of(inputs.front().device());
-    Key key = {0};
+    const int64_t staged = staged_bytes(plan, shape, fetched_forward(plan));
+    const bool fits = staged <= free_room(shape, kernels);
+    Key key = {Kernels::rows_forward};
     describe(plan, shape, key);
-    const auto [kernel, threads] =
-        compiled(kernels, std::move(key), shape, 0, [&] { return forward_source(plan, shape); });
+    const auto kernel = kernels.compiled(key, static_cast<int>(shape.threads), fits ? staged : 0,
+                                         [&] { return forward_source(plan, shape, fits); });
 
     Words words = {static_cast<uint64_t>(tokens)};
     std::vector<at::Tensor> keeps;
     for (const auto& input : inputs) words.push_back(address(keeps.emplace_back(aligned(input))));
     for (const auto& value : stored) words.push_back(address(value));
     add_operations(plan, shape, words, keeps);
-    kernels.launch(kernel, std::min<int64_t>(tokens, int64_t{kernels.processors()} * kernel.blocks), threads,
-                   words);
+    kernels.launch(kernel, std::min<int64_t>(tokens, int64_t{kernels.processors()} * kernel.blocks), words);
 }
 
 namespace {
+
+// x (rows, columns), in an accumulation dtype -> (columns). Faster than libtorch's sum, whose blocks are few.
+at::Tensor column_sums(const at::Tensor& x) {
+    constexpr int kThreads = 256;
+    const int64_t rows = x.size(0), columns = x.size(1);
+    auto& kernels = *kernels_of(x.device());
+    const auto dtype = x.scalar_type();
+    const auto kernel =
+        kernels.compiled({Kernels::column_sums, static_cast<int64_t>(dtype)}, kThreads, 0, [&] {
+            return program(
+                {dtype, 1, kThreads, kThreads}, 4,
+                "column_sums((const P*)a.word[1], (P*)a.word[2], rows, (Index)a.word[3], shared);\n");
+        });
+    const auto sums = at::empty({columns}, x.options());
+    kernels.launch(kernel, (columns + 31) / 32,
+                   {static_cast<uint64_t>(rows), address(x), address(sums), static_cast<uint64_t>(columns)});
+    return sums;
+}
 
 // Gradients of parameters that a way back adds up.
 struct Sums {
     std::vector<GpuSum> all;
     std::vector<char> tied;  // of a step: both parameters are one tensor
     int64_t total = 0;       // values of a block's sums
-    int64_t shared = 0;      // of those, values in shared memory
 
     Sums(const Plan& plan, const GpuShape& shape, const BackwardPlan& way, const std::vector<char>& trained)
         : tied(plan.steps.size()) {
@@ -125,31 +135,38 @@ struct Sums {
         }
     }
 
-    // Where registers would not hold them beside the other rows of a turn (`fetched` from memory, half of
-    // each a turn ahead). On an H100 with 11,008 values a row shared memory gives .50 of the memory's rate
-    // instead of .36 in registers; with 4,096, .42 instead of .63.
-    void share(const Plan& plan, const GpuShape& shape, const Kernels& kernels, int64_t fetched,
-               int64_t value_bytes) {
+    // Shares out the block's shared memory. Sums come first, where registers would not hold them beside the
+    // rows of an operation; then the rows that are fetched. On an H100 with 11,008 values a row sums in
+    // shared memory gave .50 of the memory's rate instead of .36 in registers; with 4,096, .42 instead of
+    // .63.
+    GpuRoom share(const Plan& plan, const GpuShape& shape, const Kernels& kernels, int64_t staged) {
         constexpr int64_t kMostRegisters = 255, kOtherRows = 3;
+        const auto value_bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype)));
         const int64_t widest = *std::max_element(plan.widths.begin(), plan.widths.end());
-        int64_t rows = 0;
+        int64_t rows = kOtherRows;
         for (const auto& sum : all) rows += sum.rows;
-        const int64_t needed =
-            shape.shared_values(widest) / shape.threads * (2 * (rows + kOtherRows) + 3 * fetched) / 2;
+        const int64_t needed = shape.shared_values(widest) / shape.threads * rows;
         const int64_t registers =
             std::min(kMostRegisters, kernels.registers() / shape.threads) * 4 / value_bytes;
-        if (needed * 10 <= registers * 9) return;
-        // The kernel has what it is compiled with beside it, at least one value, and begins at 8 bytes.
-        const int64_t room = kernels.shared_bytes() / value_bytes - (shape.shared + 2) / 2 * 2;
+        const int64_t free = free_room(shape, kernels);
+        GpuRoom room;
         for (auto& sum : all) {
-            const int64_t values = sum.rows * shape.shared_values(plan.widths[plan.steps[sum.step].result]);
-            if (shared + values <= room) sum.shared = std::exchange(shared, shared + values);
+            if (needed * 10 <= registers * 9) break;
+            const int64_t bytes =
+                sum.rows * shape.shared_values(plan.widths[plan.steps[sum.step].result]) * value_bytes;
+            if (room.bytes + bytes <= free) sum.shared = std::exchange(room.bytes, room.bytes + bytes);
         }
+        if (room.bytes + staged <= free) {
+            room = {room.bytes + staged, true};
+            for (auto& sum : all)
+                if (sum.shared >= 0) sum.shared += staged;
+        }
+        return room;
     }
 
     // partial: (blocks, total)
     void hand_out(const Plan& plan, const at::Tensor& partial, std::vector<at::Tensor>& to) const {
-        const auto summed = partial.sum(0);
+        const auto summed = column_sums(partial);
         int64_t at = 0;
         for (const auto& sum : all) {
             const auto& step = plan.steps[sum.step];
@@ -163,6 +180,26 @@ struct Sums {
     }
 };
 
+// Inputs' gradients that are an output's or another input's: one tensor. -> of an input, whether its gradient
+// is to be written.
+std::vector<char> share_gradients(const Plan& plan, const BackwardPlan& way,
+                                  const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to) {
+    std::vector<at::Tensor> of(plan.widths.size());  // of a value whose gradient lies somewhere
+    for (size_t i = 0; i < grads.size(); ++i)
+        if (grads[i].defined() && way.arrivals[plan.outputs[i]] == 1) of[plan.outputs[i]] = grads[i];
+    std::vector<char> stores(plan.inputs);
+    for (size_t i = 0; i < plan.inputs; ++i) {
+        if (!to[i].defined()) continue;
+        auto& known = of[way.same[i]];
+        stores[i] = !known.defined();
+        if (known.defined())
+            to[i] = known;
+        else
+            known = to[i];
+    }
+    return stores;
+}
+
 }  // namespace
 
 void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
@@ -172,20 +209,20 @@ void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& w
         *std::find_if(grads.begin(), grads.end(), [](const auto& grad) { return grad.defined(); });
     auto& kernels = *kernels_of(like.device());
     const auto sum_dtype = accumulate_dtype(like.scalar_type());
-    const auto value_bytes = static_cast<int64_t>(at::elementSize(sum_dtype));
     std::vector<char> given;
     for (const auto& grad : grads) given.push_back(grad.defined());
     Sums sums(plan, shape, way, trained);
-    const auto fetched =
-        std::count(given.begin(), given.end(), 1) +
-        std::count(way.computed.begin(), way.computed.begin() + static_cast<int64_t>(plan.inputs), 1);
-    sums.share(plan, shape, kernels, fetched, value_bytes);
-    Key key = {1};
+    const auto stores = share_gradients(plan, way, grads, to);
+    if (sums.total == 0 && std::count(stores.begin(), stores.end(), 1) == 0) return;
+    const auto room =
+        sums.share(plan, shape, kernels, staged_bytes(plan, shape, fetched_backward(plan, way, given)));
+    Key key = {Kernels::rows_backward};
     describe(plan, shape, key);
     for (const std::vector<char>& flags : {given, trained, sums.tied})
         key.insert(key.end(), flags.begin(), flags.end());
-    const auto [kernel, threads] = compiled(kernels, std::move(key), shape, sums.shared * value_bytes, [&] {
-        return backward_source(plan, shape, way, given, trained, sums.tied, sums.all);
+    const int threads = static_cast<int>(shape.threads);
+    const auto kernel = kernels.compiled(key, threads, room.bytes, [&] {
+        return backward_source(plan, shape, way, given, trained, sums.tied, stores, room, sums.all);
     });
 
     Words words = {static_cast<uint64_t>(tokens)};
@@ -203,7 +240,7 @@ void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& w
     at::Tensor partial;
     if (sums.total) partial = at::empty({blocks, sums.total}, like.options().dtype(sum_dtype));
     words.push_back(address(partial));
-    kernels.launch(kernel, blocks, threads, words);
+    kernels.launch(kernel, blocks, words);
     if (sums.total) sums.hand_out(plan, partial, to);
 }
 

@@ -3,25 +3,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <iterator>
 #include <numeric>
+#include <set>
 
 #include "ether/ops/dispatch.h"
-#include "ether/ops/rows/device_code.h"
+#include "ether/ops/gpu/program.h"
 
 namespace ether::ops {
 namespace {
 
-constexpr int64_t kMostThreads = 512, kMostShared = 48 << 10, kMostChunks = 8;
+constexpr int64_t kMostThreads = 1024, kMostShared = 48 << 10, kMostChunks = 8;
 
-const char* stored_type(at::ScalarType dtype) {
-    return dtype == at::kDouble ? "double" : dtype == at::kFloat ? "float" : "BFloat16";
-}
-
-// The text of a kernel, line by line, and the numbers of its arguments.
+// The body of a kernel, line by line, and the numbers of its arguments.
 class KernelText {
   public:
-    KernelText(const Plan& plan, const GpuShape& shape) : plan_(plan), shape_(shape) {}
+    // fetched: the values whose rows come from memory (fetched_forward(), fetched_backward()).
+    KernelText(const Plan& plan, const GpuShape& shape, const std::vector<Fetched>& fetched, bool staged)
+        : plan_(plan), shape_(shape), fetched_(fetched), staged_(staged) {}
 
     template <typename... Arguments>
     void line(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
@@ -60,49 +60,60 @@ class KernelText {
         }
     }
 
-    // Opens the loop over rows, each turn of which takes arrived<i>, a value of the graph: fetched a turn
-    // ahead.
-    void begin_rows(const std::vector<std::pair<size_t, std::string>>& fetched) {
+    // Opens the loop over rows, which lie at `from`; source<i> has the i-th fetched value's row from then on.
+    void begin_rows(const std::vector<std::string>& from) {
+        const size_t count = fetched_.size();
+        int64_t at = 0;  // in shared memory
+        for (size_t i = 0; i < count; ++i) {
+            const int64_t wide = width(fetched_[i].value);
+            line("{}<{}, Stored> source{}((const Stored*){}, dynamic_shared() + {});",
+                 staged_ ? "Staged" : "Plain", wide, i, from[i], at);
+            at += 2 * shape_.shared_values(wide) * static_cast<int64_t>(at::elementSize(shape_.dtype));
+        }
+        const auto fetch = [&](const char* row) {
+            for (size_t i = 0; i < count; ++i) line("source{}.fetch({}, rows);", i, row);
+            line("end_of_copies();");
+        };
         line("Index row = blockIdx.x;");
-        for (size_t i = 0; i < fetched.size(); ++i) {
-            line("Coming<{}, Stored> coming{};", width(fetched[i].first), i);
-            line("coming{}.fetch((const Stored*){}, row, rows);", i, fetched[i].second);
-        }
+        if (staged_) fetch("row");
         line("for (; row < rows; row += gridDim.x) {{");
-        for (size_t i = 0; i < fetched.size(); ++i) {
-            line("Row<{}> arrived{};", width(fetched[i].first), i);
-            line("coming{}.take(arrived{});", i, i);
-        }
-        for (size_t i = 0; i < fetched.size(); ++i)
-            line("coming{}.fetch((const Stored*){}, row + gridDim.x, rows);", i, fetched[i].second);
+        for (size_t i = 0; i < count; ++i) line("source{}.turn(row);", i);
+        if (!staged_) return;
+        fetch("row + gridDim.x");
+        line("wait_for_copies();");
     }
     void declare(size_t value) { line("Row<{}> v{};", width(value), value); }
+    // v<i> of the step's arguments; of one that is not read, whatever.
+    void take_arguments(const Plan::Step& step) {
+        for (const auto value : std::set(step.arguments.begin(), step.arguments.end())) {
+            if (value >= plan_.inputs) continue;
+            const auto found = std::find(fetched_.begin(), fetched_.end(), Fetched{value});
+            if (found == fetched_.end())
+                declare(value);
+            else
+                line("const auto v{} = source{}.take();", value, found - fetched_.begin());
+        }
+    }
     void store(const char* name, size_t value, const std::string& to) {
         line("store({}{}, (Stored*){} + row * {});", name, value, to, width(value));
     }
     void run(size_t s) {
         const auto& step = plan_.steps[s];
-        line("Op{}::forward(call{}(row), v{}, v{}, v{});", s, s, step.result, step.arguments.front(),
+        line("{{");
+        take_arguments(step);
+        line("Op{}::forward(call{}(row), v{}, v{}, v{}); }}", s, s, step.result, step.arguments.front(),
              step.arguments.back());
     }
 
-    std::string finish() const {
-        std::string all =
-            fmt::format("typedef {} P;\nconstexpr int V = {}, kThreads = {}, kSharedValues = {};\n",
-                        shape_.dtype == at::kDouble ? "double" : "float", shape_.chunk, shape_.threads,
-                        std::max<int64_t>(1, shape_.shared));
-        all += kDeviceCode;
-        all += fmt::format("typedef {} Stored;\nstruct Arguments {{ unsigned long long word[{}]; }};\n",
-                           stored_type(shape_.dtype), words_);
-        all +=
-            "extern \"C\" __global__ void __launch_bounds__(kThreads) kernel(const Arguments a) {\n"
-            "__shared__ P shared[kSharedValues];\nconst Index rows = (Index)a.word[0];\n";
-        return all + body_ + "}\n";
+    std::string finish(int64_t blocks) const {
+        return program({shape_.dtype, shape_.chunk, shape_.threads, shape_.shared, blocks}, words_, body_);
     }
 
   protected:
     const Plan& plan_;
     const GpuShape& shape_;
+    const std::vector<Fetched>& fetched_;
+    bool staged_;
 
   private:
     std::string body_;
@@ -112,8 +123,11 @@ class KernelText {
 class BackwardText : public KernelText {
   public:
     BackwardText(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
-                 const std::vector<GpuSum>& sums)
-        : KernelText(plan, shape), way_(way), sums_(sums), arrived_(plan.widths.size()) {}
+                 const std::vector<Fetched>& fetched, const GpuRoom& room, const std::vector<GpuSum>& sums)
+        : KernelText(plan, shape, fetched, room.staged),
+          way_(way),
+          sums_(sums),
+          arrived_(plan.widths.size()) {}
 
     int64_t sum_width(const GpuSum& sum) const { return width(plan_.steps[sum.step].result); }
 
@@ -122,7 +136,7 @@ class BackwardText : public KernelText {
         for (size_t i = 0; i < sums_.size(); ++i) {
             const int64_t wide = sum_width(sums_[i]);
             if (sums_[i].shared >= 0)
-                line("SharedRows<{}> sum{}{{dynamic_shared() + {}}};", wide, i, sums_[i].shared);
+                line("SharedRows<{}> sum{}{{(P*)(dynamic_shared() + {})}};", wide, i, sums_[i].shared);
             else
                 line("Row<{}> sum{}[{}];", wide, i, sums_[i].rows);
             line("for (int k = 0; k < {}; ++k) clear<{}>(sum{}[k]);", sums_[i].rows, wide, i);
@@ -144,7 +158,12 @@ class BackwardText : public KernelText {
         else
             line("g{} = {};", value, row);
     }
-    bool arrived(size_t value) const { return arrived_[value]; }
+    // Of the outputs that are this value.
+    void arrive_outputs(size_t value) {
+        for (size_t i = 0; i < fetched_.size(); ++i)
+            if (fetched_[i].gradient && fetched_[i].value == value)
+                arrive(value, fmt::format("source{}.take()", i));
+    }
 
     void run_back(size_t s, const std::vector<char>& trained, bool tied) {
         const auto& step = plan_.steps[s];
@@ -155,6 +174,7 @@ class BackwardText : public KernelText {
             if (trained[plan_.inputs + step.parameters + k]) mask += fmt::format(" | kParameter{}", k);
         if (tied) mask += " | kTied";
         line("{{ Row<{}> of_argument0, of_argument1;", width(step.result));
+        take_arguments(step);
         line("Op{}::backward<{}>(call{}(row), g{}, v{}, v{}, of_argument0, of_argument1, {}, {});", s, mask,
              s, step.result, step.arguments.front(), step.arguments.back(), sum_of(s, 0), sum_of(s, 1));
         for (size_t k = 0; k < step.arguments.size(); ++k)
@@ -192,30 +212,48 @@ GpuShape::GpuShape(const Plan& plan, at::ScalarType dtype) : dtype(dtype) {
         if (code->piece) chunk = std::gcd(chunk, code->piece);
         codes.push_back(std::move(*code));
     }
-    for (size_t s = 0; s < codes.size(); ++s) {
-        const int64_t width = plan.widths[plan.steps[s].result], chunks = width / chunk;
-        const int64_t segments = codes[s].piece ? width / codes[s].piece : 1;
-        int64_t needed = 0;
-        if (codes[s].sums) needed = codes[s].sums * (segments == 1 ? 32 : chunks + segments);
-        if (codes[s].exchanges) needed = std::max(needed, width);
-        shared = std::max(shared, needed);
-    }
-    const int64_t chunks = widest / chunk, own = (chunks + kMostThreads - 1) / kMostThreads;
-    const auto bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(dtype)));
-    if (own > kMostChunks || shared * bytes > kMostShared) return;
+    const int64_t chunks = widest / chunk, most = (chunks + kMostThreads - 1) / kMostThreads;
     // Two chunks a thread where there are enough: loads in flight.
-    const int64_t each = own == 1 && chunks >= 384 ? 2 : own;
-    threads = ((chunks + each - 1) / each + 31) / 32 * 32;
+    const int64_t each = most == 1 && chunks >= 384 ? 2 : most;
+    if (each > kMostChunks) return;
+    const int64_t warps = ((chunks + each - 1) / each + 31) / 32;
+    for (size_t s = 0; s < codes.size(); ++s) {
+        const auto& code = codes[s];
+        const int64_t width = plan.widths[plan.steps[s].result], own = width / chunk;
+        const int64_t piece = code.piece ? code.piece : width, part = piece / chunk;
+        if (code.sums)
+            shared = std::max(shared, code.sums * (part == own  ? warps
+                                                   : part >= 32 ? 2 * (own / 32 + warps)
+                                                                : own + width / piece));
+        const int64_t distance = code.distance / chunk;
+        const bool by_shuffles = distance <= 16 && std::has_single_bit(static_cast<uint64_t>(distance));
+        if (code.distance && !by_shuffles) shared = std::max(shared, width);
+    }
+    const auto bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(dtype)));
+    if (2 * shared * bytes <= kMostShared) threads = 32 * warps;
 }
 
-std::string forward_source(const Plan& plan, const GpuShape& shape) {
-    KernelText text(plan, shape);
+std::vector<Fetched> fetched_forward(const Plan& plan) {
+    std::vector<Fetched> fetched;
+    for (size_t i = 0; i < plan.inputs; ++i) fetched.push_back({i});
+    return fetched;
+}
+std::vector<Fetched> fetched_backward(const Plan& plan, const BackwardPlan& way,
+                                      const std::vector<char>& given) {
+    std::vector<Fetched> fetched;
+    for (size_t i = 0; i < plan.inputs; ++i)
+        if (way.computed[i]) fetched.push_back({i});
+    for (size_t i = 0; i < given.size(); ++i)
+        if (given[i] && way.wants_grad[plan.outputs[i]]) fetched.push_back({plan.outputs[i], true, i});
+    return fetched;
+}
+
+std::string forward_source(const Plan& plan, const GpuShape& shape, bool staged) {
+    const auto fetched = fetched_forward(plan);
+    KernelText text(plan, shape, fetched, staged);
     const auto inputs = text.words(plan.inputs), stored = text.words(plan.stored.size());
     text.operations();
-    std::vector<std::pair<size_t, std::string>> fetched;
-    for (size_t i = 0; i < plan.inputs; ++i) fetched.emplace_back(i, inputs[i]);
-    text.begin_rows(fetched);
-    for (size_t i = 0; i < plan.inputs; ++i) text.line("const auto& v{} = arrived{};", i, i);
+    text.begin_rows(inputs);
     for (size_t s = 0; s < plan.steps.size(); ++s) {
         const size_t result = plan.steps[s].result;
         text.declare(result);
@@ -224,49 +262,41 @@ std::string forward_source(const Plan& plan, const GpuShape& shape) {
             if (plan.stored[i] == result) text.store("v", result, stored[i]);
     }
     text.line("}}");
-    return text.finish();
+    // So many as hide the memory's latency; on the way back sums need the registers.
+    constexpr int64_t kThreads = 768;
+    return text.finish(std::max<int64_t>(1, kThreads / shape.threads));
 }
 
 std::string backward_source(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
                             const std::vector<char>& given, const std::vector<char>& trained,
-                            const std::vector<char>& tied, const std::vector<GpuSum>& sums) {
-    BackwardText text(plan, shape, way, sums);
+                            const std::vector<char>& tied, const std::vector<char>& stores,
+                            const GpuRoom& room, const std::vector<GpuSum>& sums) {
+    const auto fetched = fetched_backward(plan, way, given);
+    BackwardText text(plan, shape, way, fetched, room, sums);
     const auto inputs = text.words(plan.inputs), grads = text.words(given.size()),
                input_grads = text.words(plan.inputs);
     text.operations();
     const auto partial = text.word();
     text.begin_sums();
+    std::vector<std::string> from;
+    for (const auto& one : fetched) from.push_back(one.gradient ? grads[one.output] : inputs[one.value]);
+    text.begin_rows(from);
 
-    const auto reads = [&](size_t output) { return given[output] && way.wants_grad[plan.outputs[output]]; };
-    std::vector<std::pair<size_t, std::string>> fetched;
-    for (size_t i = 0; i < plan.inputs; ++i)
-        if (way.computed[i]) fetched.emplace_back(i, inputs[i]);
-    for (size_t i = 0; i < given.size(); ++i)
-        if (reads(i)) fetched.emplace_back(plan.outputs[i], grads[i]);
-    text.begin_rows(fetched);
-
-    size_t next = 0;  // of what was fetched
-    for (size_t i = 0; i < plan.inputs; ++i) {
-        if (way.computed[i])
-            text.line("const auto& v{} = arrived{};", i, next++);
-        else
-            text.declare(i);
-    }
     for (size_t s = 0; s < plan.steps.size(); ++s) {
         text.declare(plan.steps[s].result);
         if (way.computed[plan.steps[s].result]) text.run(s);
     }
     for (size_t i = 0; i < plan.widths.size(); ++i)
         if (way.arrivals[i] > 0 && way.wants_grad[i]) text.line("Row<{}> g{};", plan.widths[i], i);
-    for (size_t i = 0; i < given.size(); ++i)
-        if (reads(i)) text.arrive(plan.outputs[i], fmt::format("arrived{}", next++));
-    for (size_t s = plan.steps.size(); s-- > 0;)
+    for (size_t s = plan.steps.size(); s-- > 0;) {
+        text.arrive_outputs(plan.steps[s].result);
         if (way.runs[s]) text.run_back(s, trained, tied[s]);
+    }
     for (size_t i = 0; i < plan.inputs; ++i)
-        if (trained[i] && text.arrived(i)) text.store("g", i, input_grads[i]);
+        if (stores[i]) text.store("g", i, input_grads[i]);
     text.line("}}");
     text.store_sums(partial);
-    return text.finish();
+    return text.finish(1);
 }
 
 }  // namespace ether::ops

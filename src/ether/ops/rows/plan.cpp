@@ -1,6 +1,7 @@
 #include "ether/ops/rows/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace ether::ops {
 namespace {
@@ -17,7 +18,8 @@ BackwardPlan::BackwardPlan(const Plan& plan, const std::vector<char>& given, con
     : wants_grad(plan.widths.size()),
       arrivals(plan.widths.size()),
       computed(plan.widths.size()),
-      runs(plan.steps.size()) {
+      runs(plan.steps.size()),
+      same(plan.widths.size()) {
     std::copy_n(trained.begin(), plan.inputs, wants_grad.begin());
     for (const auto& step : plan.steps) {
         char wanted = parameters_trained(plan, step, trained);
@@ -32,6 +34,13 @@ BackwardPlan::BackwardPlan(const Plan& plan, const std::vector<char>& given, con
         for (const auto argument : step.arguments) arrivals[argument] += wants_grad[argument];
         if (step.op->reads_arguments(parameters_trained(plan, step, trained)))
             for (const auto argument : step.arguments) computed[argument] = 1;
+    }
+    std::iota(same.begin(), same.end(), size_t{0});
+    for (size_t i = plan.steps.size(); i-- > 0;) {
+        const auto& step = plan.steps[i];
+        if (!runs[i] || !step.op->passes_gradient()) continue;
+        for (const auto argument : step.arguments)
+            if (arrivals[argument] == 1) same[argument] = same[step.result];
     }
     for (size_t i = plan.steps.size(); i-- > 0;)
         if (computed[plan.steps[i].result])

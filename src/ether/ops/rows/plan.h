@@ -34,6 +34,7 @@ struct BackwardPlan {
     std::vector<int> arrivals;     // gradients that are added up to the value's own
     std::vector<char> computed;    // the value is made once more
     std::vector<char> runs;        // of a step
+    std::vector<size_t> same;      // a value whose gradient is this one's, too: the last one such
 
     // given: whether an output's gradient is defined; trained: of inputs, then parameters.
     BackwardPlan(const Plan& plan, const std::vector<char>& given, const std::vector<char>& trained);

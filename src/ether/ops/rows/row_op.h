@@ -40,6 +40,8 @@ class RowOp {
     virtual int64_t width(int64_t argument_width) const { return argument_width; }
     // Whether backward reads an argument's value; with_parameters: some parameter wants its gradient.
     virtual bool reads_arguments(bool with_parameters) const = 0;
+    // Whether each argument's gradient is the result's.
+    virtual bool passes_gradient() const { return false; }
 
     // The whole result, (T, width), differentiable in arguments and parameters; x: each (T, argument's
     // width), parameters: those above, or others in their place.
@@ -51,7 +53,7 @@ class RowOp {
         std::vector<int> constants;   // and of these
         int64_t piece = 0;            // neighbouring values that sums are taken over, 0: whole rows
         int64_t sums = 0;             // made at once
-        bool exchanges = false;       // whether threads read each other's columns
+        int64_t distance = 0;         // of columns that are exchanged between threads, 0: none are
         std::vector<uint64_t> words;  // pointers and integers
         std::vector<double> numbers;
         bool adds_up = false;  // the gradients of both parameters, where they are one tensor

@@ -3,8 +3,6 @@ template <int W>
 struct Swiglu {
     typedef Row<W> R;
 
-    __device__ static P sigmoid(P x) { return P(1) / (P(1) + exp(-x)); }
-
     __device__ static void forward(const Call&, R& y, const R& x, const R& up) {
         for_values<W>([&](int c, int i, int) { y[c][i] = x[c][i] * sigmoid(x[c][i]) * up[c][i]; });
     }
