@@ -1,5 +1,5 @@
 // Operations run as kernels of ours on the CPU, and composed of libtorch's own on every other device (but for
-// graphs of row operations on a GPU, rows/gpu.h).
+// what has kernels on a GPU: graphs of row operations, attention and a language model's loss, */gpu.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

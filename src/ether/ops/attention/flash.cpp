@@ -20,16 +20,23 @@ bool suits(const Tensor& q, const AttentionOptions& options) {
            d <= 256 && options.longest_query > 0;
 }
 
-// While it lives, libtorch sums the gradient of q in one order. A setting of the whole process, which other
-// operations would heed as well.
+// While it lives, libtorch sums the gradient of q in one order, and does not fill what it is about to write.
+// Settings of the whole process, which other operations would heed as well.
 class Deterministic {
   public:
-    Deterministic() { at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false); }
-    ~Deterministic() { at::globalContext().setDeterministicAlgorithms(before_, warns_); }
+    Deterministic() {
+        context_.setDeterministicAlgorithms(true, /*warn_only=*/false);
+        context_.setDeterministicFillUninitializedMemory(false);
+    }
+    ~Deterministic() {
+        context_.setDeterministicAlgorithms(before_, warns_);
+        context_.setDeterministicFillUninitializedMemory(fills_);
+    }
 
   private:
-    bool before_ = at::globalContext().deterministicAlgorithms(),
-         warns_ = at::globalContext().deterministicAlgorithmsWarnOnly();
+    at::Context& context_ = at::globalContext();
+    bool before_ = context_.deterministicAlgorithms(), warns_ = context_.deterministicAlgorithmsWarnOnly(),
+         fills_ = context_.deterministicFillUninitializedMemory();
 };
 
 struct FlashFunction : torch::autograd::Function<FlashFunction> {

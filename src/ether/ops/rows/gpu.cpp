@@ -138,8 +138,9 @@ struct Sums {
     // Shares out the block's shared memory. Sums come first, where registers would not hold them beside the
     // rows of an operation; then the rows that are fetched. On an H100 with 11,008 values a row sums in
     // shared memory gave .50 of the memory's rate instead of .36 in registers; with 4,096, .42 instead of
-    // .63.
-    GpuRoom share(const Plan& plan, const GpuShape& shape, const Kernels& kernels, int64_t staged) {
+    // .63. Nothing where neither holds all sums, unless they must be: then the compiler finds them a place.
+    std::optional<GpuRoom> share(const Plan& plan, const GpuShape& shape, const Kernels& kernels,
+                                 int64_t staged, bool must) {
         constexpr int64_t kMostRegisters = 255, kOtherRows = 3;
         const auto value_bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype)));
         const int64_t widest = *std::max_element(plan.widths.begin(), plan.widths.end());
@@ -154,7 +155,9 @@ struct Sums {
             if (needed * 10 <= registers * 9) break;
             const int64_t bytes =
                 sum.rows * shape.shared_values(plan.widths[plan.steps[sum.step].result]) * value_bytes;
-            if (room.bytes + bytes <= free) sum.shared = std::exchange(room.bytes, room.bytes + bytes);
+            const bool fits = room.bytes + bytes <= free;
+            if (!fits && !must) return {};
+            if (fits) sum.shared = std::exchange(room.bytes, room.bytes + bytes);
         }
         if (room.bytes + staged <= free) {
             room = {room.bytes + staged, true};
@@ -182,14 +185,14 @@ struct Sums {
 
 // Inputs' gradients that are an output's or another input's: one tensor. -> of an input, whether its gradient
 // is to be written.
-std::vector<char> share_gradients(const Plan& plan, const BackwardPlan& way,
+std::vector<char> share_gradients(const Plan& plan, const BackwardPlan& way, const std::vector<char>& trained,
                                   const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to) {
     std::vector<at::Tensor> of(plan.widths.size());  // of a value whose gradient lies somewhere
     for (size_t i = 0; i < grads.size(); ++i)
         if (grads[i].defined() && way.arrivals[plan.outputs[i]] == 1) of[plan.outputs[i]] = grads[i];
     std::vector<char> stores(plan.inputs);
     for (size_t i = 0; i < plan.inputs; ++i) {
-        if (!to[i].defined()) continue;
+        if (!to[i].defined() || !trained[i]) continue;
         auto& known = of[way.same[i]];
         stores[i] = !known.defined();
         if (known.defined())
@@ -200,48 +203,83 @@ std::vector<char> share_gradients(const Plan& plan, const BackwardPlan& way,
     return stores;
 }
 
+struct Backward {
+    const Plan& plan;
+    const GpuShape& shape;
+    const std::vector<at::Tensor>&inputs, &grads;
+    std::vector<at::Tensor>& to;
+    int64_t tokens;
+
+    // Makes the gradients of what is trained, in one pass over the rows; false if that would need more room
+    // for sums than there is and it need not be.
+    bool run(const std::vector<char>& trained, bool must) const {
+        std::vector<char> given;
+        for (const auto& grad : grads) given.push_back(grad.defined());
+        const BackwardPlan way(plan, given, trained);
+        Sums sums(plan, shape, way, trained);
+        const auto like =
+            grads[static_cast<size_t>(std::find(given.begin(), given.end(), 1) - given.begin())];
+        auto& kernels = *kernels_of(like.device());
+        const auto room = sums.share(plan, shape, kernels,
+                                     staged_bytes(plan, shape, fetched_backward(plan, way, given)), must);
+        if (!room) return false;
+        const auto stores = share_gradients(plan, way, trained, grads, to);
+        if (sums.total == 0 && std::count(stores.begin(), stores.end(), 1) == 0) return true;
+        Key key = {Kernels::rows_backward};
+        describe(plan, shape, key);
+        for (const std::vector<char>& flags : {given, trained, sums.tied})
+            key.insert(key.end(), flags.begin(), flags.end());
+        const int threads = static_cast<int>(shape.threads);
+        const auto kernel = kernels.compiled(key, threads, room->bytes, [&] {
+            return backward_source(plan, shape, way, given, trained, sums.tied, stores, *room, sums.all);
+        });
+
+        Words words = {static_cast<uint64_t>(tokens)};
+        std::vector<at::Tensor> keeps;
+        for (const auto& input : inputs)
+            words.push_back(input.defined() ? address(keeps.emplace_back(aligned(input))) : 0);
+        for (const auto& grad : grads)
+            words.push_back(grad.defined() ? address(keeps.emplace_back(aligned(grad))) : 0);
+        for (size_t i = 0; i < plan.inputs; ++i) words.push_back(address(to[i]));
+        add_operations(plan, shape, words, keeps);
+        // Each block's sums are written and read once more: no more blocks than hide the memory's latency.
+        constexpr int kThreads = 1024;
+        const int each =
+            sums.total ? std::min(kernel.blocks, std::max(1, kThreads / threads)) : kernel.blocks;
+        const int64_t blocks = std::min<int64_t>(tokens, int64_t{kernels.processors()} * each);
+        at::Tensor partial;
+        if (sums.total)
+            partial =
+                at::empty({blocks, sums.total}, like.options().dtype(accumulate_dtype(like.scalar_type())));
+        words.push_back(address(partial));
+        kernels.launch(kernel, blocks, words);
+        if (sums.total) sums.hand_out(plan, partial, to);
+        return true;
+    }
+
+    // The same, a step's parameters in each pass, the inputs in the first.
+    void run_in_parts(const std::vector<char>& trained) const {
+        auto part = trained;
+        const auto parameters = part.begin() + static_cast<int64_t>(plan.inputs);
+        for (const auto& step : plan.steps) {
+            const size_t first = plan.inputs + step.parameters, count = step.op->parameters.size();
+            const auto own = trained.begin() + static_cast<int64_t>(first);
+            if (std::count(own, own + static_cast<int64_t>(count), 1) == 0) continue;
+            std::fill(parameters, part.end(), 0);
+            std::copy_n(own, count, part.begin() + static_cast<int64_t>(first));
+            run(part, true);
+            std::fill(part.begin(), parameters, 0);
+        }
+    }
+};
+
 }  // namespace
 
-void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
-                  const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& grads,
-                  const std::vector<char>& trained, std::vector<at::Tensor>& to, int64_t tokens) {
-    const auto like =
-        *std::find_if(grads.begin(), grads.end(), [](const auto& grad) { return grad.defined(); });
-    auto& kernels = *kernels_of(like.device());
-    const auto sum_dtype = accumulate_dtype(like.scalar_type());
-    std::vector<char> given;
-    for (const auto& grad : grads) given.push_back(grad.defined());
-    Sums sums(plan, shape, way, trained);
-    const auto stores = share_gradients(plan, way, grads, to);
-    if (sums.total == 0 && std::count(stores.begin(), stores.end(), 1) == 0) return;
-    const auto room =
-        sums.share(plan, shape, kernels, staged_bytes(plan, shape, fetched_backward(plan, way, given)));
-    Key key = {Kernels::rows_backward};
-    describe(plan, shape, key);
-    for (const std::vector<char>& flags : {given, trained, sums.tied})
-        key.insert(key.end(), flags.begin(), flags.end());
-    const int threads = static_cast<int>(shape.threads);
-    const auto kernel = kernels.compiled(key, threads, room.bytes, [&] {
-        return backward_source(plan, shape, way, given, trained, sums.tied, stores, room, sums.all);
-    });
-
-    Words words = {static_cast<uint64_t>(tokens)};
-    std::vector<at::Tensor> keeps;
-    for (const auto& input : inputs)
-        words.push_back(input.defined() ? address(keeps.emplace_back(aligned(input))) : 0);
-    for (const auto& grad : grads)
-        words.push_back(grad.defined() ? address(keeps.emplace_back(aligned(grad))) : 0);
-    for (size_t i = 0; i < plan.inputs; ++i) words.push_back(address(to[i]));
-    add_operations(plan, shape, words, keeps);
-    // Each block's sums are written and read once more: no more blocks than hide the memory's latency.
-    constexpr int kThreads = 1024;
-    const int each = sums.total ? std::min(kernel.blocks, std::max(1, kThreads / threads)) : kernel.blocks;
-    const int64_t blocks = std::min<int64_t>(tokens, int64_t{kernels.processors()} * each);
-    at::Tensor partial;
-    if (sums.total) partial = at::empty({blocks, sums.total}, like.options().dtype(sum_dtype));
-    words.push_back(address(partial));
-    kernels.launch(kernel, blocks, words);
-    if (sums.total) sums.hand_out(plan, partial, to);
+void gpu_backward(const Plan& plan, const GpuShape& shape, const std::vector<at::Tensor>& inputs,
+                  const std::vector<at::Tensor>& grads, const std::vector<char>& trained,
+                  std::vector<at::Tensor>& to, int64_t tokens) {
+    const Backward backward{plan, shape, inputs, grads, to, tokens};
+    if (!backward.run(trained, false)) backward.run_in_parts(trained);
 }
 
 }  // namespace ether::ops

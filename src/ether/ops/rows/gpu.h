@@ -19,8 +19,8 @@ void gpu_forward(const Plan& plan, const GpuShape& shape, const std::vector<at::
 
 // As tiles_backward, but parameters' gradients are made here, of those `trained` whose step runs. A tensor
 // that is both parameters of an operation has all its gradient as the first.
-void gpu_backward(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
-                  const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& grads,
-                  const std::vector<char>& trained, std::vector<at::Tensor>& to, int64_t tokens);
+void gpu_backward(const Plan& plan, const GpuShape& shape, const std::vector<at::Tensor>& inputs,
+                  const std::vector<at::Tensor>& grads, const std::vector<char>& trained,
+                  std::vector<at::Tensor>& to, int64_t tokens);
 
 }  // namespace ether::ops

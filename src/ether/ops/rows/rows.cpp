@@ -73,7 +73,7 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
             if (trained[i] && way.arrivals[i] > 0)
                 result[i] = at::empty({like.size(0), plan->widths[i]}, like.options());
         if (const auto shape = gpu_shape(*plan, like, &trained)) {
-            gpu_backward(*plan, *shape, way, inputs, grads, trained, result, like.size(0));
+            gpu_backward(*plan, *shape, inputs, grads, trained, result, like.size(0));
             return result;
         }
         for (size_t s = 0; s < plan->steps.size(); ++s) {
