@@ -106,7 +106,7 @@ class Compiling : public Kernels {
   public:
     explicit Compiling(int* count) : count_(count) {}
     Kernel compile(const std::string& source, int, int64_t) override {
-        for (const char* architecture : {"sm_80", "sm_90"})
+        for (const char* architecture : {"sm_75", "sm_80", "sm_90"})
             EXPECT_FALSE(compile_cuda(source, architecture).empty());
         ++*count_;
         return {};

@@ -99,14 +99,21 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     }
     const bool whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
-    // Where the head is adapted: the logits, their logarithms and gradient.
-    const int64_t logits =
-        shape.head != nn::Head::causal_lm ? 0
-        : whole_logits                    ? 3 * training.tokens * shape.vocab_size * int64_t{sizeof(float)}
-                       : ops::linear_cross_entropy_bytes(model.model().dtype(), model.model().device());
-    const auto scores = [](int64_t longest) {
-        return 3 * 64 * longest * 4 * 64;
-    };  // attention tiles of all threads
+    const auto device = model.model().device();
+    const auto logits = [&](int64_t tokens) -> int64_t {
+        if (shape.head != nn::Head::causal_lm) return 0;
+        // Of an adapted head: the logits, their logarithms and gradient.
+        if (whole_logits) return 3 * tokens * shape.vocab_size * int64_t{sizeof(float)};
+        return ops::linear_cross_entropy_bytes(tokens, shape.vocab_size, model.model().dtype(), device);
+    };
+    // Attention tiles of all threads; on a GPU, FlashAttention's sums for the gradient of q, in several parts
+    // where there are fewer heads than processors.
+    const auto scores = [&](int64_t longest, int64_t tokens) {
+        constexpr int64_t kProcessors = 132;
+        const int64_t parts = (kProcessors + shape.heads - 1) / shape.heads;
+        return device.is_cpu() ? 3 * 64 * longest * 4 * 64
+                               : parts * 4 * tokens * shape.heads * shape.head_dim;
+    };
     estimate.blocks = shape.layers;
     // Each slice of a batch turns its own.
     estimate.block = (per_token * training.tokens * element + turned * num_threads()) / shape.layers;
@@ -114,9 +121,11 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
     // One at a time, its sum with the weight, its gradient, and what lies between them and the trained
     // values.
-    estimate.rest = logits + scores(training.longest) + 5 * largest + outside * training.tokens * element;
+    estimate.rest = logits(training.tokens) + scores(training.longest, training.tokens) + 5 * largest +
+                    outside * training.tokens * element;
     // Without gradients a block's values live until the next one.
-    estimate.evaluation = logits + block * evaluation.tokens * element + scores(evaluation.longest);
+    estimate.evaluation = logits(evaluation.tokens) + block * evaluation.tokens * element +
+                          scores(evaluation.longest, evaluation.tokens);
     return estimate;
 }
 

@@ -185,7 +185,8 @@ __device__ inline void attention_forward(const Attention& call, Index items, con
             __syncthreads();
             sums.add(probabilities, values);
         }
-        const P factor[2] = {P(1) / sum[0], P(1) / sum[1]};
+        // A query that sees no key has the result 0.
+        const P factor[2] = {sum[0] > 0 ? P(1) / sum[0] : P(0), sum[1] > 0 ? P(1) / sum[1] : P(0)};
         sums.store(factor, out + at.query * width + head, width, at.first, at.queries);
         for (int a = 0; a < 2; ++a) {
             const int query = at.first + own_row + 16 * a;

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <atomic>
+#include <mutex>
 
 namespace ether::ops {
 namespace {
@@ -17,14 +18,14 @@ using torch::autograd::variable_list;
 bool suits(const Tensor& q, const AttentionOptions& options) {
     const int64_t d = q.size(1) / options.heads;
     return q.is_cuda() && q.scalar_type() == at::kBFloat16 && options.dropout == 0 && d % 8 == 0 &&
-           d <= 256 && options.longest_query > 0;
+           d <= 256 && options.longest_query > 0 && options.longest_key > 0;
 }
 
 // While it lives, libtorch sums the gradient of q in one order, and does not fill what it is about to write.
 // Settings of the whole process, which other operations would heed as well.
 class Deterministic {
   public:
-    Deterministic() {
+    Deterministic() : alone_(mutex()) {
         context_.setDeterministicAlgorithms(true, /*warn_only=*/false);
         context_.setDeterministicFillUninitializedMemory(false);
     }
@@ -34,6 +35,12 @@ class Deterministic {
     }
 
   private:
+    static std::mutex& mutex() {
+        static std::mutex mutex;
+        return mutex;
+    }
+
+    std::lock_guard<std::mutex> alone_;
     at::Context& context_ = at::globalContext();
     bool before_ = context_.deterministicAlgorithms(), warns_ = context_.deterministicAlgorithmsWarnOnly(),
          fills_ = context_.deterministicFillUninitializedMemory();

@@ -16,7 +16,8 @@ namespace ether::ops {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kTile = 32;
+constexpr int64_t kTile = 32;                        // as in attention.cuh
+constexpr int64_t kWidestWindow = int64_t{1} << 30;  // an int with room for a position
 
 enum class Pass { forward, backward_q, backward_kv };
 
@@ -67,7 +68,7 @@ void run(Pass pass, const AttentionShape& shape, int64_t longest, int64_t heads,
                                    static_cast<uint64_t>(shape.kv_heads),
                                    static_cast<uint64_t>(tiles),
                                    shape.causal,
-                                   static_cast<uint64_t>(shape.window),
+                                   static_cast<uint64_t>(std::min(shape.window, kWidestWindow)),
                                    number(shape.scale),
                                    shape.dropout_key,
                                    static_cast<uint64_t>(shape.dropout_row),
@@ -81,7 +82,7 @@ void run(Pass pass, const AttentionShape& shape, int64_t longest, int64_t heads,
 
 bool has_gpu_attention(const at::Tensor& q, const AttentionOptions& options) {
     constexpr int64_t kWidest = 256;  // registers hold the sums
-    const auto* kernels = kernels_of(q.device());
+    const auto* kernels = has_device_code(q.scalar_type()) ? kernels_of(q.device()) : nullptr;
     const int64_t head_dim = q.size(1) / options.heads;
     return kernels && head_dim <= kWidest &&
            shared_bytes(Pass::backward_kv, head_dim, q.scalar_type()) <= kernels->shared_bytes();

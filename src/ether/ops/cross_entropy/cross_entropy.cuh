@@ -55,6 +55,7 @@ __device__ inline void cross_entropy(Q* logits, const Index* targets, P* losses,
             pack.take(x);
             pack.write(own + at);
         }
-        if (ignored && threadIdx.x == 0) write_value(0, losses + row);
+        // A target that is no class has no loss: not a number, which a run tells.
+        if (threadIdx.x == 0 && (target < 0 || target >= classes)) write_value(ignored ? P(0) : P(rsqrt(-1.0f)), losses + row);
     }
 }

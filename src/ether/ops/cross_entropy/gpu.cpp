@@ -11,7 +11,9 @@
 #include "ether/ops/rows/row_op.h"
 
 namespace ether::ops {
-bool has_gpu_cross_entropy(const at::Tensor& logits) { return kernels_of(logits.device()) != nullptr; }
+bool has_gpu_cross_entropy(at::ScalarType dtype, at::Device device) {
+    return has_device_code(dtype) && kernels_of(device) != nullptr;
+}
 
 at::Tensor gpu_cross_entropy(const at::Tensor& logits, const at::Tensor& targets) {
     constexpr int kThreads = 512;

@@ -5,8 +5,8 @@
 
 namespace ether::ops {
 
-// Whether there is a kernel for these logits.
-bool has_gpu_cross_entropy(const at::Tensor& logits);
+// Whether a device has a kernel for logits of this dtype.
+bool has_gpu_cross_entropy(at::ScalarType dtype, at::Device device);
 
 // logits: (T, V), which become their gradient; targets: (T) int64 -> (T) losses in the accumulation dtype.
 at::Tensor gpu_cross_entropy(const at::Tensor& logits, const at::Tensor& targets);

@@ -25,8 +25,11 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kIgnored = -100;
 
-// Logits held at once. A GPU reads the whole weight for each chunk, so that few are better.
-int64_t chunk_values(at::Device device) { return int64_t{1} << (device.is_cpu() ? 23 : 26); }
+// Logits held at once. A GPU reads the whole weight for each chunk, so that few are better, where a kernel of
+// ours needs no more than the logits themselves.
+int64_t chunk_values(at::ScalarType dtype, at::Device device) {
+    return int64_t{1} << (has_gpu_cross_entropy(dtype, device) ? 26 : 23);
+}
 
 // Turns a row of logits into its gradient (softmax minus one-hot) in place and returns its loss.
 template <typename A>
@@ -55,7 +58,8 @@ A loss_and_gradient(A* logits, int64_t classes, int64_t target) {
 // The same for all rows of logits; -> the sum of their losses, a scalar in float64. The gradient is in the
 // logits' dtype.
 at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
-    if (has_gpu_cross_entropy(logits)) return gpu_cross_entropy(logits, targets).sum(at::kDouble);
+    if (has_gpu_cross_entropy(logits.scalar_type(), logits.device()))
+        return gpu_cross_entropy(logits, targets).sum(at::kDouble);
     const auto dtype = logits.scalar_type();
     logits = logits.to(accumulate_dtype(dtype));
     const int64_t count = logits.size(0), classes = logits.size(1);
@@ -93,8 +97,8 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
                               const at::Tensor& targets) {
         const auto accumulate = accumulate_dtype(hidden.scalar_type());
         const int64_t tokens = hidden.size(0), classes = weight.size(0);
-        const int64_t chunk =
-            std::clamp<int64_t>(chunk_values(hidden.device()) / classes, 1, std::max<int64_t>(tokens, 1));
+        const int64_t chunk = std::clamp<int64_t>(
+            chunk_values(hidden.scalar_type(), hidden.device()) / classes, 1, std::max<int64_t>(tokens, 1));
         auto grad_hidden = hidden.requires_grad() ? at::empty_like(hidden) : at::Tensor();
         auto grad_weight = weight.requires_grad()
                                ? at::zeros(weight.sizes(), weight.options().dtype(accumulate))
@@ -126,10 +130,11 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
 
 }  // namespace
 
-int64_t linear_cross_entropy_bytes(at::ScalarType dtype, at::Device device) {
-    const auto element = static_cast<int64_t>(at::elementSize(dtype));
-    // On the CPU logits are widened, and their gradient is narrowed.
-    return chunk_values(device) * (device.is_cpu() ? 8 : element);
+int64_t linear_cross_entropy_bytes(int64_t tokens, int64_t classes, at::ScalarType dtype, at::Device device) {
+    const int64_t chunk = chunk_values(dtype, device);
+    // Others than our kernel widen logits, and narrow their gradient; on the CPU each slice of a batch does.
+    if (!has_gpu_cross_entropy(dtype, device)) return 8 * chunk;
+    return std::min(chunk, tokens * classes) * static_cast<int64_t>(at::elementSize(dtype));
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,

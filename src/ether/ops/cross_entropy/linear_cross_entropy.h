@@ -12,7 +12,7 @@ namespace ether::ops {
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                 const at::Tensor& targets);
 
-// What it takes beside its arguments and their gradients, at most.
-int64_t linear_cross_entropy_bytes(at::ScalarType dtype, at::Device device);
+// What it takes beside its arguments and their gradients for hidden (tokens, .) and weight (classes, .).
+int64_t linear_cross_entropy_bytes(int64_t tokens, int64_t classes, at::ScalarType dtype, at::Device device);
 
 }  // namespace ether::ops

@@ -15,6 +15,10 @@ const char* stored_type(c10::ScalarType dtype) {
 
 }  // namespace
 
+bool has_device_code(c10::ScalarType dtype) {
+    return dtype == c10::kDouble || dtype == c10::kFloat || dtype == c10::kBFloat16;
+}
+
 std::string program(const ProgramShape& shape, size_t words, const std::string& body) {
     std::string all = fmt::format(
         "typedef {} P;\nconstexpr bool kRounded = {};\n"

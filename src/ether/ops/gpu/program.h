@@ -7,6 +7,9 @@
 
 namespace ether::ops {
 
+// Whether the device code knows values of this dtype.
+bool has_device_code(c10::ScalarType dtype);
+
 // What the device code (*.cuh) is compiled with.
 struct ProgramShape {
     c10::ScalarType dtype;  // of what lies in memory: float64, float32 or bfloat16

@@ -73,6 +73,7 @@ Rows::Value rotary(Rows& rows, Rows::Value x, const at::Tensor& positions, const
                    const at::Tensor& sin) {
     ETHER_ASSERT(rows.width(x) % (2 * cos.size(1)) == 0 && positions.size(0) == rows.tokens());
     ETHER_ASSERT(cos.scalar_type() == rows.compute_dtype() && cos.is_contiguous() && sin.is_contiguous());
+    ETHER_ASSERT(address(cos) % 16 == 0 && address(sin) % 16 == 0);  // read so many bytes at a time
     return rows.apply(std::make_shared<Rotary>(positions, cos, sin, rows.width(x) / (2 * cos.size(1))), {x});
 }
 

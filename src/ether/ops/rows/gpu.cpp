@@ -63,8 +63,7 @@ at::Tensor aligned(const at::Tensor& x) { return address(x) % 16 == 0 ? x : x.cl
 std::optional<GpuShape> gpu_shape(const Plan& plan, const at::Tensor& like,
                                   const std::vector<char>* trained) {
     const auto dtype = like.scalar_type();
-    if (dtype != at::kDouble && dtype != at::kFloat && dtype != at::kBFloat16) return {};
-    if (!kernels_of(like.device()) || like.size(0) == 0) return {};
+    if (!has_device_code(dtype) || !kernels_of(like.device()) || like.size(0) == 0) return {};
     GpuShape shape(plan, dtype);
     if (shape.threads == 0) return {};
     for (size_t s = 0; trained && s < plan.steps.size(); ++s)

@@ -263,8 +263,8 @@ std::string forward_source(const Plan& plan, const GpuShape& shape, bool staged)
     }
     text.line("}}");
     // So many as hide the memory's latency; on the way back sums need the registers.
-    constexpr int64_t kThreads = 768;
-    return text.finish(std::max<int64_t>(1, kThreads / shape.threads));
+    constexpr int64_t kThreads = 768, kMostBlocks = 16;
+    return text.finish(std::clamp<int64_t>(kThreads / shape.threads, 1, kMostBlocks));
 }
 
 std::string backward_source(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,

@@ -13,7 +13,7 @@ struct GpuShape {
     at::ScalarType dtype;                  // of inputs and outputs
     int64_t chunk = 0;                     // neighbouring values that a thread holds
     int64_t threads = 0;                   // of a block
-    int64_t shared = 0;                    // values in shared memory
+    int64_t shared = 0;                    // values that threads tell each other at a time
     std::vector<RowOp::DeviceCode> codes;  // of each step
 
     // threads stays 0 if an operation has no device code, widths differ, or a row is too wide.

@@ -2,8 +2,8 @@
 // holds chunks of V neighbouring values in registers, the same ones of every value of the graph, so that only
 // sums over a row pass through shared memory.
 //
-// Compiled at run time behind lines that define: Stored (what lies in memory: float, double or BFloat16), P (what is
-// computed with), kRounded (whether Stored is BFloat16), V, kThreads, kSharedValues.
+// Compiled at run time behind lines that define: P (what is computed with), kRounded (whether what lies in memory is
+// BFloat16), V, kThreads, kSharedValues; before lines that define Stored (what lies in memory: float, double or BFloat16).
 
 typedef long long Index;
 
@@ -31,7 +31,7 @@ __device__ inline void narrow(P x, BFloat16* to) {
     to->bits = (unsigned short)(nan ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Within a few units in the last place, which is enough for what becomes a bfloat16.
+// Of what becomes a bfloat16 to some 1e-5 of its value: nearer than it is rounded to.
 __device__ inline P exponential(P x) { return kRounded ? P(__expf(float(x))) : exp(x); }
 __device__ inline P sigmoid(P x) {
     return kRounded ? P(__fdividef(1.0f, 1.0f + __expf(-float(x)))) : P(1) / (P(1) + exp(-x));
@@ -111,7 +111,7 @@ __device__ inline void copy_to_shared(const void* from, void* to) {
     typedef typename WordOf<bytes>::Type Word;
 #pragma unroll
     for (int i = 0; i < int(bytes / sizeof(Word)); ++i) {
-#ifndef ETHER_EMULATED
+#if __CUDA_ARCH__ >= 800
         if constexpr (sizeof(Word) >= 4) {
             asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned)__cvta_generic_to_shared((Word*)to + i)),
                          "l"((const Word*)from + i), "n"(sizeof(Word))
@@ -123,12 +123,12 @@ __device__ inline void copy_to_shared(const void* from, void* to) {
     }
 }
 __device__ inline void end_of_copies() {
-#ifndef ETHER_EMULATED
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 __device__ inline void wait_for_copies() {
-#ifndef ETHER_EMULATED
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group 1;" ::: "memory");
 #endif
 }
@@ -208,7 +208,7 @@ struct Row {
     __device__ const P* operator[](int c) const { return value[c]; }
 };
 
-// Whether a thread has a c-th chunk. One that has none computes what the last chunk's thread does, which costs fewer
+// Whether a thread has a c-th chunk. One that has none computes along with the last chunk's values, which costs fewer
 // registers than branches, but stores nothing and adds nothing to sums.
 template <int W>
 __device__ inline bool present(int c) {
