@@ -2,6 +2,7 @@
 // the compiler is found (it needs no GPU); what the kernels compute, by all tests of this room with
 // ETHER_EMULATED set, and here on a GPU, where there is one, beside the CPU in double.
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "ether/core/error.h"
 #include "ether/ops/attention/attention.h"
@@ -10,13 +11,16 @@
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 #include "ether/ops/gelu/gelu.h"
+#include "ether/ops/gpu/graph.h"
 #include "ether/ops/gpu/launcher.h"
+#include "ether/ops/gpu/upload.h"
 #include "ether/ops/norm/layer_norm.h"
 #include "ether/ops/norm/rms_norm.h"
 #include "ether/ops/rank1/rank1.h"
 #include "ether/ops/rotary/rotary.h"
 #include "ether/ops/swiglu/swiglu.h"
 #include "ether/ops/unit/unit.h"
+#include "io/test_files.h"
 #include "tensors.h"
 
 namespace ether::ops {
@@ -252,6 +256,54 @@ TEST(Gpu, TheLossAgreesWithTheCpu) {
         for (size_t i = 0; i < 3; ++i)
             EXPECT_TRUE(test::near(found[i].cpu(), expected[i], tolerance)) << dtype << i;
     }
+}
+
+TEST(Gpu, TensorsArriveWholeInAnyDtype) {
+    ETHER_NEEDS_GPU();
+    Upload upload(gpu());
+    for (const int64_t size : {int64_t{3}, int64_t{1} << 20, (int64_t{65} << 20) / 2 + 1})
+        for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+            const auto there = upload(test::normal({size}, 1, at::kFloat).to(at::kBFloat16), dtype);
+            EXPECT_TRUE(there.is_cuda());
+            EXPECT_TRUE(there.cpu().equal(test::normal({size}, 1, at::kFloat).to(at::kBFloat16).to(dtype)))
+                << size << dtype;
+        }
+    const auto there = at::ones({5}, at::TensorOptions(gpu()));
+    EXPECT_TRUE(upload(there, at::kFloat).is_same(there));
+}
+
+// Forward, backward and a product, by kernels of ours and of libtorch.
+TEST(Gpu, RecordedWorkIsRepeatedOnNewValues) {
+    ETHER_NEEDS_GPU();
+    const auto x = test::normal({100, 64}, 1, at::kFloat).to(gpu()),
+               weight = test::normal({64, 64}, 2, at::kFloat).to(gpu()),
+               vectors = test::normal({2, 4, 16}, 3, at::kFloat).to(gpu()).requires_grad_(true);
+    const auto results = [&]() -> Tensors {
+        Rows rows;
+        const auto y = rows.run(reflect(rows, rows.input(x.mm(weight)), vectors));
+        return {y.detach(), torch::autograd::grad({y.square().sum()}, {vectors})[0]};
+    };
+    results();  // compiles
+    Tensors repeated;
+    const auto graph = record(gpu(), [&] { repeated = results(); });
+    ASSERT_TRUE(graph);
+    for (int i = 0; i < 3; ++i) {
+        const auto expected = results();
+        graph->replay();
+        for (size_t k = 0; k < 2; ++k) EXPECT_TRUE(repeated[k].equal(expected[k])) << i << k;
+        const at::NoGradGuard no_grad;
+        x.mul_(1.1).add_(0.1), vectors.add_(0.5);
+    }
+    EXPECT_TRUE(graph->intact());
+}
+
+TEST(Gpu, WorkThatWaitsForTheDeviceIsNotRecorded) {
+    ETHER_NEEDS_GPU();
+    const auto x = at::ones({4}, at::TensorOptions(gpu()));
+    EXPECT_FALSE(record(gpu(), [&] { x.sum().item<float>(); }));
+    EXPECT_FAILS(data, "of the work", record(gpu(), [&] { fail(ErrorKind::data, "of the work"); }));
+    EXPECT_EQ(x.sum().item<float>(), 4);
+    EXPECT_TRUE(record(gpu(), [&] { x.sum(); }));
 }
 
 TEST(Gpu, AttentionAndTheLossCompileForAllArchitectures) {

@@ -83,7 +83,7 @@ class BertLayer {
         ops::AttentionOptions options{.heads = config_.heads, .kv_heads = config_.heads};
         options.scale = 1 / std::sqrt(static_cast<double>(config_.hidden_size / config_.heads));
         options.dropout = pass.training ? config_.attention_dropout : 0;
-        options.random = pass.stream(index_, "attention probabilities");
+        if (options.dropout > 0) options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
         return attend(tensors[0], tensors[1], tensors[2], points.extra_kv ? qkv.other(0) : Tensor(), points,
                       pass, options);
@@ -113,7 +113,7 @@ class BertLayer {
     }
 
     Rows::Value drop(Rows& rows, Rows::Value x, std::string_view place, const Pass& pass) const {
-        if (!pass.training) return x;
+        if (!pass.training || config_.hidden_dropout == 0) return x;
         return ops::dropout(rows, x, config_.hidden_dropout, pass.stream(index_, place), pass.first_token);
     }
 
@@ -184,7 +184,7 @@ Tensor BertEncoder::hidden(const Pass& pass) const {
              at::embedding(positions_, position_rows(batch));
     Rows rows;
     auto normed = norm_(rows, rows.input(x));
-    if (pass.training)
+    if (pass.training && config_.hidden_dropout > 0)
         normed = ops::dropout(rows, normed, config_.hidden_dropout, pass.stream(-1, "embeddings"),
                               pass.first_token);
     return encode(rows.run(normed), pass);
@@ -205,7 +205,7 @@ std::pair<Tensor, Pass> BertEncoder::first_tokens(const Pass& pass) const {
 }
 
 Tensor BertEncoder::drop(const Tensor& x, double p, const Pass& pass, std::string_view place) {
-    return pass.training ? ops::dropout(x, p, pass.stream(-1, place), pass.first_token) : x;
+    return pass.training && p > 0 ? ops::dropout(x, p, pass.stream(-1, place), pass.first_token) : x;
 }
 
 BertConfig BertConfig::from(const io::JsonObject& config) {

@@ -121,7 +121,7 @@ class Layer {
         options.causal = true;
         options.window = config_.windows[static_cast<size_t>(index_)];
         options.dropout = pass.training ? config_.attention_dropout : 0;
-        options.random = pass.stream(index_, "attention probabilities");
+        if (options.dropout > 0) options.random = pass.stream(index_, "attention probabilities");
         options.dropout_row = pass.first_token;
         return attend(tensors[0], tensors[1], tensors[2], points.extra_kv ? qkv.other(0) : Tensor(), points,
                       pass, options);

@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
+
 #include "ether/core/error.h"
 #include "ether/nn/dense_product.h"
 #include "ether/ops/block_product/block_product.h"
@@ -242,6 +244,15 @@ std::vector<Tensor*> tensors_of(SiteForms& forms) {
     for (auto* chain : {&forms.pre, &forms.post, &forms.output}) add(*chain);
     for (auto& chain : forms.delta) add(chain);
     return all;
+}
+
+bool drops(const SiteForms& forms) {
+    const auto in = [](const Chain& chain) {
+        return std::any_of(chain.begin(), chain.end(),
+                           [](const Form& form) { return std::holds_alternative<Dropout>(form); });
+    };
+    return in(forms.pre) || in(forms.post) || in(forms.output) ||
+           std::any_of(forms.delta.begin(), forms.delta.end(), in);
 }
 
 Tensor apply_form(const Form& form, const Tensor& x, const FormPass& pass) {

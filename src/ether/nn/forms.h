@@ -108,6 +108,9 @@ struct SiteForms {
 // Those of all its forms.
 std::vector<at::Tensor*> tensors_of(SiteForms& forms);
 
+// Whether one of its forms is a Dropout.
+bool drops(const SiteForms& forms);
+
 // How forms act in one pass: dropouts, and which bank entry each token uses.
 struct FormPass {
     bool training = false;

@@ -23,12 +23,14 @@ struct Pass {
     // Of a block that is run twice: what its last layer's product is kept in by the first run, for the
     // second.
     at::Tensor* last_product = nullptr;
+    bool* drew = nullptr;  // becomes true where random numbers are asked for: no two such passes are alike
 
     // Where each sequence's rows begin, and their end: (B + 1) int32.
     const at::Tensor& sequence_offsets() const { return offsets.defined() ? offsets : batch.cu_seqlens; }
 
-    // The random numbers of one place: a layer (or site) and a dropout in it.
+    // The random numbers of one place: a layer (or site) and a dropout in it. Ask only if they are needed.
     Random stream(int64_t place, std::string_view name) const {
+        if (drew) *drew = true;
         return random.stream(static_cast<uint64_t>(place)).stream(name);
     }
 };

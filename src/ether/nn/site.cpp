@@ -44,12 +44,16 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
     std::vector<Rows::Value> wanted = others;
     std::vector<Rows::Value> inputs;  // of a site's forms: x, dropped
     for (const auto* site : sites_) {
-        passes_.push_back({pass.training, pass.stream(site->index, "forms"), pass.adapter_rows,
-                           pass.first_token, pass.sequence_offsets()});
         const auto& forms = site->forms;
-        inputs.push_back(pass.training ? ops::dropout(rows, x, forms.input_dropout,
-                                                      pass.stream(site->index, "input"), pass.first_token)
-                                       : x);
+        passes_.push_back({.training = pass.training,
+                           .rows = pass.adapter_rows,
+                           .first_row = pass.first_token,
+                           .offsets = pass.sequence_offsets()});
+        if (pass.training && drops(forms)) passes_.back().random = pass.stream(site->index, "forms");
+        inputs.push_back(pass.training && forms.input_dropout > 0
+                             ? ops::dropout(rows, x, forms.input_dropout, pass.stream(site->index, "input"),
+                                            pass.first_token)
+                             : x);
         wanted.push_back(apply_chain(forms.pre, rows, inputs.back(), passes_.back()));
     }
     const size_t first = others.size();

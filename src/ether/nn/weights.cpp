@@ -24,7 +24,11 @@ std::string shape_text(at::IntArrayRef shape) {
 }
 
 Weights::Weights(Model& model, const io::Checkpoint& checkpoint, std::string prefix, uint64_t seed)
-    : model_(model), checkpoint_(checkpoint), prefix_(std::move(prefix)), seed_(seed) {}
+    : model_(model),
+      checkpoint_(checkpoint),
+      prefix_(std::move(prefix)),
+      seed_(seed),
+      upload_(model.device_) {}
 
 std::optional<std::string> Weights::find(const std::string& name) const {
     for (const auto& candidate : {name, old_name(name)}) {
@@ -45,7 +49,7 @@ void Weights::load(at::Tensor* slot, const std::string& name, at::IntArrayRef sh
     if (tensor.sizes() != shape)
         fail(ErrorKind::model, "{}: tensor \"{}\" has shape {}, but config.json asks for {}",
              checkpoint_.path().string(), *stored, shape_text(tensor.sizes()), shape_text(shape));
-    *slot = tensor.to(model_.device_, model_.dtype_);
+    *slot = upload_(tensor, model_.dtype_);
     if (!slot->is_same(tensor)) checkpoint_.release(*stored);
     model_.slots_[name].push_back(slot);
     model_.taken_.insert(*stored);

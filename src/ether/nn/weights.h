@@ -7,6 +7,7 @@
 
 #include "ether/io/checkpoint.h"
 #include "ether/nn/model.h"
+#include "ether/ops/gpu/upload.h"
 
 namespace ether::nn {
 
@@ -41,6 +42,7 @@ class Weights {
     const io::Checkpoint& checkpoint_;
     std::string prefix_;
     uint64_t seed_;
+    ops::Upload upload_;
 };
 
 }  // namespace ether::nn

@@ -47,8 +47,9 @@ std::vector<data::BatchRows> balanced(std::span<const data::Sequence> sequences,
     return pieces;
 }
 
-// Methods that look at a pass as a whole, and copies of whole weights' gradients, are not for slices.
-bool can_slice(methods::AdaptedModel& model) {
+// Methods that look at a pass as a whole, and copies of whole weights' gradients, are neither for slices nor
+// for graphs.
+bool has_plain_passes(methods::AdaptedModel& model) {
     return model.forward_passes() == 1 && model.parameters().count(nn::ParameterGroup::base) == 0 &&
            !model.wants_weight_grad();
 }
@@ -60,9 +61,9 @@ bool adds_densely(const methods::AdaptedModel& model) {
     });
 }
 
-// The mean loss's share of one batch; its gradient goes to the parameters' grads, or to `gradients` if given.
-double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass pass, const Random& random,
-                double weight, std::span<const at::Tensor> inputs, std::vector<at::Tensor>* gradients) {
+// The mean loss's share of one batch.
+at::Tensor loss_share(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass pass,
+                      const Random& random, double weight) {
     at::Tensor loss;
     std::vector<at::Tensor> logits;
     for (pass.index = 0; pass.index < model.forward_passes(); ++pass.index) {
@@ -74,13 +75,7 @@ double backward(methods::AdaptedModel& model, const tasks::Task& task, nn::Pass 
     }
     if (const auto extra = model.extra_loss(logits); extra.defined())
         loss = loss + extra * (task.weight(pass.batch) / weight);
-    if (gradients && !inputs.empty())
-        // Slices share the graph of the forms, so each keeps it.
-        *gradients = torch::autograd::grad({loss}, {inputs.begin(), inputs.end()}, {}, /*retain_graph=*/true,
-                                           /*create_graph=*/false, /*allow_unused=*/true);
-    else
-        loss.backward();
-    return loss.item<double>();
+    return loss;
 }
 
 }  // namespace
@@ -99,7 +94,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
              "gradients; leave the "
              "option out");
     const auto device = model.model().device();
-    const int threads = device.is_cpu() && can_slice(model) ? num_threads() : 1;
+    const int threads = device.is_cpu() && has_plain_passes(model) ? num_threads() : 1;
     const auto cuts = data::cut(rows, options.batch);
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;
@@ -115,6 +110,11 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     }
     std::vector<at::Tensor> trained;
     for (const auto& parameter : model.parameters().trained()) trained.push_back(parameter.value);
+    const bool plain = has_plain_passes(model) && options.checkpointed_blocks == 0 && !trained.empty();
+    auto* const graphs = plain ? options.graphs : nullptr;
+    const auto share = [&model, &task, random = options.random, weight](const nn::Pass& pass) {
+        return loss_share(model, task, pass, random, weight);
+    };
     int64_t first_token = 0, first_sequence = 0;
     for (size_t k = 0; k < micro_batches.size(); ++k) {
         const auto& slices = micro_batches[k];
@@ -132,8 +132,16 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
             first_token += slice.tokens();
             first_sequence += slice.size();
         }
+        const auto add_whole = [&](const nn::Pass& pass) {
+            const auto loss = share(pass);
+            loss.backward();
+            sums.loss += loss.item<double>();
+        };
         if (slices.size() == 1) {
-            sums.loss += backward(model, task, passes.front(), options.random, weight, trained, nullptr);
+            if (graphs)
+                sums.loss += graphs->run(passes.front(), weight, share);
+            else
+                add_whole(passes.front());
             continue;
         }
         nn::Pass shared = passes.front();
@@ -141,15 +149,20 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
         model.bind(shared);
         if (adds_densely(model)) {
             const auto whole = data::collate(sequences, cuts[k], task.label_type()).to(device);
-            const auto pass = pass_of(whole, shared.first_token, shared.first_sequence);
-            sums.loss += backward(model, task, pass, options.random, weight, trained, nullptr);
+            add_whole(pass_of(whole, shared.first_token, shared.first_sequence));
             continue;
         }
         std::vector<double> losses(slices.size());
         std::vector<std::vector<at::Tensor>> gradients(slices.size());
         parallel_for(static_cast<int64_t>(slices.size()), 1, [&](int, int64_t begin, int64_t end) {
-            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i)
-                losses[i] = backward(model, task, passes[i], options.random, weight, trained, &gradients[i]);
+            for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+                const auto loss = share(passes[i]);
+                // Slices share the graph of the forms, so each keeps it.
+                if (!trained.empty())
+                    gradients[i] = torch::autograd::grad({loss}, trained, {}, /*retain_graph=*/true,
+                                                         /*create_graph=*/false, /*allow_unused=*/true);
+                losses[i] = loss.item<double>();
+            }
         });
         for (size_t i = 0; i < slices.size(); ++i) {
             sums.loss += losses[i];

@@ -11,6 +11,7 @@
 #include "ether/data/order.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/tasks/task.h"
+#include "ether/train/pass_graphs.h"
 
 namespace ether::train {
 
@@ -18,6 +19,7 @@ struct StepOptions {
     int64_t batch = 32;               // sequences of a micro-batch
     Random random{0};                 // of this step's dropouts
     int64_t checkpointed_blocks = 0;  // run again in backward; the same bits, for about a third more time
+    PassGraphs* graphs = nullptr;     // of all steps, on devices that they suit
 };
 
 struct StepSums {

@@ -11,12 +11,66 @@
 
 namespace ether::train {
 
-AdamW::AdamW(std::vector<OptimizedParameter> parameters, AdamWOptions options)
-    : options_(options), parameters_(std::move(parameters)), step_(at::zeros({1}, at::kLong)) {
-    for (const auto& parameter : parameters_) {
-        exp_avg_.push_back(at::zeros_like(parameter.value).detach());
-        exp_avg_sq_.push_back(at::zeros_like(parameter.value).detach());
+namespace {
+
+// Zeros of each parameter's shape and dtype. Pieces of one tensor where operations are composed: see Runs.
+std::vector<at::Tensor> zeros_beside(const std::vector<OptimizedParameter>& parameters) {
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> pieces;
+    at::Tensor all;
+    int64_t taken = 0;
+    for (const auto& [name, value, rate, decay] : parameters) {
+        if (!ops::runs_composed(value)) {
+            pieces.push_back(at::zeros_like(value));
+            continue;
+        }
+        if (!all.defined() || all.scalar_type() != value.scalar_type()) {
+            int64_t total = 0;
+            for (const auto& parameter : parameters) total += parameter.value.numel();
+            all = at::zeros({total}, value.options().requires_grad(false));
+            taken = 0;
+        }
+        pieces.push_back(all.narrow(0, taken, value.numel()).view(value.sizes()));
+        taken += value.numel();
     }
+    return pieces;
+}
+
+bool follows(const at::Tensor& next, const at::Tensor& before) {
+    return next.is_alias_of(before) && next.is_contiguous() && before.is_contiguous() &&
+           next.storage_offset() == before.storage_offset() + before.numel();
+}
+
+// Tensors that lie one behind the other, as one: an operation on a thousand of them takes a thousand times
+// what it costs to start it on one.
+class Runs {
+  public:
+    void add(const at::Tensor& tensor, bool joins) {
+        if (joins && !runs_.empty())
+            runs_.back().second += tensor.numel();
+        else
+            runs_.emplace_back(tensor, tensor.numel());
+    }
+    std::vector<at::Tensor> tensors() const {
+        std::vector<at::Tensor> tensors;
+        for (const auto& [first, length] : runs_) tensors.push_back(first.as_strided({length}, {1}));
+        return tensors;
+    }
+
+  private:
+    std::vector<std::pair<at::Tensor, int64_t>> runs_;  // the first tensor of each, and all its values
+};
+
+}  // namespace
+
+AdamW::AdamW(std::vector<OptimizedParameter> parameters, AdamWOptions options)
+    : options_(options),
+      parameters_(std::move(parameters)),
+      exp_avg_(zeros_beside(parameters_)),
+      exp_avg_sq_(zeros_beside(parameters_)),
+      step_(at::zeros({1}, at::kLong)) {
+    if (!parameters_.empty() && ops::runs_composed(parameters_.front().value))
+        changes_ = zeros_beside(parameters_);
 }
 
 void AdamW::step(double schedule_factor, double gradient_scale) {
@@ -64,14 +118,27 @@ void AdamW::update(const Step& step, const Corrections& corrections) const {
 }
 
 void AdamW::update_composed(const std::vector<Step>& steps, const Corrections& corrections) const {
-    std::vector<at::Tensor> values, gradients, m, v;
+    std::vector<at::Tensor> values, changes;
     std::vector<at::Scalar> decays, sizes;
-    for (const auto& step : steps) {
-        values.push_back(parameters_[step.parameter].value);
-        gradients.push_back(step.gradient);
-        m.push_back(exp_avg_[step.parameter]), v.push_back(exp_avg_sq_[step.parameter]);
-        decays.emplace_back(step.decay), sizes.emplace_back(-step.rate / corrections.first);
+    Runs gradient_runs, m_runs, v_runs, change_runs;
+    bool decay = false;
+    for (size_t k = 0; k < steps.size(); ++k) {
+        const auto& step = steps[k];
+        const size_t i = step.parameter;
+        values.push_back(parameters_[i].value);
+        changes.push_back(changes_[i]);
+        decays.emplace_back(step.decay);
+        decay |= step.decay != 1;
+        const bool joins = k > 0 && steps[k - 1].rate == step.rate && steps[k - 1].parameter + 1 == i &&
+                           follows(exp_avg_[i], exp_avg_[i - 1]) &&
+                           follows(step.gradient, steps[k - 1].gradient);
+        if (!joins) sizes.emplace_back(-step.rate / corrections.first);
+        gradient_runs.add(step.gradient, joins);
+        m_runs.add(exp_avg_[i], joins), v_runs.add(exp_avg_sq_[i], joins),
+            change_runs.add(changes_[i], joins);
     }
+    const auto gradients = gradient_runs.tensors();
+    auto m = m_runs.tensors(), v = v_runs.tensors(), quotients = change_runs.tensors();
     const double scale = corrections.scale;
     at::_foreach_mul_(m, options_.beta1);
     at::_foreach_add_(m, gradients, (1 - options_.beta1) * scale);
@@ -80,17 +147,26 @@ void AdamW::update_composed(const std::vector<Step>& steps, const Corrections& c
     auto roots = at::_foreach_sqrt(v);
     at::_foreach_div_(roots, std::sqrt(corrections.second));
     at::_foreach_add_(roots, options_.epsilon);
-    at::_foreach_mul_(values, decays);
-    at::_foreach_addcdiv_(values, m, roots, sizes);
+    at::_foreach_copy_(quotients, m);
+    at::_foreach_div_(quotients, roots);
+    at::_foreach_mul_(quotients, sizes);
+    if (decay) at::_foreach_mul_(values, decays);
+    at::_foreach_add_(values, changes);
 }
 
 double AdamW::gradient_norm() const {
     std::vector<at::Tensor> gradients;
-    for (const auto& parameter : parameters_)
-        if (const auto& gradient = parameter.value.grad(); gradient.defined()) gradients.push_back(gradient);
+    Runs runs;
+    for (const auto& parameter : parameters_) {
+        const auto& gradient = parameter.value.grad();
+        if (!gradient.defined()) continue;
+        runs.add(gradient.contiguous(),
+                 !gradients.empty() && ops::runs_composed(gradient) && follows(gradient, gradients.back()));
+        gradients.push_back(gradient);
+    }
     if (gradients.empty()) return 0;
     // Added up where they are, so that a device is waited for once.
-    const auto norms = at::stack(at::_foreach_norm(gradients, 2, at::kDouble));
+    const auto norms = at::stack(at::_foreach_norm(runs.tensors(), 2, at::kDouble));
     return std::sqrt(norms.square().sum().item<double>());
 }
 

@@ -54,7 +54,8 @@ class AdamW {
     AdamWOptions options_;
     std::vector<OptimizedParameter> parameters_;
     std::vector<at::Tensor> exp_avg_, exp_avg_sq_;
-    at::Tensor step_;  // (1) int64
+    std::vector<at::Tensor> changes_;  // of the values in one step, where operations are composed
+    at::Tensor step_;                  // (1) int64
 };
 
 }  // namespace ether::train

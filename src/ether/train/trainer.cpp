@@ -58,6 +58,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
             : std::max<int64_t>(1, std::llround(config_.epochs * static_cast<double>(steps_per_epoch_)));
     choose_memory_mode();
     optimizer_ = std::make_unique<AdamW>(make_optimizer());
+    graphs_ = PassGraphs::of(*setup_.model);
 }
 
 AdamW Trainer::make_optimizer() {
@@ -129,7 +130,7 @@ StepReport Trainer::train_step(int64_t step) {
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums = accumulate_gradients(*setup_.model, *setup_.task, setup_.training, rows,
-                                           {config_.batch, random, checkpointed_blocks_});
+                                           {config_.batch, random, checkpointed_blocks_, graphs_.get()});
     if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step + 1);
     StepReport report;
     report.loss = sums.loss;

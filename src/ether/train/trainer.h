@@ -10,6 +10,7 @@
 #include "ether/data/order.h"
 #include "ether/train/callback.h"
 #include "ether/train/optimizer.h"
+#include "ether/train/pass_graphs.h"
 #include "ether/train/run_config.h"
 #include "ether/train/run_lock.h"
 #include "ether/train/run_setup.h"
@@ -64,6 +65,7 @@ class Trainer {
     std::vector<std::string> warnings_;
     std::unique_ptr<data::EpochOrder> order_;
     std::unique_ptr<AdamW> optimizer_;
+    std::unique_ptr<PassGraphs> graphs_;
     RunState state_;
     int64_t steps_per_epoch_ = 0, total_steps_ = 0;
     int64_t loaded_epoch_ = -1;

@@ -2,7 +2,6 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/DeviceGuard.h>
-#include <dlfcn.h>
 
 #include <cstdlib>
 #include <deque>
@@ -11,36 +10,10 @@
 
 #include "ether/core/error.h"
 #include "ether/ops/gpu/compiled_cache.h"
+#include "ether/ops/gpu/library.h"
 
 namespace ether::ops {
 namespace {
-
-// Opens a shared library once; each function is looked up by its name.
-class Library {
-  public:
-    explicit Library(const char* name, int flags = 0) : handle_(dlopen(name, RTLD_LAZY | flags)) {
-        if (!handle_) missing_ = dlerror();
-    }
-
-    // Becomes the pointer that it initialises; null where the library or the function is missing.
-    struct Symbol {
-        void* address;
-        template <typename Function>
-        operator Function*() const {
-            return reinterpret_cast<Function*>(address);
-        }
-    };
-    Symbol operator[](const char* name) {
-        void* found = handle_ ? dlsym(handle_, name) : nullptr;
-        if (handle_ && !found) missing_ = fmt::format("{} is not in it", name);
-        return {found};
-    }
-    const std::string& missing() const { return missing_; }
-
-  private:
-    void* handle_;
-    std::string missing_;
-};
 
 // The part of NVRTC's interface (nvrtc.h) that is used here; statuses are 0 for success.
 struct Nvrtc {
@@ -77,7 +50,7 @@ struct Runtime {
     struct Size {
         unsigned x, y, z;
     };
-    Library library{"libcudart.so.13", RTLD_NOLOAD};
+    Library library{kCudaRuntime, RTLD_NOLOAD};
     int (*attribute)(int*, int, int) = library["cudaDeviceGetAttribute"];
     const char* (*error_string)(int) = library["cudaGetErrorString"];
     int (*load)(void**, const void*, const int*, void**, unsigned, const int*, void**,

@@ -95,7 +95,7 @@ namespace {
 
 // x (rows, columns), in an accumulation dtype -> (columns). Faster than libtorch's sum, whose blocks are few.
 at::Tensor column_sums(const at::Tensor& x) {
-    constexpr int kThreads = 256;
+    constexpr int kThreads = 1024;  // rows wait for memory one after the other: the more beside each other
     const int64_t rows = x.size(0), columns = x.size(1);
     auto& kernels = *kernels_of(x.device());
     const auto dtype = x.scalar_type();
