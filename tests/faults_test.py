@@ -4,6 +4,7 @@ a resumed run can go on from.
 Usage, in the repository's root: python3 tests/faults_test.py build/release/bin/ether [unittest's options]"""
 import json
 import os
+import pty
 import re
 import resource
 import shutil
@@ -143,6 +144,18 @@ class FaultsTest(RunTest):
         self.assertIn("Read-only file system", refusal(*self.words(disk / "run")))
         self.assertIn("Read-only file system", refusal(*self.words(disk)))
 
+    def test_a_run_that_goes_on_in_a_read_only_folder(self):
+        with self.long_run() as process:
+            self.assert_saves_its_last_step(process, signal.SIGTERM)
+        # The super-user may write anywhere, unless that is given up.
+        bound = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+        for folder in [self.run_folder, self.run_folder / "checkpoints"]:
+            folder.chmod(0o555)
+            done = subprocess.run([*bound, program_test.ETHER, "train", "--resume", self.run_folder], capture_output=True, text=True)
+            folder.chmod(0o755)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"{folder}: cannot write there: Permission denied", done.stderr)
+
     def test_a_file_over_its_limit(self):
         """With room again the run ends as if nothing had been."""
         undisturbed = self.folder / "undisturbed"
@@ -209,6 +222,25 @@ class FaultsTest(RunTest):
         with self.long_run() as process:
             process.stderr.close()
             self.assert_saves_its_last_step(process, signal.SIGHUP)
+
+    def test_terminal_that_is_gone(self):
+        """Not only its signal: what is written there fails."""
+        process, terminal = pty.fork()
+        if process == 0:
+            os.execv(program_test.ETHER, [program_test.ETHER, *map(str, self.words(steps=10**6))])
+        log = self.run_folder / "metrics.jsonl"
+        while not log.exists() or log.read_bytes().count(b"\n") < 3:
+            os.read(terminal, 1 << 16)
+        os.close(terminal)
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), 128 + signal.SIGHUP)
+        steps = log.read_bytes().count(b"\n")
+        self.assertTrue((self.run_folder / "checkpoints" / f"step-{steps:09}").exists(), "the last step is not saved")
+
+    def test_a_result_that_nobody_gets(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([program_test.ETHER, *map(str, self.words()), "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("standard output: cannot write the result: No space left on device", done.stderr)
 
     def test_interrupted(self):
         for how in [signal.SIGINT, signal.SIGTERM]:

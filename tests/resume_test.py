@@ -4,6 +4,7 @@ or says in one line why not.
 Usage, in the repository's root: python3 tests/resume_test.py build/release/bin/ether [unittest's options]"""
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -152,10 +153,11 @@ class ResumeTest(RunTest):
     def test_the_adapter_of_a_finished_run_comes_back(self):
         ether(*self.words())
         for lost in ["adapter_config.json", "adapter_model.safetensors", "ether.json"]:
-            code, words, run = self.resumed(lambda run: (run / lost).unlink())
-            self.assertEqual(code, 0, words)
-            for name in ["adapter_config.json", "adapter_model.safetensors"]:
-                self.assertEqual((run / name).read_bytes(), (self.run_folder / name).read_bytes())
+            for change in [pathlib.Path.unlink, lambda file: file.write_text("junk")]:
+                code, words, run = self.resumed(lambda run: change(run / lost))
+                self.assertEqual(code, 0, words)
+                for name in ["adapter_config.json", "adapter_model.safetensors"]:
+                    self.assertEqual((run / name).read_bytes(), (self.run_folder / name).read_bytes())
 
     def test_old_checkpoints_that_a_kill_left(self):
         """Between the last save and the removal of what is old then."""

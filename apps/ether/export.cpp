@@ -54,6 +54,7 @@ int export_main(int argc, char** argv) {
                                  {"largest_error_layer", report.largest_error_layer}};
         add_comparison(report, object);
         std::printf("%s\n", object.dump().c_str());
+        finish_output();
         return 0;
     }
     const auto loss = report.exact()

@@ -44,18 +44,6 @@ void print_help(std::FILE* stream) {
     std::fprintf(stream, "\nether VERB --help explains a verb, with an example.\n");
 }
 
-// Results that did not arrive are an error; a reader that had enough (| head) is not.
-void finish_output() {
-    errno = 0;
-    std::cout.flush();
-    std::fflush(stdout);
-    if (std::cout.good() && !std::ferror(stdout)) return;
-    // An earlier write may have failed, and errno since been used for something else.
-    pollfd output{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
-    if (errno == EPIPE || (poll(&output, 1, 0) == 1 && (output.revents & POLLERR))) return;
-    fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
-}
-
 int run(const Verb& verb, int argc, char** argv) {
     const int code = verb.run(argc, argv);
     if (verb.prints_result) finish_output();
@@ -121,6 +109,17 @@ int fail_out_of_memory() {
 }
 
 }  // namespace
+
+void finish_output() {
+    errno = 0;
+    std::cout.flush();
+    std::fflush(stdout);
+    if (std::cout.good() && !std::ferror(stdout)) return;
+    // An earlier write may have failed, and errno since been used for something else.
+    pollfd output{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+    if (errno == EPIPE || (poll(&output, 1, 0) == 1 && (output.revents & POLLERR))) return;
+    fail(ErrorKind::file, "standard output: cannot write the result: {}", std::strerror(errno ? errno : EIO));
+}
 }  // namespace ether::app
 
 // jemalloc's settings: freed memory stays for the next step, which needs about the same. Returned to the

@@ -38,6 +38,7 @@ int merge_main(int argc, char** argv) {
                                  {"write_seconds", report.write_seconds}};
         add_comparison(report, object);
         std::printf("%s\n", object.dump().c_str());
+        finish_output();
         return 0;
     }
     fmt::print("{}: {:.1f} MB in {}; {}\n", out, static_cast<double>(report.bytes) / 1e6,

@@ -29,18 +29,23 @@ void report(const train::RunResult& result, const train::RunConfig& config, bool
             object["best"] = {{"step", result.best_step}, {result.best_score_name, *result.best_score}};
         }
         std::printf("%s\n", object.dump().c_str());
+        if (!result.interrupted_by) finish_output();
         return;
     }
+    // The run is saved, whether anybody reads this or not: a terminal may have been closed.
+    std::string text;
     if (result.interrupted_by) {
-        fmt::print("stopped at step {} and saved; go on with:\n  ether train --resume {}\n", result.steps,
-                   config.out);
-        return;
+        text = fmt::format("stopped at step {} and saved; go on with:\n  ether train --resume {}\n",
+                           result.steps, config.out);
+    } else {
+        text = fmt::format("{} steps in {}; ", result.steps, duration_text(result.seconds));
+        if (result.best_score)
+            text += fmt::format("best {} {:.4f} at step {}{}; ", result.best_score_name, *result.best_score,
+                                result.best_step,
+                                result.stopped_early ? ", then no better one: stopped early" : "");
+        text += fmt::format("adapter in {}\n", config.out);
     }
-    fmt::print("{} steps in {}; ", result.steps, duration_text(result.seconds));
-    if (result.best_score)
-        fmt::print("best {} {:.4f} at step {}{}; ", result.best_score_name, *result.best_score,
-                   result.best_step, result.stopped_early ? ", then no better one: stopped early" : "");
-    fmt::print("adapter in {}\n", config.out);
+    std::fputs(text.c_str(), stdout);
 }
 
 }  // namespace

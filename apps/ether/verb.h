@@ -12,6 +12,10 @@ struct Verb {
     int (*run)(int argc, char** argv);
 };
 
+// Sends off what was printed. A result that does not arrive is an error; a reader that had enough (| head) is
+// not.
+void finish_output();
+
 int train_main(int argc, char** argv);
 int eval_main(int argc, char** argv);
 int predict_main(int argc, char** argv);

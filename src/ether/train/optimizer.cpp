@@ -165,8 +165,10 @@ double AdamW::gradient_norm() const {
         gradients.push_back(gradient);
     }
     if (gradients.empty()) return 0;
-    // Added up where they are, so that a device is waited for once.
-    const auto norms = at::stack(at::_foreach_norm(runs.tensors(), 2, at::kDouble));
+    // Added up where they are, so that a device is waited for once; there in one order, wherever they lie.
+    auto parts = runs.tensors();
+    if (parts.size() > 1 && ops::runs_composed(parts.front())) parts = {at::cat(parts)};
+    const auto norms = at::stack(at::_foreach_norm(parts, 2, at::kDouble));
     return std::sqrt(norms.square().sum().item<double>());
 }
 

@@ -9,6 +9,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
 #include "ether/methods/registry.h"
 #include "ether/tasks/task.h"
 #include "ether/train/schedule.h"
@@ -291,12 +292,15 @@ namespace {
 // Text in literal quotes, in which a regular expression's backslashes are themselves.
 std::string quoted(const Field& field) {
     const auto text = field.text();
-    const bool control = std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20; });
-    if (!control && text.find('\'') == std::string::npos) return fmt::format("'{}'", text);
-    if (!control && text.find_first_of("\"\\") == std::string::npos) return fmt::format("\"{}\"", text);
+    const bool holds =
+        find_invalid_utf8(text) == std::string::npos &&
+        std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+    if (holds && text.find('\'') == std::string::npos) return fmt::format("'{}'", text);
+    if (holds && text.find_first_of("\"\\") == std::string::npos) return fmt::format("\"{}\"", text);
     fail(ErrorKind::usage,
-         "--{}: a value with quotes or control characters cannot be kept in run.toml; rename {}", field.name,
-         text);
+         "--{}: a value that has quotes or control characters, or is not UTF-8, cannot be kept in run.toml; "
+         "rename {}",
+         field.name, printable(text));
 }
 
 // Every setting of a run with what stands for absent ones, and its method's options.

@@ -1,14 +1,19 @@
 #include "ether/train/trainer.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
 #include "ether/core/memory.h"
 #include "ether/core/parallel.h"
+#include "ether/core/utf8.h"
 #include "ether/io/adapter_folder.h"
 #include "ether/io/atomic.h"
 #include "ether/io/file.h"
@@ -43,6 +48,10 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     : config_(std::move(config)), resume_(resume), callbacks_(std::move(callbacks)), state_(config_.out) {
     config_.check();
     toml_ = to_toml(config_);  // whether it can be kept is told before anything else
+    if (const auto base = from_anywhere(config_.model); find_invalid_utf8(base) != std::string::npos)
+        fail(ErrorKind::usage,
+             "--model: {} is not UTF-8, so no adapter_config.json can name it; rename the folder",
+             printable(base));
     check_run_folder(config_.out, resume_);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
     setup_ = read_setup(config_);
@@ -226,6 +235,11 @@ void Trainer::resume(RunProgress& progress) {
             fmt::format("the run began on {} and goes on on {}: sums are added in another "
                         "order, so its end differs by rounding; --threads and --device keep it",
                         progress.machine, now));
+    if (!progress.finished)
+        for (const auto& folder : {fs::path(config_.out), fs::path(config_.out) / kCheckpointsFolder})
+            if (::access(folder.c_str(), W_OK | X_OK) != 0)
+                fail(ErrorKind::file, "{}: cannot write there: {}; a run saves what it has done",
+                     folder.string(), std::strerror(errno));
     restore_adapter(progress);
     state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
     for (auto* callback : callbacks_) {
@@ -267,20 +281,26 @@ void Trainer::check_same_run(const RunProgress& progress) const {
 // place.
 void Trainer::restore_adapter(RunProgress& progress) {
     const bool saved = progress.best_score || (progress.finished && setup_.evaluation.empty());
-    if (!saved || io::has_adapter(config_.out)) return;
+    const auto is_whole = [&] {
+        try {
+            return io::has_adapter(config_.out) && !io::read_adapter(config_.out).tensors.empty();
+        } catch (const Error&) {
+            return false;
+        }
+    };
+    if (!saved || is_whole()) return;
     if (setup_.evaluation.empty() || progress.best_step == progress.step) {
         save_adapter();
         return;
     }
     if (progress.finished)
         fail(ErrorKind::file,
-             "{}: the run is finished, but the adapter of step {}, its best, is not there any more; put it "
-             "back "
-             "or start a new run with another --out",
+             "{}: the run is finished, but the adapter of step {}, its best, is not there any more, or "
+             "damaged; put it back or start a new run with another --out",
              config_.out, progress.best_step);
     warnings_.push_back(
-        fmt::format("the adapter of step {}, the best so far, is not in the folder any more; the next "
-                    "evaluation counts as the best",
+        fmt::format("the adapter of step {}, the best so far, is not in the folder any more, or damaged; the "
+                    "next evaluation counts as the best",
                     progress.best_step));
     progress.best_score.reset();
 }
@@ -304,8 +324,12 @@ RunResult Trainer::run() {
     const auto start = Clock::now();
     const int64_t save_every = config_.save_every ? config_.save_every : steps_per_epoch_;
     const int64_t eval_every = config_.eval_every ? config_.eval_every : steps_per_epoch_;
+    int64_t saved_step = progress.step;
     while (progress.step < total_steps_ && !progress.finished) {
-        if ((result.interrupted_by = interrupt_signal())) break;  // what is done is saved
+        if ((result.interrupted_by = interrupt_signal())) {
+            if (saved_step != progress.step) save_checkpoint(progress);
+            break;
+        }
         const auto report = train_step(progress.step);
         progress.step = report.step;
         progress.loss = report.loss;
@@ -317,10 +341,12 @@ RunResult Trainer::run() {
             progress.stopped_early =
                 config_.patience > 0 && progress.evaluations_without_best >= config_.patience;
         }
-        const bool interrupted = interrupt_signal() != 0;
         progress.finished = last || progress.stopped_early;
         if (progress.finished && setup_.evaluation.empty()) save_adapter();
-        if (progress.finished || interrupted || progress.step % save_every == 0) save_checkpoint(progress);
+        if (progress.finished || progress.step % save_every == 0) {
+            save_checkpoint(progress);
+            saved_step = progress.step;
+        }
     }
     for (auto* callback : callbacks_) callback->on_end();
     result.steps = progress.step;

@@ -56,10 +56,15 @@ int64_t memory_returns(c10::Device device) {
 
 class CudaGraph : public DeviceGraph {
   public:
-    CudaGraph(c10::Device device, void* executable)
-        : device_(device), executable_(executable), memory_returns_(memory_returns(device)) {}
+    // returns: memory_returns() before the recording.
+    CudaGraph(c10::Device device, void* executable, int64_t returns)
+        : device_(device), executable_(executable), memory_returns_(returns) {}
     ~CudaGraph() override {
-        wait_for(device_);  // it may be running
+        try {
+            wait_for(device_);  // it may be running
+        } catch (const c10::Error&) {
+            // Whoever waits for the device next is told.
+        }
         runtime().destroy_executable(executable_);
     }
     CudaGraph(const CudaGraph&) = delete;
@@ -96,6 +101,10 @@ class RepeatedWork : public DeviceGraph {
 bool can_record(c10::Device device) {
     if (device.is_cpu()) return cpu_work_allowed;
     const char* wish = std::getenv("ETHER_GRAPHS");
+    // Other ways of libtorch's to take memory give it to others, or make it a part of the graph.
+    for (const char* way :
+         {"PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"})
+        if (std::getenv(way)) return false;
     return device.is_cuda() && (!wish || std::string_view(wish) != "0") &&
            runtime().library.missing().empty();
 }
@@ -110,6 +119,7 @@ std::unique_ptr<DeviceGraph> record(c10::Device device, const std::function<void
     wait_for(device);
     const auto stream = recording_stream(device);
     const c10::StreamGuard on_stream(stream);
+    const int64_t returns = memory_returns(device);
     if (cuda.begin(stream.native_handle(), kRelaxed) != 0) {
         cuda.forget_error();
         return nullptr;
@@ -136,7 +146,7 @@ std::unique_ptr<DeviceGraph> record(c10::Device device, const std::function<void
     void* executable = nullptr;
     const int status = cuda.instantiate(&executable, graph, 0);
     cuda.destroy_graph(graph);
-    if (status == 0) return std::make_unique<CudaGraph>(device, executable);
+    if (status == 0) return std::make_unique<CudaGraph>(device, executable, returns);
     cuda.forget_error();
     return nullptr;
 }
