@@ -87,6 +87,39 @@ TEST(AdamW, GradientNormIsOverAllParameters) {
     EXPECT_DOUBLE_EQ(optimizer.gradient_norm(), 13);
 }
 
+// Where operations are composed (ETHER_COMPOSED), such gradients are treated as one.
+TEST(AdamW, GradientsMayLieOneBehindTheOther) {
+    std::vector<std::vector<Tensor>> results;
+    for (const bool together : {false, true}) {
+        std::vector<OptimizedParameter> parameters;
+        for (const auto& [name, rate, decay] :
+             {std::tuple{"a", 0.1, 0.0}, {"b", 0.1, 0.0}, {"c", 0.1, 0.02}, {"d", 0.01, 0.02}})
+            parameters.push_back(
+                {name, test::normal({5, 2}, 1, at::kFloat).requires_grad_(true), rate, decay});
+        AdamW optimizer(parameters);
+        for (uint64_t step = 0; step < 4; ++step) {
+            const auto all = test::normal({40}, 2 + step, at::kFloat);
+            for (int64_t i = 0; i < 4; ++i) {
+                const auto piece = all.narrow(0, 10 * i, 10).view({5, 2});
+                // One that is absent parts its neighbours.
+                const bool absent = step == 2 && i == 1;
+                parameters[static_cast<size_t>(i)].value.mutable_grad() = absent     ? Tensor()
+                                                                          : together ? piece
+                                                                                     : piece.clone();
+            }
+            EXPECT_NEAR(optimizer.gradient_norm(),
+                        (step == 2 ? at::cat({all.narrow(0, 0, 10), all.narrow(0, 20, 20)}) : all)
+                            .norm()
+                            .item<double>(),
+                        1e-5);
+            optimizer.step(1);
+        }
+        auto& values = results.emplace_back();
+        for (const auto& parameter : parameters) values.push_back(parameter.value.detach());
+    }
+    for (size_t i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << i;
+}
+
 TEST(AdamW, SavedAndLoadedItGoesOnToTheBit) {
     const auto x = tensor(kStart).to(at::kFloat).requires_grad_(true);
     AdamW first({{"x", x, 0.1, 0.01}});
