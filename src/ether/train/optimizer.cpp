@@ -45,8 +45,9 @@ bool follows(const at::Tensor& next, const at::Tensor& before) {
 // what it costs to start it on one.
 class Runs {
   public:
+    // joins: it lies behind the tensor that was added last.
     void add(const at::Tensor& tensor, bool joins) {
-        if (joins && !runs_.empty())
+        if (joins)
             runs_.back().second += tensor.numel();
         else
             runs_.emplace_back(tensor, tensor.numel());
@@ -155,16 +156,15 @@ void AdamW::update_composed(const std::vector<Step>& steps, const Corrections& c
 }
 
 double AdamW::gradient_norm() const {
-    std::vector<at::Tensor> gradients;
+    at::Tensor last;
     Runs runs;
     for (const auto& parameter : parameters_) {
-        const auto& gradient = parameter.value.grad();
-        if (!gradient.defined()) continue;
-        runs.add(gradient.contiguous(),
-                 !gradients.empty() && ops::runs_composed(gradient) && follows(gradient, gradients.back()));
-        gradients.push_back(gradient);
+        if (!parameter.value.grad().defined()) continue;
+        const auto gradient = parameter.value.grad().contiguous();
+        runs.add(gradient, last.defined() && ops::runs_composed(gradient) && follows(gradient, last));
+        last = gradient;
     }
-    if (gradients.empty()) return 0;
+    if (!last.defined()) return 0;
     // Added up where they are, so that a device is waited for once; there in one order, wherever they lie.
     auto parts = runs.tensors();
     if (parts.size() > 1 && ops::runs_composed(parts.front())) parts = {at::cat(parts)};
