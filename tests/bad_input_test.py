@@ -440,11 +440,41 @@ class Adapters(BadInput):
         self.assertIn("trained for: x\\x1b[31m\\x0ay\n", told)
         self.assertIn("evil\\x1b[2J\\x0aname", told)
 
+    def test_long_values_are_cut(self):
+        """What is wrong stands before the value and what to do behind it; a value of 100 kB hides neither."""
+        long, cases = "x" * 10**5, []
+        for told, key in [("is not supported; known architectures: bert", "model_type"), ("is not supported; known: gelu", "hidden_act"),
+                          ('is not supported, only "absolute"', "position_embedding_type")]:
+            cases.append((told, self.eval(self.copy(BERT, lambda folder: change_json(folder / "config.json", {key: long})))))
+        for told, name, key in [("is not known; known: ", "adapter_config.json", "peft_type"),
+                                ("is not known; expected classify", "ether.json", "task")]:
+            cases.append((told, self.eval(BERT, self.copy(self.adapter, lambda folder: change_json(folder / name, {key: long})))))
+        for told, text in [("is not known, expected one of ether+", f"method = '{long}'"), ("r.toml:1: --dtype: ", f"dtype = '{long}'"),
+                           ("r.toml:1: --lr: expected a number, got", f"lr = '{long}'")]:
+            (self.folder / f"{len(cases)}r.toml").write_text(text + "\n")
+            cases.append((told, ["train", "--config", self.folder / f"{len(cases)}r.toml", "--model", BERT, "--data", self.data, "--out", self.folder / "out"]))
+        cases += [("is not a verb of ether; ether --help lists them", [long]), ("; ether eval --help lists all", [*self.eval(), "--" + long])]
+        for told, words in cases:
+            with self.subTest(told):
+                message = refusal(*words)
+                self.assertIn(told, message)
+                self.assertLess(len(message), 1000)
+
     def test_adapter_that_names_no_base(self):
         adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"base_fingerprint": "md5:00"}))
         done = subprocess.run([program_test.ETHER, *map(str, self.eval(adapter=adapter))], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0)
         self.assertIn("has no fingerprint of its base model that this program knows", done.stderr)
+
+    def test_another_config_or_tokenizer_than_in_training(self):
+        for name, change in [("config.json", {"layer_norm_eps": 0.001}), ("tokenizer.json", {"truncation": {"max_length": 512, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}})]:
+            model = self.copy(BERT, lambda folder: change_json(folder / name, change))
+            done = subprocess.run([program_test.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(f"note: {model}/{name} is not the one that {self.adapter} was trained with, so its results may differ\n", done.stderr)
+        model = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"transformers_version": "9", "use_cache": False}))
+        done = subprocess.run([program_test.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_values_of_a_wrong_type_that_nothing_needs(self):
         adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"task": 3}))

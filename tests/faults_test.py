@@ -175,7 +175,7 @@ class FaultsTest(RunTest):
     def test_folder_removed_while_running(self):
         with self.long_run() as process:
             os.rename(self.run_folder, self.folder / "moved")
-            self.ends_with(process, "the folder was removed or replaced while the run went on, so the run stops here")
+            self.ends_with(process, "the folder, or .lock in it, was removed or replaced while the run went on, so the run stops here")
         self.assertFalse(self.run_folder.exists())
         shutil.rmtree(self.folder / "moved")
         with self.long_run() as process:
@@ -188,6 +188,51 @@ class FaultsTest(RunTest):
         with self.long_run() as process:
             os.truncate(self.model / "model.safetensors", 4096)
             self.ends_with(process, f"{self.model}/model.safetensors: cannot be read any more: the file was shortened")
+
+    def test_base_written_to_under_its_map(self):
+        """A save that finds other weights stops the run; with the file as it was, the run goes on."""
+        weights = self.model / "model.safetensors"
+        content = weights.read_bytes()
+        with self.long_run() as process:
+            with open(weights, "r+b") as file:
+                file.seek(-20000, os.SEEK_END)
+                file.write(bytes(128))
+            self.ends_with(process, f"{self.model}: the model's weights were written to while they were in use")
+        self.assertIn("the base model is not what the run began with", refusal("train", "--resume", self.run_folder))
+        with open(weights, "r+b") as file:
+            file.write(content)
+        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            newest = lambda: max(os.listdir(self.run_folder / "checkpoints"))
+            before = newest()
+            os.utime(weights, (1, 1))  # another time is not another model
+            weights.rename(self.folder / "aside")  # nor is its own file in another place
+            shutil.copy(self.folder / "aside", weights)
+            while newest() == before or ".tmp" in newest():
+                self.assertIsNone(process.poll())
+                time.sleep(0.005)
+            self.assert_saves_its_last_step(process, signal.SIGTERM)
+
+    def test_results_on_a_full_disk(self):
+        """From any call on: one line, and nothing that was not there before."""
+        ether(*self.words())
+        tokens = self.write("tokens.json", "[[1, 2, 3]]")
+        before = sorted(self.folder.rglob("*"))
+        model, new, file = ["--model", self.model, "--adapter", self.run_folder], self.folder / "new", self.folder / "logits"
+        full = os.environ | {"LD_PRELOAD": str(preload(program_test.ETHER, "full_disk"))}
+        for words in [["merge", *model, "--out", new / "out"], ["export", *model, "--out", new / "out"],
+                      ["logits", *model, "--tokens", tokens, "--out", file]]:
+            for calls in range(50):
+                done = subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
+                if done.returncode == 0:
+                    break
+                with self.subTest(verb=words[0], calls=calls):
+                    self.assertEqual((done.returncode, done.stdout), (1, ""))
+                    self.assertIn("No space left on device", done.stderr.splitlines()[-1])
+                    self.assertEqual(sorted(self.folder.rglob("*")), before)
+            self.assertEqual(done.returncode, 0, f"{words[0]}: {done.stderr}")
+            self.assertGreater(calls, 3, words)
+            shutil.rmtree(new, ignore_errors=True)
+            file.unlink(missing_ok=True)
 
     def test_results_spoiled_on_their_way_to_the_disk(self):
         ether(*self.words())

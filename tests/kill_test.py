@@ -51,7 +51,7 @@ def contents(run):
             data = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
         elif name.endswith("state.json"):
             # Logs hold times, and the hash is of their lengths, too.
-            data = {k: v for k, v in json.loads(data).items() if k not in ("log_bytes", "state_hash")}
+            data = {k: v for k, v in json.loads(data).items() if k not in ("logs", "state_hash")}
         elif name == "run.toml":
             data = [line for line in data.splitlines() if not line.startswith(b"out =")]
         elif "tfevents" in name:

@@ -49,7 +49,7 @@ class ResumeTest(RunTest):
                              (self.edited(state, step=11), "holds step 11, not the one it is named after"),
                              (self.edited(state, step=-1), 'key "step" is -1, expected at least 0'),
                              (self.edited(state, best_step=99), 'key "best_step" is 99, expected at most the 10 of "step"'),
-                             (self.edited(state, log_bytes={"metrics.jsonl": -1}), 'key "metrics.jsonl" is -1'),
+                             (self.edited(state, logs={"metrics.jsonl": {"bytes": -1, "hash": ""}}), 'key "bytes" is -1'),
                              (self.edited(state, settings=3), 'key "settings": expected an object'),
                              (self.edited(state, best_score=0.99), "or state.json beside it: holds other values than were written"),
                              (lambda run: (run / state).unlink(), "state.json: cannot open")]:
@@ -109,7 +109,8 @@ class ResumeTest(RunTest):
                 (setting(*[(f"{key} = '{self.data}'", f"{key} = '{fewer}'") for key in ("data", "eval-data")]), [20], "the evaluation data is not what the run began with"),
                 (setting((f"eval-data = '{self.data}'", f"eval-data = '{shuffled}'")), [20], "the evaluation data is not what the run began with"),
                 (setting(*[(f"{key} = '{self.data}'", f"{key} = '{other_names}'") for key in ("data", "eval-data")]), [20], "the labels' names is not what the run began with"),
-                (damage, [20], "metrics.jsonl:3:1: not valid JSON")]:
+                (lambda run: (run / "run.toml").write_text(""), [20], "run.toml: names no model or no data, so the run cannot go on"),
+                (damage, [20], "bytes that were there when the checkpoint was made, found others; put the file back")]:
             with self.subTest(told):
                 code, words, run = self.resumed(change, drop)
                 self.assertEqual(code, 1, words)

@@ -218,8 +218,8 @@ bool CommandLine::parse(int argc, char** argv) {
         const auto name = extras.front().substr(0, extras.front().find('='));
         if (!name.starts_with('-'))
             fail(ErrorKind::usage, "\"{}\" belongs to no option: each takes one value; see ether {} --help",
-                 extras.front(), verb_);
-        fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", name,
+                 printable(extras.front()), verb_);
+        fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", printable(name),
              near_option(name, known), verb_);
     } catch (const CLI::ParseError& error) {
         std::string text = error.what();

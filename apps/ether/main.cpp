@@ -18,6 +18,7 @@
 #include "ether/core/error.h"
 #include "ether/core/memory.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
 #include "ether/io/file.h"
 #include "verb.h"
 
@@ -71,7 +72,7 @@ int dispatch(int argc, char** argv) {
         if (name == verb.name) return run(verb, argc - 1, argv + 1);
         names.emplace_back(verb.name);
     }
-    fail(ErrorKind::usage, "\"{}\" is not a verb of ether{}; ether --help lists them", name,
+    fail(ErrorKind::usage, "\"{}\" is not a verb of ether{}; ether --help lists them", printable(name),
          did_you_mean(name, names));
 }
 

@@ -94,6 +94,10 @@ int train_main(int argc, char** argv) {
         std::vector<char*> arguments;
         for (auto& word : words) arguments.push_back(word.data());
         saved_line.parse(static_cast<int>(arguments.size()), arguments.data());
+        if (config.model.empty() || config.data.empty())
+            fail(ErrorKind::format,
+                 "{}: names no model or no data, so the run cannot go on; put back the file that it wrote",
+                 saved);
         config.method_options = saved_line.method_options();
         if (line.given("threads")) config.threads = threads;
         if (line.given("device")) config.device = device;

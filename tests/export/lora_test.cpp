@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "ether/export/merge.h"
 #include "ether/methods/registry.h"
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
@@ -35,7 +36,8 @@ void PrintTo(const Kind& kind, std::ostream* out) {
 // An adapter as trained: every value moved, so that no side or layer is the identity.
 eval::LoadedAdapter loaded(const Kind& kind, std::vector<std::string> modules_to_save = {},
                            const std::string& targets = "") {
-    eval::LoadedAdapter result{.checkpoint = io::Checkpoint::open(kind.model.path())};
+    const auto checkpoint = io::Checkpoint::open(kind.model.path());
+    eval::LoadedAdapter result{.checkpoint = checkpoint, .base = io::BaseWatch(checkpoint)};
     result.model = std::make_unique<methods::AdaptedModel>(
         kind.model.load(), methods::AdapterConfig{.method = kind.method,
                                                   .options = kind.options,
@@ -162,6 +164,7 @@ TEST_P(Refused, UnlessTheNearestIsAskedFor) {
     EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 
     auto base = merged({.checkpoint = adapter.checkpoint,
+                        .base = adapter.base,
                         .model = std::make_unique<methods::AdaptedModel>(
                             kind.model.load(), methods::AdapterConfig{.method = "head"})});
     const auto expected = merged(adapter);
@@ -342,14 +345,34 @@ TEST(Export, RefusesAFolderThatExists) {
 TEST(Export, InBfloat16StaysWithinItsRounding) {
     const Kind kind{"ether+", {{"blocks", "2"}}, test::kLlamaTied};
     auto adapter = loaded(kind);
-    eval::LoadedAdapter narrow{
-        .checkpoint = adapter.checkpoint, .task = std::move(adapter.task), .max_length = 16};
+    eval::LoadedAdapter narrow{.checkpoint = adapter.checkpoint,
+                               .base = adapter.base,
+                               .task = std::move(adapter.task),
+                               .max_length = 16};
     narrow.model =
         std::make_unique<methods::AdaptedModel>(kind.model.load(at::kBFloat16), adapter.model->files("base"));
     const test::TempFolder folder;
     const auto report = export_lora(narrow, folder / "lora", {.base = "base"});
     EXPECT_GT(report.largest_difference, 0);
     EXPECT_LE(report.largest_difference, report.tolerance(/*float32=*/false));
+}
+
+// Bits that were written well do not make a model that computes the same.
+TEST(Export, AResultOfOtherLogitsIsRefused) {
+    const test::TempFolder folder;
+    const auto model = folder / "model";
+    std::filesystem::copy(test::kBert.path(), model);
+    auto config = nlohmann::json::parse(test::read_raw(model / "config.json"));
+    config["hidden_act"] = "relu";
+    test::write_raw(model / "config.json", config.dump());
+    auto adapter = loaded({"ether+", {}, test::kBert, 0});
+    adapter.checkpoint = io::Checkpoint::open(model);
+    EXPECT_FAILS(numeric, "the merged model's logits differ from the adapter's by",
+                 merge(adapter, folder / "merged", at::kFloat));
+    EXPECT_FAILS(numeric, "the LoRA's logits differ from the adapter's by",
+                 export_lora(adapter, folder / "lora", {}));
+    EXPECT_FALSE(std::filesystem::exists(folder / "merged"));
+    EXPECT_FALSE(std::filesystem::exists(folder / "lora"));
 }
 
 }  // namespace

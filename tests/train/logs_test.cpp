@@ -82,26 +82,26 @@ TEST(MetricsLog, LinesReadBackAsTheSameNumbers) {
 template <typename Log>
 void expect_resume_repeats_the_file(const std::string& name) {
     const test::TempFolder folder;
-    int64_t bytes = 0;
+    LogMark mark;
     std::string at_checkpoint;
     {
         Log log;
         EXPECT_EQ(log.log_name(), name);
         log.on_start({.folder = folder.path()});
         log.on_step(step_report(1));
-        bytes = log.log_bytes();
+        mark = log.log_mark();
         at_checkpoint = read_raw(folder / name);
-        EXPECT_EQ(bytes, static_cast<int64_t>(at_checkpoint.size()));
+        EXPECT_EQ(mark.bytes, static_cast<int64_t>(at_checkpoint.size()));
         log.on_step(step_report(2));  // and then the process dies
     }
     Log log;
-    log.resume_log(bytes);
+    log.resume_log(mark);
     log.on_start({.folder = folder.path(), .first_step = 1});
     EXPECT_EQ(read_raw(folder / name), at_checkpoint);
     log.on_step(step_report(2));
-    EXPECT_EQ(log.log_bytes(), static_cast<int64_t>(read_raw(folder / name).size()));
+    EXPECT_EQ(log.log_mark().bytes, static_cast<int64_t>(read_raw(folder / name).size()));
     EXPECT_EQ(read_raw(folder / name).substr(0, at_checkpoint.size()), at_checkpoint);
-    EXPECT_GT(log.log_bytes(), bytes);
+    EXPECT_GT(log.log_mark().bytes, mark.bytes);
 }
 
 TEST(MetricsLog, ResumeRepeatsTheFile) { expect_resume_repeats_the_file<MetricsLog>("metrics.jsonl"); }
@@ -119,14 +119,55 @@ TEST(LogFile, AShortenedFileIsAnErrorAndAMissingOneStartsAnew) {
     const test::TempFolder folder;
     write_raw(folder / "metrics.jsonl", "{\"step\":9}\n");
     MetricsLog shortened;
-    shortened.resume_log(12);
+    shortened.resume_log({.bytes = 12});
     EXPECT_TRUE(test::fails_with(ErrorKind::file, "metrics.jsonl: expected the 12 bytes",
                                  [&] { shortened.on_start({.folder = folder.path()}); }));
     std::filesystem::remove(folder / "metrics.jsonl");
     MetricsLog missing;
-    missing.resume_log(12);
+    missing.resume_log({.bytes = 12});
     missing.on_start({.folder = folder.path()});
-    EXPECT_EQ(missing.log_bytes(), 0);
+    EXPECT_EQ(missing.log_mark().bytes, 0);
+}
+
+TEST(LogFile, AChangedFileIsAnErrorAndStaysAsItIs) {
+    const test::TempFolder folder;
+    LogMark mark;
+    {
+        MetricsLog log;
+        log.on_start({.folder = folder.path()});
+        log.on_step(step_report(1));
+        mark = log.log_mark();
+        log.on_step(step_report(2));
+    }
+    auto changed = read_raw(folder / "metrics.jsonl");
+    changed[10] ^= 1;
+    write_raw(folder / "metrics.jsonl", changed);
+    MetricsLog log;
+    log.resume_log(mark);
+    EXPECT_TRUE(test::fails_with(ErrorKind::file, "found others; put the file back",
+                                 [&] { log.on_start({.folder = folder.path()}); }));
+    EXPECT_EQ(read_raw(folder / "metrics.jsonl"), changed);
+}
+
+// A log that another one took the place of goes on at that one's end, and a resumed run takes it.
+TEST(LogFile, AReplacedFileCountsFromThere) {
+    const test::TempFolder folder;
+    LogMark mark;
+    {
+        MetricsLog log;
+        log.on_start({.folder = folder.path()});
+        log.on_step(step_report(1));
+        std::filesystem::remove(folder / "metrics.jsonl");
+        write_raw(folder / "metrics.jsonl", "{\"step\":9}\n");
+        log.log_mark();
+        log.on_step(step_report(2));
+        mark = log.log_mark();
+    }
+    const auto before = read_raw(folder / "metrics.jsonl");
+    MetricsLog log;
+    log.resume_log(mark);
+    log.on_start({.folder = folder.path()});
+    EXPECT_EQ(read_raw(folder / "metrics.jsonl"), before);
 }
 
 TEST(LogFile, AFullDiskIsAnErrorAndLeavesWholeLines) {

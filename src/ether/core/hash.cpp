@@ -19,6 +19,8 @@ void Hash::add(const void* data, size_t size) {
     XXH3_128bits_update(&state_->own, data, size);
 }
 
+void Hash::extend(std::string_view part) { XXH3_128bits_update(&state_->own, part.data(), part.size()); }
+
 std::string Hash::hex() const {
     const auto digest = XXH3_128bits_digest(&state_->own);
     return fmt::format("{:016x}{:016x}", digest.high64, digest.low64);

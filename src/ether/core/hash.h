@@ -9,7 +9,7 @@
 
 namespace ether {
 
-// Over length-prefixed byte strings, at the speed of memory.
+// Over byte strings, at the speed of memory.
 class Hash {
   public:
     Hash();
@@ -17,8 +17,11 @@ class Hash {
     Hash(const Hash&) = delete;
     Hash& operator=(const Hash&) = delete;
 
+    // Prefixed by its length: two strings are not one that is as long as both.
     void add(const void* data, size_t size);
     void add(std::string_view text) { add(text.data(), text.size()); }
+    // A part of one long string, wherever that is cut.
+    void extend(std::string_view part);
     std::string hex() const;  // 32 digits
 
   private:

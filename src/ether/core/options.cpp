@@ -32,7 +32,7 @@ Number parse_number(const Field& field, const std::string& text, const char* kin
     Number value{};
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size())
-        fail(ErrorKind::usage, "--{}: expected {}, got \"{}\"", field.name, kind, text);
+        fail(ErrorKind::usage, "--{}: expected {}, got \"{}\"", field.name, kind, printable(text));
     return value;
 }
 
@@ -87,7 +87,8 @@ void Field::set(const std::string& text) const {
     std::visit(Overloaded{
                    [&](bool* v) {
                        if (text != "true" && text != "false")
-                           fail(ErrorKind::usage, "--{}: expected true or false, got \"{}\"", name, text);
+                           fail(ErrorKind::usage, "--{}: expected true or false, got \"{}\"", name,
+                                printable(text));
                        *v = text == "true";
                    },
                    [&](int64_t* v) { *v = parse_number<int64_t>(*this, text, "an integer"); },
@@ -112,7 +113,8 @@ void Field::set(const std::string& text) const {
                            entry.clear();
                        }
                        if (!entry.empty())
-                           fail(ErrorKind::usage, "--{}: \"{}\" is not of the form NAME=NUMBER", name, entry);
+                           fail(ErrorKind::usage, "--{}: \"{}\" is not of the form NAME=NUMBER", name,
+                                printable(entry));
                    },
                },
                value);
@@ -136,7 +138,7 @@ void Field::check() const {
         for (const auto& [module, number] : **numbers) in_range(number);
     if (const auto* word = std::get_if<std::string*>(&value); word && !choices.empty())
         if (std::find(choices.begin(), choices.end(), **word) == choices.end())
-            fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}{}", name, **word,
+            fail(ErrorKind::usage, "--{}: \"{}\" is not known, expected one of {}{}", name, printable(**word),
                  fmt::join(choices, ", "), did_you_mean(**word, choices));
 }
 

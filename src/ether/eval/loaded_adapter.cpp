@@ -41,7 +41,7 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
 }
 
 // An adapter's ether.json, if it has one and was trained on this base.
-std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const std::string& base,
+std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const io::BaseIdentity& base,
                                           const LoadOptions& options, std::vector<std::string>& notes) {
     if (!adapter.files.ether) return {};
     io::JsonObject ether(*adapter.files.ether,
@@ -56,11 +56,20 @@ std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, 
             fmt::format("{} has no fingerprint of its base model that this program knows, so nobody can tell "
                         "whether it belongs to this one",
                         ether.name()));
-    if (known && fingerprint != base && !options.force)
+    if (known && fingerprint != base.weights && !options.force)
         fail(ErrorKind::adapter,
              "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
              "--force uses it all the same",
-             adapter.name, options.model, fingerprint, base);
+             adapter.name, options.model, fingerprint, base.weights);
+    const auto compare = [&](const char* file, const char* key, const std::string& now) {
+        const auto then = ether.get_or<std::string>(key, "");
+        if (then.starts_with(io::kFingerprintKind) && then != now)
+            notes.push_back(
+                fmt::format("{}/{} is not the one that {} was trained with, so its results may differ",
+                            options.model, file, adapter.name));
+    };
+    compare("config.json", "base_config", base.config);
+    compare(io::kTokenizerFile, "base_tokenizer", base.tokenizer);
     return ether;
 }
 
@@ -98,10 +107,11 @@ text::Tokenizer LoadedAdapter::tokenizer() const {
 }
 
 LoadedAdapter load_adapter(const LoadOptions& options) {
-    LoadedAdapter loaded{.checkpoint = io::Checkpoint::open(io::resolve_model(options.model))};
+    auto checkpoint = io::Checkpoint::open(io::resolve_model(options.model));
+    LoadedAdapter loaded{.checkpoint = checkpoint, .base = io::BaseWatch(checkpoint)};
     const auto adapters =
         options.adapter.empty() ? std::vector<methods::NamedAdapter>() : read_adapters(options.adapter);
-    const auto base = adapters.empty() ? std::string() : loaded.checkpoint.fingerprint();
+    const auto base = adapters.empty() ? io::BaseIdentity() : loaded.base.identity();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
         if (!head) head = head_rows(adapter.files, loaded.checkpoint);

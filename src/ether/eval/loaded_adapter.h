@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ether/io/base_identity.h"
 #include "ether/io/checkpoint.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/tasks/task.h"
@@ -32,6 +33,7 @@ std::vector<AdapterName> split_adapters(const std::string& text);
 
 struct LoadedAdapter {
     io::Checkpoint checkpoint;
+    io::BaseWatch base;  // of checkpoint
     std::unique_ptr<methods::AdaptedModel> model;
     std::unique_ptr<tasks::Task> task;
     data::TableOptions columns;      // as in training

@@ -164,8 +164,8 @@ std::vector<std::string> server_warnings(int64_t rank, const io::AdapterFiles& f
     return warnings;
 }
 
-io::AdapterFiles lora_files(const eval::LoadedAdapter& loaded, const std::vector<LowRank>& changes,
-                            int64_t rank, const std::string& base) {
+io::AdapterFiles lora_files(eval::LoadedAdapter& loaded, const std::vector<LowRank>& changes, int64_t rank,
+                            const std::string& base) {
     const auto& adapted = *loaded.model;
     io::NamedTensors tensors;
     for (size_t i = 0; i < changes.size(); ++i) {
@@ -178,8 +178,8 @@ io::AdapterFiles lora_files(const eval::LoadedAdapter& loaded, const std::vector
     const auto fields = options->fields();
     for (const char* name : {"rank", "alpha"}) find_field(fields, name)->set(std::to_string(rank));
     auto files = adapted.files_as(lora, *options, tensors, base);
-    files.ether = tasks::adapter_description(*loaded.task, loaded.checkpoint.fingerprint(), loaded.max_length,
-                                             loaded.columns);
+    files.ether =
+        tasks::adapter_description(*loaded.task, loaded.base.identity(), loaded.max_length, loaded.columns);
     return files;
 }
 
@@ -201,6 +201,7 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     io::check_written(folder.path() / io::kAdapterWeightsFile, files.tensors);
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / io::kAdapterWeightsFile));
     const Probe probe(adapted);
+    loaded.base.check();
     const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
                                            .adapter = folder.path().string(),
                                            .dtype = adapted.model().dtype()});

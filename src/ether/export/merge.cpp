@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
+constexpr const char* kTokenizerFiles[] = {io::kTokenizerFile,
                                            io::kTokenizerConfigFile,
                                            "special_tokens_map.json",
                                            "added_tokens.json",
@@ -28,6 +28,9 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "tokenizer.model",
                                            "chat_template.jinja",
                                            "generation_config.json"};
+
+// The least share of the adapter's effect with which a merged model is not as good as unchanged.
+constexpr double kRetained = 0.5;
 
 nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType dtype) {
     auto config = loaded.checkpoint.config().document();
@@ -100,6 +103,13 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
              "in {}; nothing was written{}",
              out.string(), report.largest_difference, tolerance, io::dtype_name(report.dtype),
              exact ? "" : "; try --dtype f32");
+    if (report.retained && !(*report.retained >= kRetained))
+        fail(ErrorKind::numeric,
+             "{}: in {} the merged model retains only {:.0f}% of what the adapter changes; nothing was "
+             "written; "
+             "--dtype f32 retains all",
+             out.string(), io::dtype_name(report.dtype), 100 * *report.retained);
+    loaded.base.check();
     folder.commit();
     return report;
 }

@@ -110,6 +110,12 @@ void Checkpoint::add_indexed_shards(const fs::path& index_path) {
     }
 }
 
+std::vector<fs::path> Checkpoint::weight_files() const {
+    std::vector<fs::path> files;
+    for (const auto& shard : shards_) files.push_back(shard.path());
+    return files;
+}
+
 std::vector<std::string> Checkpoint::names() const {
     std::vector<std::string> names;
     for (const auto& [name, shard] : shard_of_) names.push_back(name);

@@ -16,6 +16,7 @@
 
 namespace ether::io {
 
+inline constexpr const char* kTokenizerFile = "tokenizer.json";
 inline constexpr const char* kTokenizerConfigFile = "tokenizer_config.json";
 inline constexpr std::string_view kFingerprintKind = "xxh3:";  // others cannot be compared
 
@@ -26,6 +27,8 @@ class Checkpoint {
 
     const std::filesystem::path& path() const { return path_; }
     const JsonObject& config() const { return config_; }
+
+    std::vector<std::filesystem::path> weight_files() const;
 
     // model_max_length of tokenizer_config.json; the largest integer where it says nothing.
     int64_t tokenizer_max_length() const;

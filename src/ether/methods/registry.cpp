@@ -4,6 +4,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/utf8.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -16,8 +17,8 @@ const Method& find(const std::string& wanted, const char* what, Name&& name_of) 
         if (wanted == name_of(method)) return method;
         known.emplace_back(name_of(method));
     }
-    fail(ErrorKind::adapter, "{} \"{}\" is not known; known: {}{}", what, wanted, fmt::join(known, ", "),
-         did_you_mean(wanted, known));
+    fail(ErrorKind::adapter, "{} \"{}\" is not known; known: {}{}", what, printable(wanted),
+         fmt::join(known, ", "), did_you_mean(wanted, known));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/models/common.h"
 #include "ether/nn/weights.h"
 #include "ether/ops/attention/attention.h"
@@ -212,7 +213,7 @@ BertConfig BertConfig::from(const io::JsonObject& config) {
     if (const auto kind = config.get_or<std::string>("position_embedding_type", "absolute");
         kind != "absolute")
         fail(ErrorKind::model, "{}: position_embedding_type \"{}\" is not supported, only \"absolute\"",
-             config.name(), kind);
+             config.name(), printable(kind));
     for (const char* key : {"is_decoder", "add_cross_attention"})
         if (config.get_or<bool>(key, false))
             fail(ErrorKind::model, "{}: key \"{}\" is true, but only encoders are supported here",

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 #include "ether/ops/gelu/gelu.h"
 
 namespace ether::models {
@@ -93,7 +94,7 @@ std::string checked_activation(const io::JsonObject& config, const char* key, co
         known += fmt::format("{}{}", known.empty() ? "" : ", ", entry.name);
     }
     fail(ErrorKind::model, "{}: key \"{}\": activation \"{}\" is not supported; known: {}", config.name(),
-         key, name, known);
+         key, printable(name), known);
 }
 
 ops::Rows::Value activation(const std::string& name, ops::Rows& rows, ops::Rows::Value x) {

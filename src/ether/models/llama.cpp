@@ -303,7 +303,7 @@ LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
     result.tied_embeddings = config.get_or<bool>("tie_word_embeddings", false);
     if (const auto act = config.get_or<std::string>("hidden_act", "silu"); act != "silu")
         fail(ErrorKind::model, "{}: hidden_act \"{}\" is not supported here, only \"silu\"", config.name(),
-             act);
+             printable(act));
     result.windows = attention_windows(config, result.model_type, result.layers);
     result.frequencies = rotary_frequencies(config, result.head_dim);
     return result;

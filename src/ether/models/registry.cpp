@@ -64,7 +64,7 @@ const Architecture& architecture_of(const io::Checkpoint& checkpoint) {
         known.emplace_back(architecture.model_type);
     }
     fail(ErrorKind::model, "{}: model_type \"{}\" is not supported; known architectures: {}",
-         checkpoint.config().name(), type, fmt::join(known, ", "));
+         checkpoint.config().name(), printable(type), fmt::join(known, ", "));
 }
 
 void declare_new_biases(const nn::Model& base, nlohmann::json& config,

@@ -7,6 +7,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/parallel.h"
+#include "ether/core/utf8.h"
 #include "ether/data/order.h"
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
@@ -61,14 +62,16 @@ std::unique_ptr<Task> task_from(const io::JsonObject& description) {
         return std::make_unique<Classification>(data::LabelSet::from_names(
             description.get<std::vector<std::string>>("labels"), description.name()));
     fail(ErrorKind::adapter, "{}: task \"{}\" is not known; expected classify, regression or causal-lm",
-         description.name(), name);
+         description.name(), printable(name));
 }
 
-nlohmann::json adapter_description(const Task& task, const std::string& base_fingerprint, int64_t max_length,
+nlohmann::json adapter_description(const Task& task, const io::BaseIdentity& base, int64_t max_length,
                                    data::TableOptions columns) {
     auto description = task.describe();
     description["format"] = 1;
-    description["base_fingerprint"] = base_fingerprint;
+    description["base_fingerprint"] = base.weights;
+    description["base_config"] = base.config;
+    description["base_tokenizer"] = base.tokenizer;
     description["max_length"] = max_length;
     for (const auto& field : columns.fields()) description[field.config_key()] = field.to_json();
     return description;

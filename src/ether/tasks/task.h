@@ -13,6 +13,7 @@
 #include "ether/data/batch.h"
 #include "ether/data/labels.h"
 #include "ether/data/table.h"
+#include "ether/io/base_identity.h"
 #include "ether/io/json_reader.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/text/tokenizer.h"
@@ -84,7 +85,7 @@ std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data:
 std::unique_ptr<Task> task_from(const io::JsonObject& description);
 
 // ether.json: what describe() says, the base model that the adapter belongs to, and how texts were read.
-nlohmann::json adapter_description(const Task& task, const std::string& base_fingerprint, int64_t max_length,
+nlohmann::json adapter_description(const Task& task, const io::BaseIdentity& base, int64_t max_length,
                                    data::TableOptions columns);
 
 extern const std::vector<std::string> kTaskNames;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ether/tasks/task.h"
+#include "ether/train/run_state.h"
 
 namespace ether::train {
 
@@ -50,13 +51,13 @@ class Callback {
     virtual void on_end() {}
     virtual void on_warning(const std::string& /*line*/) {}
 
-    // A log that grows says how long it is when a checkpoint is made, and is cut to that length when the run
-    // goes on from there; `name` keys the length in the checkpoint, empty: nothing to keep.
+    // A log that grows says what it holds when a checkpoint is made, and is cut to that when the run goes on
+    // from there; its name keys the mark in the checkpoint, empty: nothing to keep.
     virtual std::string log_name() const { return ""; }
-    virtual int64_t log_bytes() { return 0; }
-    // Whether log_bytes found, since it was last asked, that someone had removed or replaced the log.
+    virtual LogMark log_mark() { return {}; }
+    // Whether log_mark found, since it was last asked, that someone had removed or replaced the log.
     virtual bool lost_log() { return false; }
-    virtual void resume_log(int64_t /*bytes*/) {}
+    virtual void resume_log(const LogMark&) {}
 };
 
 }  // namespace ether::train

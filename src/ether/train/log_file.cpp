@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <system_error>
 
@@ -22,11 +24,11 @@ void LogFile::fail_to(const char* action) const {
 }
 
 int64_t LogFile::open() {
-    descriptor_ = io::open_own(path_, O_WRONLY | O_APPEND, 0666);
+    descriptor_ = io::open_own(path_, O_RDWR | O_APPEND, 0666);
     struct stat found_file {};
     if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
         fail(ErrorKind::file, "{}: is no regular file, so no log can be kept there", path_.string());
-    return static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END));
+    return static_cast<int64_t>(found_file.st_size);
 }
 
 void LogFile::begin() {
@@ -35,22 +37,38 @@ void LogFile::begin() {
     if (folder < 0) fail_to("sync the folder of");
     ::fsync(folder);  // some file systems cannot; nothing more can be done there
     ::close(folder);
-    size_ = 0;
+    take(0);
     append(header());
+}
+
+void LogFile::take(int64_t bytes) {
+    hash_ = std::make_unique<Hash>();
+    std::array<char, 1 << 16> buffer;
+    for (size_ = 0; size_ < bytes;) {
+        const auto wanted = std::min<int64_t>(bytes - size_, buffer.size());
+        const ssize_t count = ::pread(descriptor_, buffer.data(), static_cast<size_t>(wanted), size_);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) fail_to("read");
+        if (count == 0) break;  // somebody shortens it
+        hash_->extend({buffer.data(), static_cast<size_t>(count)});
+        size_ += count;
+    }
 }
 
 void LogFile::on_start(const RunInfo& info) {
     ETHER_ASSERT(descriptor_ < 0);
     path_ = info.folder / name_;
     const int64_t found = open();
-    if (found > 0 && found < kept_)
+    if (found > 0) take(kept_.bytes);
+    if (found > 0 && (size_ < kept_.bytes || (kept_.bytes > 0 && hash_->hex() != kept_.hash)))
         fail(ErrorKind::file,
              "{}: expected the {} bytes that were there when the checkpoint was made, found {}; put the file "
              "back, or remove it to go on with a new one",
-             path_.string(), kept_, found);
-    if (found > kept_ && ::ftruncate(descriptor_, kept_) != 0) fail_to("cut to the checkpoint's length");
-    if (found == 0 || kept_ == 0) return begin();
-    size_ = kept_;
+             path_.string(), kept_.bytes,
+             size_ < kept_.bytes ? fmt::to_string(size_) : std::string("others"));
+    if (found > kept_.bytes && ::ftruncate(descriptor_, kept_.bytes) != 0)
+        fail_to("cut to the checkpoint's length");
+    if (found == 0 || kept_.bytes == 0) begin();
 }
 
 void LogFile::append(std::string_view record) {
@@ -67,19 +85,20 @@ void LogFile::append(std::string_view record) {
         }
         rest.remove_prefix(static_cast<size_t>(count));
     }
+    hash_->extend(record);
     size_ += static_cast<int64_t>(record.size());
 }
 
-int64_t LogFile::log_bytes() {
+LogMark LogFile::log_mark() {
     ETHER_ASSERT(descriptor_ >= 0);
     if (!io::is_at(descriptor_, path_)) {
         lost_ = true;
         ::close(std::exchange(descriptor_, -1));
-        size_ = open();
+        take(open());
         if (size_ == 0) begin();
     }
     if (::fsync(descriptor_) != 0) fail_to("sync to disk");
-    return size_;
+    return {size_, hash_->hex()};
 }
 
 }  // namespace ether::train

@@ -5,10 +5,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "ether/core/hash.h"
 #include "ether/train/callback.h"
 
 namespace ether::train {
@@ -20,16 +22,16 @@ class LogFile : public Callback {
     LogFile(const LogFile&) = delete;
     LogFile& operator=(const LogFile&) = delete;
 
-    // Opens the file, or makes it, and cuts it to the length given to resume_log, else to nothing. A missing
-    // file starts anew; one that is shorter has lost records and is an error.
+    // Opens the file, or makes it, and cuts it to what was given to resume_log, else to nothing. A missing
+    // file starts anew; one that does not begin with that is an error and stays as it is.
     void on_start(const RunInfo& info) override;
 
     std::string log_name() const override { return name_; }
     // Waits until all is on the disk. A file that was removed or replaced meanwhile is made anew, or goes on
     // at its end.
-    int64_t log_bytes() override;
+    LogMark log_mark() override;
     bool lost_log() override { return std::exchange(lost_, false); }
-    void resume_log(int64_t bytes) override { kept_ = bytes; }
+    void resume_log(const LogMark& mark) override { kept_ = mark; }
 
   protected:
     void append(std::string_view record);
@@ -38,14 +40,18 @@ class LogFile : public Callback {
 
   private:
     [[noreturn]] void fail_to(const char* action) const;
-    // At the end of what is there; returns its length.
+    // Returns the length of what is there.
     int64_t open();
+    // Takes the file's first bytes for what was written so far.
+    void take(int64_t bytes);
     void begin();
 
     std::string name_;
     std::filesystem::path path_;
     int descriptor_ = -1;
-    int64_t kept_ = 0, size_ = 0;
+    LogMark kept_;
+    int64_t size_ = 0;
+    std::unique_ptr<Hash> hash_;  // of the first size_ bytes
     bool lost_ = false;
 };
 

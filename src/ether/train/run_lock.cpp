@@ -27,7 +27,8 @@ RunLock::~RunLock() { ::close(descriptor_); }
 void RunLock::check() const {
     if (io::is_at(descriptor_, path_)) return;
     fail(ErrorKind::file,
-         "{}: the folder was removed or replaced while the run went on, so the run stops here",
+         "{}: the folder, or .lock in it, was removed or replaced while the run went on, so the run stops "
+         "here",
          path_.parent_path().string());
 }
 

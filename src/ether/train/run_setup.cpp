@@ -7,7 +7,6 @@
 #include "ether/core/hash.h"
 #include "ether/data/order.h"
 #include "ether/io/checkpoint.h"
-#include "ether/io/file.h"
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
 #include "ether/ops/device.h"
@@ -86,6 +85,7 @@ RunSetup read_setup(const RunConfig& config) {
     RunSetup setup;
     const auto device = ops::device_named(config.device);
     const auto checkpoint = io::Checkpoint::open(io::resolve_model(config.model));
+    setup.base.emplace(checkpoint);
     auto table = config.columns;
     table.labels_required = config.task == "classify";
     const auto examples = data::read_examples(config.data, table);
@@ -136,12 +136,11 @@ RunSetup read_setup(const RunConfig& config) {
         fail(ErrorKind::usage,
              "--method {}: nothing would be trained; choose another method or name --modules-to-save",
              config.method);
-    setup.base_fingerprint = checkpoint.fingerprint();
     encode();
-    setup.inputs = {{"the base model", setup.base_fingerprint},
-                    {"the base model's config.json", hash_of(checkpoint.config().document().dump())},
-                    {"the base model's tokenizer.json",
-                     hash_of(io::read_text_file(checkpoint.path() / "tokenizer.json"))},
+    const auto& base = setup.base->identity();
+    setup.inputs = {{"the base model", base.weights},
+                    {"the base model's config.json", base.config},
+                    {"the base model's tokenizer.json", base.tokenizer},
                     {"the training data", hash_of(setup.training)},
                     {"the evaluation data", hash_of(setup.evaluation)},
                     {"the labels' names", hash_of(setup.task->describe().dump())}};

@@ -3,10 +3,12 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "ether/data/batch.h"
+#include "ether/io/base_identity.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/tasks/task.h"
 #include "ether/train/run_config.h"
@@ -17,8 +19,8 @@ struct RunSetup {
     std::unique_ptr<tasks::Task> task;
     std::unique_ptr<methods::AdaptedModel> model;
     std::vector<data::Sequence> training, evaluation;
-    int64_t max_length = 0;  // tokens that texts were cut to
-    std::string base_fingerprint;
+    int64_t max_length = 0;             // tokens that texts were cut to
+    std::optional<io::BaseWatch> base;  // of the files that the model may have mapped
     // What the result depends on beside the settings, by what it is, as hashes: for RunProgress.
     std::map<std::string, std::string> inputs;
 };

@@ -28,6 +28,8 @@ constexpr size_t kDigits = 9;
 std::string name_of(int64_t step) { return fmt::format("{}{:0{}}", kPrefix, step, kDigits); }
 
 nlohmann::json to_json(const RunProgress& progress) {
+    auto logs = nlohmann::json::object();
+    for (const auto& [name, mark] : progress.logs) logs[name] = {{"bytes", mark.bytes}, {"hash", mark.hash}};
     return {{"step", progress.step},
             {"best_score", progress.best_score ? nlohmann::json(*progress.best_score) : nlohmann::json()},
             {"best_step", progress.best_step},
@@ -38,7 +40,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"machine", progress.machine},
             {"inputs", progress.inputs},
             {"settings", progress.settings},
-            {"log_bytes", progress.log_bytes}};
+            {"logs", logs}};
 }
 
 // A number of steps, bytes and the like.
@@ -71,8 +73,11 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.machine = json.get<std::string>("machine");
     progress.inputs = texts(json, "inputs");
     progress.settings = texts(json, "settings");
-    const auto logs = json.object("log_bytes");
-    for (const auto& name : logs.keys()) progress.log_bytes[name] = count(logs, name);
+    const auto logs = json.object("logs");
+    for (const auto& name : logs.keys()) {
+        const auto mark = logs.object(name);
+        progress.logs[name] = {count(mark, "bytes"), mark.get<std::string>("hash")};
+    }
     return progress;
 }
 

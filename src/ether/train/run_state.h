@@ -19,6 +19,12 @@ namespace ether::train {
 // Below a run's folder.
 inline constexpr const char* kCheckpointsFolder = "checkpoints";
 
+// How far a log was written, and a hash of what it held.
+struct LogMark {
+    int64_t bytes = 0;
+    std::string hash;
+};
+
 struct RunProgress {
     int64_t step = 0;  // steps done; epoch, batch and random numbers follow from it
     std::optional<double> best_score;
@@ -30,7 +36,7 @@ struct RunProgress {
     std::map<std::string, std::string>
         inputs;  // base model and data, by hash: a run goes on with the same only
     std::map<std::string, std::string> settings;  // deciding_settings, likewise
-    std::map<std::string, int64_t> log_bytes;     // by Callback::log_name
+    std::map<std::string, LogMark> logs;          // by Callback::log_name
 };
 
 // Whether a run names a checkpoint's folder so.

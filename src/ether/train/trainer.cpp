@@ -55,6 +55,12 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     check_run_folder(config_.out, resume_);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
     setup_ = read_setup(config_);
+    for (const auto& data : {config_.data, config_.eval_data})
+        if (std::error_code ignored; !resume_ && fs::is_fifo(data, ignored))
+            warnings_.push_back(
+                fmt::format("{} is a pipe: where the run is stopped, it goes on only if the same data come "
+                            "from there again",
+                            data));
     // A step's examples are ordered as one batch and then cut, so that accumulation changes nothing.
     order_ = std::make_unique<data::EpochOrder>(
         data::lengths_of(setup_.training),
@@ -182,21 +188,26 @@ void Trainer::evaluate(RunProgress& progress) {
     for (auto* callback : callbacks_) callback->on_evaluation(report);
 }
 
-void Trainer::save_adapter() {
+void Trainer::check_before_saving() {
     lock_->check();
+    setup_.base->check();
+}
+
+void Trainer::save_adapter() {
+    check_before_saving();
     // Named as in run.toml: a resumed run must write the same adapter_config.json.
     auto files = setup_.model->files(from_anywhere(config_.model));
     files.ether =
-        tasks::adapter_description(*setup_.task, setup_.base_fingerprint, setup_.max_length, config_.columns);
+        tasks::adapter_description(*setup_.task, setup_.base->identity(), setup_.max_length, config_.columns);
     io::write_adapter(config_.out, files);
 }
 
 void Trainer::save_checkpoint(RunProgress& progress) {
-    lock_->check();
+    check_before_saving();
     for (auto* callback : callbacks_) {
         const auto name = callback->log_name();
         if (name.empty()) continue;
-        progress.log_bytes[name] = callback->log_bytes();
+        progress.logs[name] = callback->log_mark();
         if (callback->lost_log())
             for (auto* told : callbacks_)
                 told->on_warning(
@@ -243,13 +254,14 @@ void Trainer::resume(RunProgress& progress) {
     restore_adapter(progress);
     state_.remove_old(progress.step, config_.keep);  // a kill may have come before the last save did so
     for (auto* callback : callbacks_) {
-        const auto log = progress.log_bytes.find(callback->log_name());
-        if (log == progress.log_bytes.end()) continue;
+        const auto log = progress.logs.find(callback->log_name());
+        if (log == progress.logs.end()) continue;
         std::error_code missing;
-        if (log->second > 0 && (fs::file_size(fs::path(config_.out) / log->first, missing) == 0 || missing)) {
+        if (log->second.bytes > 0 &&
+            (fs::file_size(fs::path(config_.out) / log->first, missing) == 0 || missing)) {
             warnings_.push_back(fmt::format("{}/{} is gone or empty; it begins anew after step {}",
                                             config_.out, log->first, progress.step));
-            log->second = 0;
+            log->second = {};
             begins_log_anew_ = true;
         }
         callback->resume_log(log->second);

@@ -51,6 +51,7 @@ class Trainer {
     [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
     void evaluate(RunProgress& progress);
+    void check_before_saving();
     void save_adapter();
     void save_checkpoint(RunProgress& progress);
 

@@ -1,0 +1,70 @@
+#include "ether/io/base_identity.h"
+
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "ether/core/error.h"
+#include "ether/core/hash.h"
+#include "ether/io/file.h"
+
+namespace ether::io {
+namespace {
+
+// What transformers writes anew when it saves the same model.
+constexpr const char* kUnimportantKeys[] = {"_name_or_path", "dtype", "torch_dtype", "transformers_version",
+                                            "use_cache"};
+
+std::string hash_of(std::string_view text) {
+    Hash hash;
+    hash.add(text);
+    return std::string(kFingerprintKind) + hash.hex();
+}
+
+BaseIdentity identity_of(const Checkpoint& checkpoint) {
+    auto config = checkpoint.config().document();
+    for (const char* key : kUnimportantKeys) config.erase(key);
+    const auto tokenizer = checkpoint.path() / kTokenizerFile;
+    return {checkpoint.fingerprint(), hash_of(config.dump()),
+            has_entry(tokenizer) ? hash_of(read_text_file(tokenizer)) : ""};
+}
+
+// Another one after each write. The time of the last write alone can be set back; that of the last change of
+// the file's entry cannot.
+std::string stamp_of(const std::filesystem::path& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) != 0) return "";
+    return fmt::format("{}:{} {} {}.{} {}.{}", status.st_dev, status.st_ino, status.st_size,
+                       status.st_mtim.tv_sec, status.st_mtim.tv_nsec, status.st_ctim.tv_sec,
+                       status.st_ctim.tv_nsec);
+}
+
+}  // namespace
+
+BaseWatch::BaseWatch(Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)), stamps_(stamps()) {}
+
+const BaseIdentity& BaseWatch::identity() {
+    if (identity_.weights.empty()) identity_ = identity_of(checkpoint_);
+    return identity_;
+}
+
+void BaseWatch::check() {
+    auto now = stamps();
+    if (now == stamps_) return;
+    if (checkpoint_.fingerprint() != identity().weights)
+        fail(ErrorKind::file,
+             "{}: the model's weights were written to while they were in use, so what was computed since the "
+             "last save cannot be trusted and is not saved; put the files back and start again, a run with "
+             "--resume",
+             checkpoint_.path().string());
+    stamps_ = std::move(now);
+}
+
+std::vector<std::string> BaseWatch::stamps() const {
+    std::vector<std::string> stamps;
+    for (const auto& file : checkpoint_.weight_files()) stamps.push_back(stamp_of(file));
+    return stamps;
+}
+
+}  // namespace ether::io
