@@ -201,16 +201,33 @@ class FaultsTest(RunTest):
         self.assertIn("the base model is not what the run began with", refusal("train", "--resume", self.run_folder))
         with open(weights, "r+b") as file:
             file.write(content)
-        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             newest = lambda: max(os.listdir(self.run_folder / "checkpoints"))
             before = newest()
             os.utime(weights, (1, 1))  # another time is not another model
-            weights.rename(self.folder / "aside")  # nor is its own file in another place
-            shutil.copy(self.folder / "aside", weights)
+            weights.rename(self.folder / "aside")  # nor is its own file in another place, or another file in its own
+            weights.write_bytes(bytes(1000))
             while newest() == before or ".tmp" in newest():
                 self.assertIsNone(process.poll())
                 time.sleep(0.005)
-            self.assert_saves_its_last_step(process, signal.SIGTERM)
+            with open(self.folder / "aside", "r+b") as file:  # but the one that is in use is watched wherever it is
+                file.seek(-20000, os.SEEK_END)
+                file.write(bytes(128))
+            self.ends_with(process, f"{self.model}: the model's weights were written to while they were in use")
+
+    def test_base_written_to_before_it_was_all_read(self):
+        """A run that waits for its data has opened the model, and has not hashed it."""
+        pipe = self.folder / "pipe.csv"
+        os.mkfifo(pipe)
+        words = [pipe if word == self.data else word for word in self.words()]
+        with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            with open(pipe, "w") as data:  # the run has opened it, after the model
+                with open(self.model / "model.safetensors", "r+b") as file:
+                    file.seek(-20000, os.SEEK_END)
+                    file.write(bytes(128))
+                data.write(self.data.read_text())
+            self.ends_with(process, f"{self.model}: the model's weights were written to while they were in use")
+        self.assertFalse(self.run_folder.exists())
 
     def test_results_on_a_full_disk(self):
         """From any call on: one line, and nothing that was not there before."""

@@ -226,8 +226,11 @@ class Merge(ProgramTest):
         self.assertAlmostEqual(report["retained"], 1, places=3)
         done = subprocess.run([ETHER, *map(str, self.merge(adapter, "--dtype", "bf16", model=model, out="lost"))], capture_output=True, text=True)
         self.assertEqual(done.returncode, 1)
-        self.assertIn("in bf16 the merged model retains only 0% of what the adapter changes; nothing was written; --dtype f32 retains all", done.stderr)
+        self.assertIn("in bf16 the merged model retains 0% of what the adapter changes, and is 1 times as far from it as the base is; nothing was written; --dtype f32 retains all", done.stderr)
         self.assertFalse((self.folder / "lost").exists())
+        change_tensors(adapter / "adapter_model.safetensors", {f"{module}.lora_B.weight": floats(32, 1, values=[0] * 32)})
+        words = [word for word in self.merge(adapter, model=model, out="same") if word != "--json"]
+        self.assertRegex(ether(*words), r"largest logit \S+, of which the adapter changes none\)")
         # 1.003 is nearest to 1, 0.997 to 0.99609.
         change_tensors(adapter / "adapter_model.safetensors", {f"{module}.lora_B.weight": floats(32, 1, values=[0.003] * 32)})
         words = [word for word in self.merge(adapter, "--dtype", "bf16", model=model, out="told") if word != "--json"]

@@ -160,6 +160,37 @@ class ResumeTest(RunTest):
                 for name in ["adapter_config.json", "adapter_model.safetensors"]:
                     self.assertEqual((run / name).read_bytes(), (self.run_folder / name).read_bytes())
 
+    def test_an_adapter_that_a_kill_left_without_its_names(self):
+        """Another adapter's configuration is gone before the new one's files get their names, which the resumed run does."""
+        ether(*self.words(), "--eval-data", self.data, "--eval-every", 4, "--lr", "1e-12", "--head-lr", "1e-12")
+        names = ["adapter_config.json", "ether.json", "adapter_model.safetensors"]
+        for count in [1, 2, 3]:
+            with self.subTest(count=count):
+                def unname(run):
+                    for name in names[:count]:
+                        (run / name).rename(run / f"{name}.tmp-1-{count}")
+                code, words, run = self.resumed(unname, [20])
+                self.assertEqual((code, "warning" in words), (0, False), words)
+                for name in names:
+                    self.assertEqual((run / name).read_bytes(), (self.run_folder / name).read_bytes())
+                self.assertEqual([*run.rglob("*.tmp-*")], [])
+        def half_written(run):
+            (run / "adapter_config.json").unlink()
+            (run / "adapter_config.json.tmp-1-1").write_text('{"peft_type": "ETHER')
+        code, words, run = self.resumed(half_written, [20])
+        self.assertEqual(code, 0, words)
+        self.assertIn("is not in the folder any more, or damaged; the next evaluation counts as the best", words)
+
+    def test_a_log_that_a_kill_left_without_a_record(self):
+        """Begun anew, and then no checkpoint counted on it."""
+        ether(*self.words())
+        events = next(self.run_folder.glob("events*")).name
+        content = (self.run_folder / events).read_bytes()
+        header = 12 + int.from_bytes(content[:8], "little") + 4
+        code, words, run = self.resumed(lambda run: (run / events).write_bytes(content[:header]), [20])
+        self.assertEqual(code, 0, words)
+        self.assertIn("is gone or empty; it begins anew after step 15", words)
+
     def test_old_checkpoints_that_a_kill_left(self):
         """Between the last save and the removal of what is old then."""
         ether(*self.words())
@@ -180,7 +211,7 @@ class ResumeTest(RunTest):
             process.terminate()
             told = process.communicate(timeout=60)[1]
         self.assertEqual(process.returncode, 128 + signal.SIGTERM)
-        self.assertEqual(told.count("metrics.jsonl was removed or replaced while the run went on"), 1, told)
+        self.assertEqual(told.count("metrics.jsonl was removed, replaced or written to by others while the run went on"), 1, told)
         for line in log.read_text().splitlines():
             json.loads(line)
         # A checkpoint that counts on what was lost would be in the way of a second try.
@@ -205,7 +236,7 @@ class ResumeTest(RunTest):
                 time.sleep(0.005)
             log.unlink()
             process.terminate()
-            self.assertIn("metrics.jsonl was removed or replaced while the run went on", process.communicate(timeout=60)[1])
+            self.assertIn("metrics.jsonl was removed, replaced or written to by others while the run went on", process.communicate(timeout=60)[1])
         self.assertTrue(log.exists())
 
 

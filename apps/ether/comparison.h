@@ -8,7 +8,7 @@
 
 namespace ether::app {
 
-// Adds "largest_difference", "largest_logit", "adapter_effect" and "retained".
+// Adds "largest_difference", "largest_logit", "adapter_effect", "retained" and "distance".
 void add_comparison(const exporting::Comparison& comparison, nlohmann::json& object);
 
 // "probe logits differ from the adapter's by at most 1e-07 (largest logit 2.1, the adapter changes ...)";

@@ -11,12 +11,12 @@
 #include <utility>
 
 #include "ether/core/error.h"
+#include "ether/core/utf8.h"
 
 namespace ether::app {
 namespace {
 
 constexpr size_t kPiece = size_t{1} << 18;  // bytes of a read
-constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 }  // namespace
 

@@ -135,7 +135,7 @@ TEST_P(Exact, IsTheMergedModel) {
     EXPECT_EQ(report.rank, kind.rank);
     EXPECT_TRUE(report.exact());
     EXPECT_EQ(report.error, 0);
-    EXPECT_GT(*report.adapter_effect, 1e-3);
+    EXPECT_GT(report.adapter_effect, 1e-3);
     EXPECT_NEAR(*report.retained, 1, 1e-4);
     EXPECT_LE(report.largest_difference, 1e-5 * std::max(1.0, report.largest_logit));
 
@@ -310,7 +310,7 @@ TEST(Export, ChangesNothingWhereTheAdapterDoesNot) {
     const test::TempFolder folder;
     const auto report = export_lora(adapter, folder / "lora", {.base = "base", .max_rank = 1});
     EXPECT_EQ(report.error, 0);
-    EXPECT_EQ(*report.adapter_effect, 0);
+    EXPECT_EQ(report.adapter_effect, 0);
     EXPECT_EQ(report.largest_difference, 0);
 }
 
@@ -355,6 +355,18 @@ TEST(Export, InBfloat16StaysWithinItsRounding) {
     const auto report = export_lora(narrow, folder / "lora", {.base = "base"});
     EXPECT_GT(report.largest_difference, 0);
     EXPECT_LE(report.largest_difference, report.tolerance(/*float32=*/false));
+}
+
+// The base that a merge is compared with is the one in its folder, whatever was trained in place.
+TEST(Merge, KnowsTheEffectOfWhatIsTrainedInPlace) {
+    for (const char* method : {"bitfit", "ln-tuning", "full", "lora"}) {
+        const test::TempFolder folder;
+        auto adapter = loaded({method, {}, test::kBert, 0});
+        const auto report = merge(adapter, folder / "merged", at::kFloat);
+        EXPECT_GT(report.adapter_effect, 1e-3) << method;
+        EXPECT_NEAR(report.retained.value_or(0), 1, 1e-4) << method;
+        EXPECT_LT(report.distance.value_or(1), 1e-3) << method;
+    }
 }
 
 // Bits that were written well do not make a model that computes the same.

@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -168,6 +169,26 @@ TEST(LogFile, AReplacedFileCountsFromThere) {
     log.resume_log(mark);
     log.on_start({.folder = folder.path()});
     EXPECT_EQ(read_raw(folder / "metrics.jsonl"), before);
+}
+
+TEST(LogFile, WhatOthersWriteIsToldAndCounts) {
+    const test::TempFolder folder;
+    MetricsLog log;
+    log.on_start({.folder = folder.path()});
+    log.on_step(step_report(1));
+    log.log_mark();
+    EXPECT_FALSE(log.lost_log());
+    const auto others = read_raw(folder / "metrics.jsonl") + "{\"step\":9}\n";
+    std::ofstream(folder / "metrics.jsonl", std::ios::binary | std::ios::app) << "{\"step\":9}\n";
+    EXPECT_EQ(log.log_mark().bytes, static_cast<int64_t>(others.size()));
+    EXPECT_TRUE(log.lost_log());
+    log.on_step(step_report(2));
+    const auto mark = log.log_mark();
+    EXPECT_FALSE(log.lost_log());
+    MetricsLog resumed;
+    resumed.resume_log(mark);
+    resumed.on_start({.folder = folder.path()});
+    EXPECT_TRUE(read_raw(folder / "metrics.jsonl").starts_with(others));
 }
 
 TEST(LogFile, AFullDiskIsAnErrorAndLeavesWholeLines) {

@@ -7,6 +7,8 @@
 
 namespace ether {
 
+inline constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";  // what a text may begin with
+
 // Offset of the first byte that does not belong to well-formed UTF-8 (no overlong forms, no surrogates, at
 // most U+10FFFF), or npos.
 size_t find_invalid_utf8(std::string_view text);

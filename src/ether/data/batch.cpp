@@ -16,11 +16,15 @@ std::vector<int64_t> lengths_of(std::span<const Sequence> sequences) {
     return lengths;
 }
 
+std::vector<at::Tensor*> Batch::tensors() {
+    std::vector<at::Tensor*> all = {&token_ids, &type_ids, &positions, &cu_seqlens, &labels, &targets};
+    std::erase_if(all, [](const at::Tensor* tensor) { return !tensor->defined(); });
+    return all;
+}
+
 Batch Batch::to(at::Device device) const {
     Batch moved = *this;
-    for (auto* tensor : {&moved.token_ids, &moved.type_ids, &moved.positions, &moved.cu_seqlens,
-                         &moved.labels, &moved.targets})
-        if (tensor->defined()) *tensor = tensor->to(device);
+    for (auto* tensor : moved.tensors()) *tensor = tensor->to(device);
     return moved;
 }
 

@@ -35,6 +35,7 @@ struct Batch {
 
     int64_t size() const { return static_cast<int64_t>(rows.size()); }
     int64_t tokens() const { return token_ids.size(0); }
+    std::vector<at::Tensor*> tensors();  // those that are defined
     Batch to(at::Device device) const;
 };
 

@@ -258,7 +258,7 @@ std::vector<Example> read_text(std::string_view text, const std::string& name, T
         fail(ErrorKind::data, "{}:{}: not UTF-8: byte 0x{:02x}; save the file as UTF-8", name,
              first_line + std::count(text.begin(), text.begin() + static_cast<ptrdiff_t>(bad), '\n'),
              static_cast<unsigned char>(text[bad]));
-    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
+    if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
     const Source source{name, options, first_line};
     std::vector<Example> examples;
     switch (format) {

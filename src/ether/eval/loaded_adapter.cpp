@@ -63,7 +63,7 @@ std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, 
              adapter.name, options.model, fingerprint, base.weights);
     const auto compare = [&](const char* file, const char* key, const std::string& now) {
         const auto then = ether.get_or<std::string>(key, "");
-        if (then.starts_with(io::kFingerprintKind) && then != now)
+        if (then.starts_with(io::kFingerprintKind) && !now.empty() && then != now)
             notes.push_back(
                 fmt::format("{}/{} is not the one that {} was trained with, so its results may differ",
                             options.model, file, adapter.name));

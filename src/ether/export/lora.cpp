@@ -44,13 +44,11 @@ void refuse_other_changes(methods::AdaptedModel& adapted) {
              "merge "
              "writes a whole model",
              method->name, method->summary);
-    for (const auto& [name, slots] : adapted.model().tensors())
-        for (const auto& parameter : adapted.parameters().all())
-            if (parameter.group != nn::ParameterGroup::head && parameter.value.is_same(*slots.front()))
-                fail(ErrorKind::adapter,
-                     "the adapter trained the base model's tensor \"{}\" as well, which no LoRA holds; ether "
-                     "merge writes a whole model",
-                     name);
+    if (const auto name = tensor_trained_in_place(adapted))
+        fail(ErrorKind::adapter,
+             "the adapter trained the base model's tensor \"{}\" as well, which no LoRA holds; ether merge "
+             "writes a whole model",
+             *name);
 }
 
 nn::SiteForms in_float64(nn::SiteForms forms) {
@@ -200,7 +198,7 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     io::write_adapter(folder.path(), files);
     io::check_written(folder.path() / io::kAdapterWeightsFile, files.tensors);
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / io::kAdapterWeightsFile));
-    const Probe probe(adapted);
+    const Probe probe(loaded);
     loaded.base.check();
     const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
                                            .adapter = folder.path().string(),

@@ -90,7 +90,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     report.write_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
     io::check_written(folder.path() / "model.safetensors", tensors);
-    const Probe probe(adapted);
+    const Probe probe(loaded);
     const auto again = models::load_model(
         io::Checkpoint::open(folder.path()),
         {.head = loaded.task->head(), .classes = loaded.task->classes(), .dtype = adapted.model().dtype()});
@@ -103,12 +103,12 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
              "in {}; nothing was written{}",
              out.string(), report.largest_difference, tolerance, io::dtype_name(report.dtype),
              exact ? "" : "; try --dtype f32");
-    if (report.retained && !(*report.retained >= kRetained))
+    if (report.retained && !(*report.retained >= kRetained && *report.distance < 1))
         fail(ErrorKind::numeric,
-             "{}: in {} the merged model retains only {:.0f}% of what the adapter changes; nothing was "
-             "written; "
-             "--dtype f32 retains all",
-             out.string(), io::dtype_name(report.dtype), 100 * *report.retained);
+             "{}: in {} the merged model retains {:.0f}% of what the adapter changes, and is {:.2g} times as "
+             "far "
+             "from it as the base is; nothing was written; --dtype f32 retains all",
+             out.string(), io::dtype_name(report.dtype), 100 * *report.retained, *report.distance);
     loaded.base.check();
     folder.commit();
     return report;

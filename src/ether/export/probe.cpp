@@ -7,6 +7,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/random.h"
+#include "ether/models/registry.h"
 
 namespace ether::exporting {
 namespace {
@@ -38,6 +39,23 @@ data::Batch probe_rows(methods::AdaptedModel& adapted) {
     return data::collate(rows, all, data::LabelType::none);
 }
 
+// The model as it is in its folder, but for the head that the adapter brings.
+std::unique_ptr<nn::Model> base_with_head(const eval::LoadedAdapter& loaded) {
+    auto& adapted = *loaded.model;
+    const auto own_classes = models::stored_classes(loaded.checkpoint);
+    auto base = models::load_model(loaded.checkpoint, {.head = loaded.task->head(),
+                                                       .classes = loaded.task->classes(),
+                                                       .new_head = own_classes != loaded.task->classes(),
+                                                       .dtype = adapted.model().dtype()});
+    const auto trained = adapted.model().tensors();
+    for (const auto& [name, slots] : base->tensors())
+        for (const auto& parameter : adapted.parameters().all())
+            if (parameter.group == nn::ParameterGroup::head &&
+                parameter.value.is_same(*trained.at(name).front()))
+                for (at::Tensor* slot : slots) *slot = parameter.value;
+    return base;
+}
+
 double largest(const at::Tensor& t) { return t.abs().max().item<double>(); }
 
 }  // namespace
@@ -46,17 +64,28 @@ double Comparison::tolerance(bool float32) const {
     return (float32 ? 1e-4 : 5e-2) * std::max(1.0, largest_logit);
 }
 
-Probe::Probe(methods::AdaptedModel& adapted) : batch_(probe_rows(adapted)) {
+std::optional<std::string> tensor_trained_in_place(methods::AdaptedModel& adapted) {
+    for (const auto& [name, slots] : adapted.model().tensors())
+        for (const auto& parameter : adapted.parameters().all())
+            if (parameter.group != nn::ParameterGroup::head && parameter.value.is_same(*slots.front()))
+                return name;
+    return {};
+}
+
+Probe::Probe(eval::LoadedAdapter& loaded) : batch_(probe_rows(*loaded.model)) {
     const at::NoGradGuard no_grad;
+    auto& adapted = *loaded.model;
     adapter_ = adapted.logits({.batch = batch_}).to(at::kDouble);
     if (!adapter_.isfinite().all().item<bool>())
         fail(ErrorKind::numeric,
              "with this adapter the model's logits are NaN or infinite, so there is nothing to compare a "
              "result "
              "with; was it trained on another base?");
+    const bool in_place = tensor_trained_in_place(adapted).has_value();
     adapted.model().unbind();
-    if (adapted.parameters().count(nn::ParameterGroup::base) == 0)
-        base_ = adapted.model().logits({.batch = batch_}).to(at::kDouble);
+    base_ = (in_place ? base_with_head(loaded)->logits({.batch = batch_})
+                      : adapted.model().logits({.batch = batch_}))
+                .to(at::kDouble);
 }
 
 Comparison Probe::compare(const at::Tensor& logits) const {
@@ -64,12 +93,12 @@ Comparison Probe::compare(const at::Tensor& logits) const {
     Comparison comparison;
     comparison.largest_logit = largest(adapter_);
     comparison.largest_difference = largest(found - adapter_);
-    if (!base_.defined()) return comparison;
     const auto effect = adapter_ - base_;
     comparison.adapter_effect = largest(effect);
-    if (*comparison.adapter_effect > 0)
-        comparison.retained =
-            ((found - base_) * effect).sum().item<double>() / effect.square().sum().item<double>();
+    if (comparison.adapter_effect == 0) return comparison;
+    comparison.retained =
+        ((found - base_) * effect).sum().item<double>() / effect.square().sum().item<double>();
+    comparison.distance = (found - adapter_).norm().item<double>() / effect.norm().item<double>();
     return comparison;
 }
 

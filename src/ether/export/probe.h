@@ -4,29 +4,31 @@
 
 #include <optional>
 
-#include "ether/methods/adapted_model.h"
+#include "ether/eval/loaded_adapter.h"
 
 namespace ether::exporting {
 
 struct Comparison {
     double largest_difference = 0;  // of probe logits, the result's against the adapter's
     double largest_logit = 0;       // of the adapter's forward, in magnitude
-    // Largest change of the probe logits by the adapter, to see the result's error beside it. Absent where
-    // the base weights themselves were trained.
-    std::optional<double> adapter_effect;
+    double adapter_effect = 0;      // largest change of the probe logits by the adapter, its own head apart
     // The result's change of them along the adapter's, as a share of it: 1 where nothing was lost, 0 where
-    // all was. Absent where the adapter changes nothing, too.
-    std::optional<double> retained;
+    // all was; and how far the result is from the adapter, 1 where that is as far as the base is. Absent
+    // where the adapter changes nothing.
+    std::optional<double> retained, distance;
 
     // The largest difference that rounding explains: 1e-4 where all is float32, else 5e-2 (bfloat16),
     // relative to max(1, largest logit).
     double tolerance(bool float32) const;
 };
 
+// A tensor of the base model, if any, that was trained in place and is no part of a head.
+std::optional<std::string> tensor_trained_in_place(methods::AdaptedModel& adapted);
+
 class Probe {
   public:
     // Runs the adapter and its base, and leaves the model unbound. The ids are the same in every run.
-    explicit Probe(methods::AdaptedModel& adapted);
+    explicit Probe(eval::LoadedAdapter& loaded);
 
     const data::Batch& batch() const { return batch_; }  // what the result must run
     Comparison compare(const at::Tensor& logits) const;

@@ -1,5 +1,6 @@
 #include "ether/io/adapter_folder.h"
 
+#include <map>
 #include <optional>
 #include <system_error>
 
@@ -89,14 +90,14 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     AtomicFile weights(folder / kAdapterWeightsFile), config_file(folder / kAdapterConfigFile);
     write_safetensors(weights, files.tensors, {{"format", "pt"}});
     weights.sync();
-    config_file.write(config);
-    config_file.sync();
     std::optional<AtomicFile> ether_file;
     if (files.ether) {
         ether_file.emplace(folder / kEtherFile);
         ether_file->write(ether);
         ether_file->sync();
     }
+    config_file.write(config);  // the last: where it is whole, all are, which finish_adapter relies on
+    config_file.sync();
     // The same run saving again swaps its tensors in one step and stays whole; any other adapter must not be
     // mixed.
     if (!same) remove_file(folder / kAdapterConfigFile);
@@ -107,6 +108,24 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
         remove_file(folder / kEtherFile);
     config_file.commit();
     folders.keep();
+}
+
+void finish_adapter(const fs::path& folder) {
+    if (has_entry(folder / kAdapterConfigFile)) return;
+    std::map<std::string, fs::path> left;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+        const auto name = entry.path().filename().string();
+        if (final_name(name) != name && entry.is_regular_file()) left[final_name(name)] = entry.path();
+    }
+    if (!left.contains(kAdapterConfigFile)) return;
+    try {
+        JsonObject::load(left[kAdapterConfigFile]);
+    } catch (const Error&) {  // the kill came before all was written
+        return;
+    }
+    if (!left.contains(kEtherFile)) remove_file(folder / kEtherFile);
+    for (const char* name : {kAdapterWeightsFile, kEtherFile, kAdapterConfigFile})
+        if (left.contains(name)) fs::rename(left[name], folder / name);
 }
 
 }  // namespace ether::io

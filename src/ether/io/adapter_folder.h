@@ -41,4 +41,7 @@ AdapterFiles read_adapter(const std::filesystem::path& folder);
 // need all or nothing write into an AtomicFolder.
 void write_adapter(const std::filesystem::path& folder, const AdapterFiles& files);
 
+// Where a write_adapter was killed between an old adapter's end and the new one's names, gives them.
+void finish_adapter(const std::filesystem::path& folder);
+
 }  // namespace ether::io

@@ -1,10 +1,12 @@
 // Which base model an adapter or a run belongs to, and whether its files still are what they were.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "ether/io/checkpoint.h"
+#include "ether/io/descriptor.h"
 
 namespace ether::io {
 
@@ -22,17 +24,20 @@ class BaseWatch {
     // From now on.
     explicit BaseWatch(Checkpoint checkpoint);
 
-    // Reads all weights the first time.
+    // Reads all weights the first time; throws where a file was written to since the constructor.
     const BaseIdentity& identity();
-    // Throws where a file was written to and the weights are not those of identity() any more. Reads them
-    // only where a file's time, size or place has changed.
+    // Throws where a file was written to and the weights are not those of identity(), which must have been
+    // asked for, any more. Reads them only where a file's times or size have changed.
     void check();
 
   private:
     std::vector<std::string> stamps() const;
 
+    [[noreturn]] void fail_written() const;
+
     Checkpoint checkpoint_;
-    std::vector<std::string> stamps_;  // of each file
+    std::vector<std::shared_ptr<const Descriptor>> files_;  // wherever they are moved to
+    std::vector<std::string> stamps_;
     BaseIdentity identity_;
 };
 

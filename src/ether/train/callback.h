@@ -55,9 +55,12 @@ class Callback {
     // from there; its name keys the mark in the checkpoint, empty: nothing to keep.
     virtual std::string log_name() const { return ""; }
     virtual LogMark log_mark() { return {}; }
-    // Whether log_mark found, since it was last asked, that someone had removed or replaced the log.
+    // Whether log_mark found, since it was last asked, that someone had removed, replaced or written to the
+    // log.
     virtual bool lost_log() { return false; }
     virtual void resume_log(const LogMark&) {}
+    // What a log without a record holds.
+    virtual int64_t empty_log_bytes() const { return 0; }
 };
 
 }  // namespace ether::train

@@ -23,13 +23,14 @@ void LogFile::fail_to(const char* action) const {
          std::generic_category().message(errno));
 }
 
-int64_t LogFile::open() {
+void LogFile::open() {
     descriptor_ = io::open_own(path_, O_RDWR | O_APPEND, 0666);
-    struct stat found_file {};
-    if (::fstat(descriptor_, &found_file) != 0 || !S_ISREG(found_file.st_mode))
+    struct stat file {};
+    if (::fstat(descriptor_, &file) != 0 || !S_ISREG(file.st_mode))
         fail(ErrorKind::file, "{}: is no regular file, so no log can be kept there", path_.string());
-    return static_cast<int64_t>(found_file.st_size);
 }
+
+int64_t LogFile::length() const { return static_cast<int64_t>(::lseek(descriptor_, 0, SEEK_END)); }
 
 void LogFile::begin() {
     // The file may be new: a checkpoint that counts on it must find its name after a power cut, too.
@@ -58,7 +59,8 @@ void LogFile::take(int64_t bytes) {
 void LogFile::on_start(const RunInfo& info) {
     ETHER_ASSERT(descriptor_ < 0);
     path_ = info.folder / name_;
-    const int64_t found = open();
+    open();
+    const int64_t found = length();
     if (found > 0) take(kept_.bytes);
     if (found > 0 && (size_ < kept_.bytes || (kept_.bytes > 0 && hash_->hex() != kept_.hash)))
         fail(ErrorKind::file,
@@ -79,7 +81,8 @@ void LogFile::append(std::string_view record) {
             if (errno == EINTR) continue;
             const int reason = errno;
             // Half a record would spoil the file for its readers; if this fails too, the resumed run cuts it.
-            [[maybe_unused]] const int ignored = ::ftruncate(descriptor_, size_);
+            if (length() > size_) [[maybe_unused]]
+                const int ignored = ::ftruncate(descriptor_, size_);
             errno = reason;
             fail_to("write");
         }
@@ -91,10 +94,14 @@ void LogFile::append(std::string_view record) {
 
 LogMark LogFile::log_mark() {
     ETHER_ASSERT(descriptor_ >= 0);
-    if (!io::is_at(descriptor_, path_)) {
+    const bool is_there = io::is_at(descriptor_, path_);
+    if (!is_there || length() != size_) {  // others had a hand in it
         lost_ = true;
-        ::close(std::exchange(descriptor_, -1));
-        take(open());
+        if (!is_there) {
+            ::close(std::exchange(descriptor_, -1));
+            open();
+        }
+        take(length());
         if (size_ == 0) begin();
     }
     if (::fsync(descriptor_) != 0) fail_to("sync to disk");

@@ -27,9 +27,10 @@ class LogFile : public Callback {
     void on_start(const RunInfo& info) override;
 
     std::string log_name() const override { return name_; }
-    // Waits until all is on the disk. A file that was removed or replaced meanwhile is made anew, or goes on
-    // at its end.
+    // Waits until all is on the disk. A file that was removed, replaced or written to meanwhile is made anew,
+    // or goes on at its end.
     LogMark log_mark() override;
+    int64_t empty_log_bytes() const override { return static_cast<int64_t>(header().size()); }
     bool lost_log() override { return std::exchange(lost_, false); }
     void resume_log(const LogMark& mark) override { kept_ = mark; }
 
@@ -40,8 +41,8 @@ class LogFile : public Callback {
 
   private:
     [[noreturn]] void fail_to(const char* action) const;
-    // Returns the length of what is there.
-    int64_t open();
+    void open();
+    int64_t length() const;
     // Takes the file's first bytes for what was written so far.
     void take(int64_t bytes);
     void begin();

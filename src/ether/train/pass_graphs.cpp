@@ -18,14 +18,6 @@ constexpr int64_t kMostGraphs = 16, kMostShapes = 4096;
 // Of a pass's time, after which the device has caught up with the host: it waits where that is most of it.
 constexpr double kMostlyWaiting = 0.8;
 
-std::vector<at::Tensor*> tensors_of(data::Batch& batch) {
-    std::vector<at::Tensor*> tensors;
-    for (auto* tensor : {&batch.token_ids, &batch.type_ids, &batch.positions, &batch.cu_seqlens,
-                         &batch.labels, &batch.targets})
-        if (tensor->defined()) tensors.push_back(tensor);
-    return tensors;
-}
-
 }  // namespace
 
 std::unique_ptr<PassGraphs> PassGraphs::of(methods::AdaptedModel& model) {
@@ -73,7 +65,7 @@ void PassGraphs::record(Shape& shape, const nn::Pass& pass, const Loss& loss) {
     // A graph keeps what a pass needs, beside what other passes need.
     if (device.is_cuda() && ops::free_memory(device) < ops::peak_memory(device)) return;
     shape.batch = pass.batch;
-    for (auto* tensor : tensors_of(shape.batch)) *tensor = tensor->clone();
+    for (auto* tensor : shape.batch.tensors()) *tensor = tensor->clone();
     // What the last pass bound keeps nodes of autograd, and those the stream that they were made on: neither
     // may the recording meet nodes of other streams, nor other passes the recording's.
     const auto let_go = [&] {
@@ -116,7 +108,7 @@ void PassGraphs::lay_out(const std::vector<char>& has_gradient) {
 
 void PassGraphs::replay(Shape& shape, const data::Batch& batch) {
     auto given = batch;
-    const auto from = tensors_of(given), to = tensors_of(shape.batch);
+    const auto from = given.tensors(), to = shape.batch.tensors();
     for (size_t i = 0; i < to.size(); ++i) to[i]->copy_(*from[i]);
     shape.graph->replay();
     bool adds = true;

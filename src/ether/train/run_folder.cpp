@@ -68,6 +68,7 @@ void check_run_folder(const fs::path& folder, bool resume) {
 }
 
 void remove_leftovers(const fs::path& folder) {
+    io::finish_adapter(folder);
     remove_unfinished(folder, /*are_folders=*/false);
     remove_unfinished(folder / kCheckpointsFolder, /*are_folders=*/true);
 }

@@ -9,7 +9,7 @@ namespace ether::train {
 // that no run has made and one would replace. A folder that is not there yet is fine for a new run.
 void check_run_folder(const std::filesystem::path& folder, bool resume);
 
-// Removes files and checkpoints that were being written when a process was killed.
+// Finishes or removes what was being written when a process was killed.
 void remove_leftovers(const std::filesystem::path& folder);
 
 }  // namespace ether::train

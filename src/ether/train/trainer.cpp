@@ -210,10 +210,10 @@ void Trainer::save_checkpoint(RunProgress& progress) {
         progress.logs[name] = callback->log_mark();
         if (callback->lost_log())
             for (auto* told : callbacks_)
-                told->on_warning(
-                    fmt::format("{}/{} was removed or replaced while the run went on; what was "
-                                "written since is lost",
-                                config_.out, name));
+                told->on_warning(fmt::format(
+                    "{}/{} was removed, replaced or written to by others while the run went on; some of it "
+                    "may be lost",
+                    config_.out, name));
     }
     state_.save(progress, setup_.model->parameters(), *optimizer_, config_.keep);
 }
@@ -256,13 +256,18 @@ void Trainer::resume(RunProgress& progress) {
     for (auto* callback : callbacks_) {
         const auto log = progress.logs.find(callback->log_name());
         if (log == progress.logs.end()) continue;
-        std::error_code missing;
-        if (log->second.bytes > 0 &&
-            (fs::file_size(fs::path(config_.out) / log->first, missing) == 0 || missing)) {
-            warnings_.push_back(fmt::format("{}/{} is gone or empty; it begins anew after step {}",
-                                            config_.out, log->first, progress.step));
+        const auto path = fs::path(config_.out) / log->first;
+        const auto is_empty = [&](int64_t bytes) { return bytes <= callback->empty_log_bytes(); };
+        std::error_code code;
+        const bool is_gone = !fs::exists(path, code);
+        const auto bytes = static_cast<int64_t>(is_gone ? 0 : fs::file_size(path, code));
+        if (is_gone || (!code && is_empty(bytes))) {
+            if (!is_empty(log->second.bytes)) {
+                warnings_.push_back(fmt::format("{} is gone or empty; it begins anew after step {}",
+                                                path.string(), progress.step));
+                begins_log_anew_ = true;
+            }
             log->second = {};
-            begins_log_anew_ = true;
         }
         callback->resume_log(log->second);
     }
