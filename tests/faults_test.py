@@ -38,7 +38,7 @@ class FaultsTest(RunTest):
         self.assertEqual(victim.read_text(), "")
         metrics.unlink()
         os.mkfifo(metrics)
-        self.assert_fails_late("metrics.jsonl: cannot open")
+        self.assert_fails_late("metrics.jsonl: is no regular file")
         metrics.unlink()
         elsewhere = self.folder / "elsewhere"
         lock = self.run_folder / ".lock"
@@ -203,13 +203,16 @@ class FaultsTest(RunTest):
             file.write(content)
         with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             newest = lambda: max(os.listdir(self.run_folder / "checkpoints"))
-            before = newest()
+            def wait_for_a_save():
+                before = newest()
+                while newest() == before or ".tmp" in newest():
+                    self.assertIsNone(process.poll())
+                    time.sleep(0.005)
+            wait_for_a_save()
             os.utime(weights, (1, 1))  # another time is not another model
             weights.rename(self.folder / "aside")  # nor is its own file in another place, or another file in its own
             weights.write_bytes(bytes(1000))
-            while newest() == before or ".tmp" in newest():
-                self.assertIsNone(process.poll())
-                time.sleep(0.005)
+            wait_for_a_save()
             with open(self.folder / "aside", "r+b") as file:  # but the one that is in use is watched wherever it is
                 file.seek(-20000, os.SEEK_END)
                 file.write(bytes(128))

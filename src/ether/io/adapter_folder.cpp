@@ -101,11 +101,9 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
     // The same run saving again swaps its tensors in one step and stays whole; any other adapter must not be
     // mixed.
     if (!same) remove_file(folder / kAdapterConfigFile);
+    if (!ether_file) remove_file(folder / kEtherFile);
     weights.commit();
-    if (ether_file)
-        ether_file->commit();
-    else
-        remove_file(folder / kEtherFile);
+    if (ether_file) ether_file->commit();
     config_file.commit();
     folders.keep();
 }
@@ -123,7 +121,7 @@ void finish_adapter(const fs::path& folder) {
     } catch (const Error&) {  // the kill came before all was written
         return;
     }
-    if (!left.contains(kEtherFile)) remove_file(folder / kEtherFile);
+    if (left.contains(kAdapterWeightsFile) && !left.contains(kEtherFile)) remove_file(folder / kEtherFile);
     for (const char* name : {kAdapterWeightsFile, kEtherFile, kAdapterConfigFile})
         if (left.contains(name)) fs::rename(left[name], folder / name);
 }
