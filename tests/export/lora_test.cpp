@@ -369,6 +369,22 @@ TEST(Merge, KnowsTheEffectOfWhatIsTrainedInPlace) {
     }
 }
 
+// In float32 an adapter that has hardly begun is no reason to refuse; bfloat16 loses it.
+TEST(Merge, RefusesWhatBfloat16Loses) {
+    const test::TempFolder folder;
+    auto adapter = loaded({"bitfit", {}, test::kBert, 0});
+    const auto base = test::kBert.load();
+    const at::NoGradGuard no_grad;
+    for (const auto& [name, slots] : base->tensors())
+        for (const auto& parameter : adapter.model->parameters().all())
+            if (parameter.value.is_same(*adapter.model->model().tensors().at(name).front()))
+                parameter.value.copy_(*slots.front())
+                    .add_(1e-7 * test::normal(parameter.value.sizes(), 3, at::kFloat));
+    EXPECT_FAILS(numeric, "--dtype f32 retains all", merge(adapter, folder / "merged", at::kBFloat16));
+    EXPECT_FALSE(std::filesystem::exists(folder / "merged"));
+    EXPECT_GT(merge(adapter, folder / "merged", at::kFloat).adapter_effect, 0);
+}
+
 // Bits that were written well do not make a model that computes the same.
 TEST(Export, AResultOfOtherLogitsIsRefused) {
     const test::TempFolder folder;

@@ -103,11 +103,10 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
              "in {}; nothing was written{}",
              out.string(), report.largest_difference, tolerance, io::dtype_name(report.dtype),
              exact ? "" : "; try --dtype f32");
-    if (report.retained && !(*report.retained >= kRetained && *report.distance < 1))
+    if (!exact && report.retained && !(*report.retained >= kRetained && *report.distance < 1))
         fail(ErrorKind::numeric,
-             "{}: in {} the merged model retains {:.0f}% of what the adapter changes, and is {:.2g} times as "
-             "far "
-             "from it as the base is; nothing was written; --dtype f32 retains all",
+             "{}: in {} the merged model retains {:.0f}% of what the adapter changes, and is "
+             "{:.2g} times as far from it as the base is; nothing was written; --dtype f32 retains all",
              out.string(), io::dtype_name(report.dtype), 100 * *report.retained, *report.distance);
     loaded.base.check();
     folder.commit();

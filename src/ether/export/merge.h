@@ -19,8 +19,7 @@ struct MergeReport : Comparison {
 // (undefined: the base's own) and the base's tokenizer files, which cut a classifier's texts where its
 // training did. `out` must not exist. Throws, leaving nothing, if a tensor does not read back bit by bit, or
 // the merged model's logits differ from the adapter's by more than the dtype allows (Comparison::tolerance)
-// or retain less than half of its effect
-// or are as far from them as the base's.
+// or, where not all is float32, retain less than half of its effect or are as far from it as the base's.
 MergeReport merge(eval::LoadedAdapter& loaded, const std::filesystem::path& out, at::ScalarType dtype);
 
 }  // namespace ether::exporting
