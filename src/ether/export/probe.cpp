@@ -47,7 +47,7 @@ std::unique_ptr<nn::Model> base_with_head(const eval::LoadedAdapter& loaded) {
                                                        .classes = loaded.task->classes(),
                                                        .new_head = own_classes != loaded.task->classes(),
                                                        .dtype = adapted.model().dtype()});
-    const auto trained = adapted.model().tensors();
+    const auto& trained = adapted.model().tensors();
     for (const auto& [name, slots] : base->tensors())
         for (const auto& parameter : adapted.parameters().all())
             if (parameter.group == nn::ParameterGroup::head &&

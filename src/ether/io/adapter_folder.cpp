@@ -111,9 +111,10 @@ void write_adapter(const fs::path& folder, const AdapterFiles& files) {
 void finish_adapter(const fs::path& folder) {
     if (has_entry(folder / kAdapterConfigFile)) return;
     std::map<std::string, fs::path> left;
-    for (const auto& entry : fs::directory_iterator(folder)) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
         const auto name = entry.path().filename().string();
-        if (final_name(name) != name && entry.is_regular_file()) left[final_name(name)] = entry.path();
+        if (final_name(name) != name && entry.is_regular_file(ignored)) left[final_name(name)] = entry.path();
     }
     if (!left.contains(kAdapterConfigFile)) return;
     try {
@@ -122,8 +123,11 @@ void finish_adapter(const fs::path& folder) {
         return;
     }
     if (left.contains(kAdapterWeightsFile) && !left.contains(kEtherFile)) remove_file(folder / kEtherFile);
-    for (const char* name : {kAdapterWeightsFile, kEtherFile, kAdapterConfigFile})
-        if (left.contains(name)) fs::rename(left[name], folder / name);
+    for (const char* name : {kAdapterWeightsFile, kEtherFile, kAdapterConfigFile}) {
+        std::error_code error;
+        if (left.contains(name)) fs::rename(left[name], folder / name, error);
+        if (error) fail_system(folder / name, "rename into place", error.value());
+    }
 }
 
 }  // namespace ether::io
