@@ -181,13 +181,33 @@ class ResumeTest(RunTest):
         self.assertEqual(code, 0, words)
         self.assertIn("is not in the folder any more, or damaged; the next evaluation counts as the best", words)
 
+    def test_killed_twice_before_the_first_save(self):
+        """At first before there was a record: the events' file begins anew then, with another time of day."""
+        words = [10**6 if word == 5 else word for word in self.words(steps=10**6)]
+        log = self.run_folder / "metrics.jsonl"
+        for number in range(3):
+            with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+                while not log.exists() or log.stat().st_size < 500:
+                    self.assertIsNone(process.poll())
+                    time.sleep(0.005)
+                process.kill()
+            words = ["train", "--resume", self.run_folder]
+            os.truncate(log, 0)
+            if number == 0:
+                events = next(self.run_folder.glob("events*"))
+                events.write_bytes(self.header_of(events.read_bytes()))
+
+    @staticmethod
+    def header_of(events):
+        """The first record: length, checksum, data, checksum."""
+        return events[: 12 + int.from_bytes(events[:8], "little") + 4]
+
     def test_a_log_that_a_kill_left_without_a_record(self):
         """Begun anew, and then no checkpoint counted on it."""
         ether(*self.words())
         events = next(self.run_folder.glob("events*")).name
         content = (self.run_folder / events).read_bytes()
-        header = 12 + int.from_bytes(content[:8], "little") + 4
-        code, words, run = self.resumed(lambda run: (run / events).write_bytes(content[:header]), [20])
+        code, words, run = self.resumed(lambda run: (run / events).write_bytes(self.header_of(content)), [20])
         self.assertEqual(code, 0, words)
         self.assertIn("is gone or empty; it begins anew after step 15", words)
 

@@ -261,12 +261,12 @@ void Trainer::resume(RunProgress& progress) {
         std::error_code code;
         const bool is_gone = !fs::exists(path, code);
         const auto bytes = static_cast<int64_t>(is_gone ? 0 : fs::file_size(path, code));
-        if (is_gone || (!code && is_empty(bytes))) {
-            if (!is_empty(log->second.bytes)) {
-                warnings_.push_back(fmt::format("{} is gone or empty; it begins anew after step {}",
-                                                path.string(), progress.step));
-                begins_log_anew_ = true;
-            }
+        if (is_empty(log->second.bytes)) {
+            log->second = {};  // begun anew each time, with another time in its header
+        } else if (is_gone || (!code && is_empty(bytes))) {
+            warnings_.push_back(fmt::format("{} is gone or empty; it begins anew after step {}",
+                                            path.string(), progress.step));
+            begins_log_anew_ = true;
             log->second = {};
         }
         callback->resume_log(log->second);
