@@ -80,6 +80,12 @@ TEST(MetricsLog, LinesReadBackAsTheSameNumbers) {
     EXPECT_TRUE(lines[2]["gradient_norm"].is_null());
 }
 
+// A run's first step.
+void begin(LogFile& log, const test::TempFolder& folder) {
+    log.on_start({.folder = folder.path()});
+    log.on_step(step_report(1));
+}
+
 template <typename Log>
 void expect_resume_repeats_the_file(const std::string& name) {
     const test::TempFolder folder;
@@ -88,8 +94,7 @@ void expect_resume_repeats_the_file(const std::string& name) {
     {
         Log log;
         EXPECT_EQ(log.log_name(), name);
-        log.on_start({.folder = folder.path()});
-        log.on_step(step_report(1));
+        begin(log, folder);
         mark = log.log_mark();
         at_checkpoint = read_raw(folder / name);
         EXPECT_EQ(mark.bytes, static_cast<int64_t>(at_checkpoint.size()));
@@ -135,8 +140,7 @@ TEST(LogFile, AChangedFileIsAnErrorAndStaysAsItIs) {
     LogMark mark;
     {
         MetricsLog log;
-        log.on_start({.folder = folder.path()});
-        log.on_step(step_report(1));
+        begin(log, folder);
         mark = log.log_mark();
         log.on_step(step_report(2));
     }
@@ -156,8 +160,7 @@ TEST(LogFile, AReplacedFileCountsFromThere) {
     LogMark mark;
     {
         MetricsLog log;
-        log.on_start({.folder = folder.path()});
-        log.on_step(step_report(1));
+        begin(log, folder);
         std::filesystem::remove(folder / "metrics.jsonl");
         write_raw(folder / "metrics.jsonl", "{\"step\":9}\n");
         log.log_mark();
@@ -174,8 +177,7 @@ TEST(LogFile, AReplacedFileCountsFromThere) {
 TEST(LogFile, WhatOthersWriteIsToldAndCounts) {
     const test::TempFolder folder;
     MetricsLog log;
-    log.on_start({.folder = folder.path()});
-    log.on_step(step_report(1));
+    begin(log, folder);
     log.log_mark();
     EXPECT_FALSE(log.lost_log());
     const auto others = read_raw(folder / "metrics.jsonl") + "{\"step\":9}\n";
@@ -194,8 +196,7 @@ TEST(LogFile, WhatOthersWriteIsToldAndCounts) {
 TEST(LogFile, AFullDiskIsAnErrorAndLeavesWholeLines) {
     const test::TempFolder folder;
     MetricsLog log;
-    log.on_start({.folder = folder.path()});
-    log.on_step(step_report(1));
+    begin(log, folder);
     const auto before = read_raw(folder / "metrics.jsonl");
 
     // The system's limit on file sizes stands in for the disk's: the next line fits in part.

@@ -26,4 +26,10 @@ std::string Hash::hex() const {
     return fmt::format("{:016x}{:016x}", digest.high64, digest.low64);
 }
 
+std::string hash_of(std::string_view text) {
+    Hash hash;
+    hash.add(text);
+    return hash.hex();
+}
+
 }  // namespace ether

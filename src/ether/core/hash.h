@@ -29,4 +29,7 @@ class Hash {
     std::unique_ptr<State> state_;
 };
 
+// Of one text, 32 digits.
+std::string hash_of(std::string_view text);
+
 }  // namespace ether

@@ -3,7 +3,6 @@
 #include <sys/stat.h>
 
 #include <nlohmann/json.hpp>
-#include <string_view>
 
 #include "ether/core/error.h"
 #include "ether/core/hash.h"
@@ -16,18 +15,13 @@ namespace {
 constexpr const char* kUnimportantKeys[] = {"_name_or_path", "dtype", "torch_dtype", "transformers_version",
                                             "use_cache"};
 
-std::string hash_of(std::string_view text) {
-    Hash hash;
-    hash.add(text);
-    return std::string(kFingerprintKind) + hash.hex();
-}
-
 BaseIdentity identity_of(const Checkpoint& checkpoint) {
     auto config = checkpoint.config().document();
     for (const char* key : kUnimportantKeys) config.erase(key);
     const auto tokenizer = checkpoint.path() / kTokenizerFile;
-    return {checkpoint.fingerprint(), hash_of(config.dump()),
-            has_entry(tokenizer) ? hash_of(read_text_file(tokenizer)) : ""};
+    const std::string kind(kFingerprintKind);
+    return {checkpoint.fingerprint(), kind + hash_of(config.dump()),
+            has_entry(tokenizer) ? kind + hash_of(read_text_file(tokenizer)) : ""};
 }
 
 // Another one after each write. The time of the last write alone can be set back; that of the last change of

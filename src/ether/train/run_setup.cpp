@@ -45,12 +45,6 @@ std::string hash_of(const std::vector<data::Sequence>& sequences) {
     return hash.hex();
 }
 
-std::string hash_of(std::string_view text) {
-    Hash hash;
-    hash.add(text);
-    return hash.hex();
-}
-
 // For methods that choose what they train by how the base model answers: its batches, in an order of their
 // own.
 class BaseRuns {
@@ -143,7 +137,7 @@ RunSetup read_setup(const RunConfig& config) {
                     {"the base model's tokenizer.json", base.tokenizer},
                     {"the training data", hash_of(setup.training)},
                     {"the evaluation data", hash_of(setup.evaluation)},
-                    {"the labels' names", hash_of(setup.task->describe().dump())}};
+                    {"the labels' names", ether::hash_of(setup.task->describe().dump())}};
     return setup;
 }
 

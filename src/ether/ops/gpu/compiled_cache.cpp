@@ -15,12 +15,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kDigits = 32;  // of a hash
 
-std::string hash_of(const std::string& bytes) {
-    Hash hash;
-    hash.add(bytes);
-    return hash.hex();
-}
-
 std::optional<fs::path> folder() {
     if (const auto own = io::path_variable("ETHER_CACHE")) return *own / "kernels";
     if (const auto cache = io::path_variable("XDG_CACHE_HOME")) return *cache / "ether" / "kernels";
