@@ -74,13 +74,13 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     io::AtomicFolder folder(out);
     const auto start = std::chrono::steady_clock::now();
     auto tensors = adapted.merged_tensors(report.dtype);
-    const bool tied = loaded.checkpoint.config().get_or<bool>("tie_word_embeddings", false);
     auto config = merged_config(loaded, report.dtype);
     models::declare_new_biases(adapted.model(), config, tensors);
     const auto own_head = adapted.model().output_site().name() + ".weight";
-    if (tied && std::any_of(tensors.begin(), tensors.end(),
-                            [&](const auto& tensor) { return tensor.first == own_head; }))
-        config["tie_word_embeddings"] = false;  // the adapter changed the head and not the embeddings
+    if (loaded.checkpoint.config().get_or<bool>("tie_word_embeddings", false) &&
+        std::any_of(tensors.begin(), tensors.end(),
+                    [&](const auto& tensor) { return tensor.first == own_head; }))
+        config["tie_word_embeddings"] = false;  // the head is another matrix than the embeddings
     io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
         if (io::has_entry(loaded.checkpoint.path() / name))

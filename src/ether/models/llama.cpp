@@ -170,7 +170,7 @@ class Llama : public nn::Model {
         if (options.head == nn::Head::sequence_classification)
             output_site_ = weights.head("score", shape_.classes, config_.hidden_size, false,
                                         config_.initializer_range, options.new_head);
-        else if (config_.tied_embeddings)
+        else if (config_.tied_embeddings && !weights.differs("lm_head.weight", embeddings_.name))
             output_site_ = weights.tied_head("lm_head", embeddings_.name);
         else
             output_site_ = weights.site("lm_head", config_.vocab_size, config_.hidden_size, false, -1, true);

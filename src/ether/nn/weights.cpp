@@ -39,6 +39,13 @@ std::optional<std::string> Weights::find(const std::string& name) const {
     return std::nullopt;
 }
 
+bool Weights::differs(const std::string& name, const std::string& slot) const {
+    const auto stored = find(name);
+    if (!stored) return false;
+    const auto values = checkpoint_.tensor(*stored), others = checkpoint_.tensor(*find(slot));
+    return values.scalar_type() != others.scalar_type() || !values.equal(others);
+}
+
 void Weights::load(at::Tensor* slot, const std::string& name, at::IntArrayRef shape) {
     const auto stored = find(name);
     if (!stored)

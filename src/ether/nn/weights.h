@@ -23,6 +23,8 @@ class Weights {
     // Fills *slot with the named tensor; an error names tensor, expected and found shape.
     void load(at::Tensor* slot, const std::string& name, at::IntArrayRef shape);
     bool contains(const std::string& name) const { return find(name).has_value(); }
+    // Whether the checkpoint has a tensor of that name whose values are not those of the loaded `slot`.
+    bool differs(const std::string& name, const std::string& slot) const;
 
     // A new site from "<module>.weight" and, if has_bias, "<module>.bias".
     Site* site(const std::string& module, int64_t out, int64_t in, bool has_bias, int64_t layer,
