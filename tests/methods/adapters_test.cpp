@@ -230,6 +230,16 @@ TEST(Ia3, StartsAsTheBase) {
     EXPECT_TRUE(at::equal(adapted.logits({.batch = batch}), test::kBert.load()->logits({.batch = batch})));
 }
 
+// PEFT takes layers beside a list of names alone.
+TEST(Lora, AnExpressionWithLayersIsWrittenAsPaths) {
+    const AdapterConfig wanted{.method = "lora",
+                               .targets = {.modules = R"(.*\.(up|down)_proj)", .layers = "1"}};
+    const auto config = AdaptedModel(test::kLlamaTied.load(), wanted).files("base").config;
+    EXPECT_EQ(config["target_modules"],
+              nlohmann::json({"model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"}));
+    EXPECT_FALSE(config.contains("layers_to_transform"));
+}
+
 TEST(Ia3, ConfigurationsInPeftsWords) {
     auto config = [](const Targets& targets) {
         const AdapterConfig wanted{

@@ -1,11 +1,13 @@
 // C3A, circular convolution adaptation (Chen et al., arXiv 2407.19342): an addition to W made of (out/b)
 // (in/b) circulant blocks, each given by b values: block[p, q] = kernel[(q - p) mod b] / in. The kernels
-// start xavier-uniform, so that the adapter does not start as the base. Keys, shapes and defaults as in
-// PEFT's c3a tuner, whose gradient of x is not that of its function; ours is.
+// start xavier-uniform, so that the adapter does not start as the base. Keys and shapes as in PEFT's c3a
+// tuner, whose gradient of x is not that of its function; ours is. PEFT's default of b is 256, and an error
+// where that divides no width.
 #include <ATen/Functions.h>
 
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
@@ -15,16 +17,19 @@ namespace {
 
 using at::Tensor;
 
+constexpr int64_t kLargestDefault = 256;
+
 struct C3aOptions : MethodOptions {
-    int64_t block_size = 256;
+    int64_t block_size = 0;
     NumbersByName block_sizes;
 
     Fields fields() override {
         return {
             {.name = "block-size",
              .value = &block_size,
-             .help = "b, the width of a circulant block; must divide a layer's widths. Larger: fewer values",
-             .low = 1,
+             .help = "b, the width of a circulant block; must divide a layer's widths. Larger: fewer values. "
+                     "0: the largest that divides all of them, up to 256",
+             .low = 0,
              .high = 1 << 20},
             {.name = "block-size-pattern",
              .value = &block_sizes,
@@ -37,12 +42,14 @@ struct C3aOptions : MethodOptions {
 
 class C3a : public Adapter {
   public:
-    C3a(const C3aOptions& options, const MethodContext& context) : kernels_(context.model) {
-        const auto sizes =
-            site_numbers(context, "block-size-pattern", options.block_sizes, options.block_size);
+    C3a(const C3aOptions& options, const MethodContext& context)
+        : block_size_(options.block_size ? options.block_size
+                                         : common_divisor(context.sites, kLargestDefault)),
+          kernels_(context.model) {
+        const auto sizes = site_numbers(context, "block-size-pattern", options.block_sizes, block_size_);
         for (const nn::Site* site : context.sites) {
             const int64_t b = sizes[*site], in = site->linear.in(), out = site->linear.out();
-            const char* option = b == options.block_size ? "block-size" : "block-size-pattern";
+            const char* option = b == block_size_ ? "block-size" : "block-size-pattern";
             const int64_t rows = divided(*site, "output", out, option, b),
                           columns = divided(*site, "input", in, option, b);
             kernels_[*site] = context.parameters.add(
@@ -67,7 +74,10 @@ class C3a : public Adapter {
         return dense(site, {kernels}, change);
     }
 
+    void to_config(nlohmann::json& config) const override { config["block_size"] = block_size_; }
+
   private:
+    const int64_t block_size_;
     std::map<int64_t, Tensor> around_;  // by b, (b b): which value of its kernel a block's entry is
     BySite<Tensor> kernels_;
 };

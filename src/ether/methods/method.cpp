@@ -4,7 +4,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/randperm.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "ether/core/error.h"
 
@@ -72,6 +74,14 @@ int64_t divided(const nn::Site& site, const char* axis, int64_t width, const cha
              "--targets",
              option, count, axis, width, site.name());
     return width / count;
+}
+
+int64_t common_divisor(const std::vector<nn::Site*>& sites, int64_t most) {
+    int64_t all = 0;
+    for (const nn::Site* site : sites) all = std::gcd(all, std::gcd(site->linear.in(), site->linear.out()));
+    int64_t divisor = std::max<int64_t>(1, std::min(most, all));
+    while (all % divisor != 0) --divisor;
+    return divisor;
 }
 
 void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::string& tensor,

@@ -181,6 +181,9 @@ double lora_scale(double alpha, int64_t rank, bool rslora);
 // "output".
 int64_t divided(const nn::Site& site, const char* axis, int64_t width, const char* option, int64_t count);
 
+// The largest number up to `most` that divides the inputs and outputs of all sites.
+int64_t common_divisor(const std::vector<nn::Site*>& sites, int64_t most);
+
 // Trains a tensor of the base model: a float32 copy in its place, under a name of its own.
 void train_copy(nn::Model& model, nn::ParameterStore& parameters, const std::string& tensor,
                 const std::string& name, nn::ParameterGroup group = nn::ParameterGroup::adapter);

@@ -46,6 +46,28 @@ bool is_list(const std::string& expression) {
            expression.find(".*") == std::string::npos;
 }
 
+// An expression that PEFT reads as Python does, in ECMAScript's words: \A and \Z for a text's ends, and
+// groups with names.
+std::string from_python(const std::string& expression) {
+    std::string result;
+    for (size_t i = 0; i < expression.size(); ++i) {
+        const auto rest = std::string_view(expression).substr(i);
+        if (rest.starts_with("\\A") || rest.starts_with("\\Z")) {
+            result += rest[1] == 'A' ? '^' : '$';
+            ++i;
+        } else if (rest.starts_with('\\')) {
+            result += rest.substr(0, 2);
+            ++i;
+        } else if (const auto end = rest.find('>'); rest.starts_with("(?P<") && end != std::string::npos) {
+            result += "(?:";
+            i += end;
+        } else {
+            result += rest.front();
+        }
+    }
+    return result;
+}
+
 // Expressions come from downloaded files as well: libstdc++ compiles them by recursion and, but for its
 // polynomial mode (which has no back-references), searches for a match in exponential time.
 std::regex compiled(const std::string& expression, const char* option, const char* form = "{}") {
@@ -53,11 +75,13 @@ std::regex compiled(const std::string& expression, const char* option, const cha
         fail(ErrorKind::usage, "{}: the regular expression has {} characters, more than {}; name the layers",
              option, expression.size(), kLongestPattern);
     try {
-        return std::regex(fmt::format(fmt::runtime(form), expression),
+        return std::regex(fmt::format(fmt::runtime(form), from_python(expression)),
                           std::regex::ECMAScript | std::regex::nosubs | std::regex_constants::__polynomial);
     } catch (const std::regex_error& error) {
-        fail(ErrorKind::usage, "{}: \"{}\" is not a regular expression: {}", option,
-             printable(expression, kShownPattern), error.what());
+        fail(ErrorKind::usage,
+             "{}: \"{}\" is not a regular expression, or has what is not read here (flags, look-behind, "
+             "back-references): {}",
+             option, printable(expression, kShownPattern), error.what());
     }
 }
 
@@ -217,14 +241,17 @@ void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nloh
     auto list_or_text = [](const std::string& expression) {
         return is_list(expression) ? nlohmann::json(split_list(expression)) : nlohmann::json(expression);
     };
-    if (is_keyword(targets.modules)) {  // as PEFT saves all-linear: full paths
+    // Full paths, as PEFT saves all-linear, where it knows no keyword, or no layers beside an expression.
+    const bool as_paths =
+        is_keyword(targets.modules) || (!targets.layers.empty() && !is_list(targets.modules));
+    if (as_paths) {
         auto& paths = config["target_modules"] = nlohmann::json::array();
         for (const auto* site : sites) paths.push_back(site->name());
     } else {
         config["target_modules"] = list_or_text(targets.modules);
     }
     if (!targets.exclude.empty()) config["exclude_modules"] = list_or_text(targets.exclude);
-    if (targets.layers.empty() || is_keyword(targets.modules)) return;
+    if (targets.layers.empty() || as_paths) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;
     for (const auto* site : sites) numbers.insert(site->layer);

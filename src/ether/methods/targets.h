@@ -13,7 +13,8 @@ namespace ether::methods {
 // target_modules: "all-linear" (every linear layer but the output layer; a BERT's pooler is included, as in
 // PEFT), "attention" (q, k, v and o of every block), "query-value" (q and v of these), "mlp" (the other ones
 // of every block), "mlp-output" (each block's last), a comma-separated list of names that end a module path
-// ("query,value"), or a regular expression that matches a whole path. exclude_modules: likewise. layers:
+// ("query,value"), or a regular expression that matches a whole path (ECMAScript's, with Python's named
+// groups, \A and \Z, which PEFT's users may write). exclude_modules: likewise. layers:
 // block numbers to keep, "0-3,5"; empty: all.
 struct Targets {
     std::string modules = "all-linear";

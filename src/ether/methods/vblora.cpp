@@ -1,8 +1,11 @@
 // VB-LoRA (Li et al., arXiv 2405.15179): W + B A, whose rows and columns are cut into pieces of v values,
 // each a mixture of vectors of one bank (h, v) that all layers share: sum over the k largest of its h logits
 // of softmax(logit) * vector. It does not start as the base: logits are N(0, 0.1^2), the bank is U(-0.02,
-// 0.02). Keys and defaults as in PEFT's vblora tuner.
+// 0.02). Keys and defaults as in PEFT's vblora tuner, but that v is 256 there whether or not it divides the
+// widths.
 #include <ATen/Functions.h>
+
+#include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
@@ -12,8 +15,10 @@ namespace {
 
 using at::Tensor;
 
+constexpr int64_t kLongestDefault = 256;
+
 struct VbloraOptions : MethodOptions {
-    int64_t rank = 4, vectors = 256, length = 256, top = 2;
+    int64_t rank = 4, vectors = 256, length = 0, top = 2;
     double dropout = 0, bound = 0.02, deviation = 0.1;
 
     Fields fields() override {
@@ -27,8 +32,10 @@ struct VbloraOptions : MethodOptions {
             {.name = "num-vectors", .value = &vectors, .help = "of the shared bank", .low = 1, .high = 4096},
             {.name = "vector-length",
              .value = &length,
-             .help = "values of a vector; must divide the layers' widths",
-             .low = 1,
+             .help =
+                 "values of a vector; must divide the layers' widths. 0: as many as divide all of them, up "
+                 "to 256",
+             .low = 0,
              .high = 1 << 20},
             {.name = "topk", .value = &top, .help = "vectors that a piece mixes", .low = 1, .high = 1 << 16},
             {.name = "init-vector-bank-bound",
@@ -49,7 +56,9 @@ struct VbloraOptions : MethodOptions {
 class Vblora : public Adapter {
   public:
     Vblora(const VbloraOptions& options, const MethodContext& context)
-        : options_(options), logits_(context.model) {
+        : options_(options),
+          length_(options.length ? options.length : common_divisor(context.sites, kLongestDefault)),
+          logits_(context.model) {
         if (options.top > options.vectors)
             fail(ErrorKind::usage, "--topk: {} is more than the {} vectors of --num-vectors", options.top,
                  options.vectors);
@@ -66,7 +75,7 @@ class Vblora : public Adapter {
         }
         bank_ = context.parameters.add(
             "vblora_vector_bank",
-            uniform({options.vectors, options.length}, options.bound, context.random.stream("vector bank")));
+            uniform({options.vectors, length_}, options.bound, context.random.stream("vector bank")));
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
@@ -74,25 +83,27 @@ class Vblora : public Adapter {
         return low_rank(mixed(a).flatten(1), mixed(b).transpose(1, 2).flatten(0, 1), 1, options_.dropout);
     }
 
+    void to_config(nlohmann::json& config) const override { config["vector_length"] = length_; }
+
   private:
     struct Logits {
         Tensor a, b;
     };
 
     int64_t pieces(const nn::Site& site, const char* axis, int64_t width) const {
-        return divided(site, axis, width, "vector-length", options_.length);
+        return divided(site, axis, width, "vector-length", length_);
     }
 
     // (m, n, vectors) -> (m, n, length).
     Tensor mixed(const Tensor& logits) const {
         const auto [largest, indices] = logits.topk(options_.top);
-        const auto vectors =
-            bank_.index_select(0, indices.flatten()).view({-1, options_.top, options_.length});
+        const auto vectors = bank_.index_select(0, indices.flatten()).view({-1, options_.top, length_});
         const auto weights = largest.softmax(-1).view({-1, 1, options_.top});
-        return weights.bmm(vectors).view({logits.size(0), logits.size(1), options_.length});
+        return weights.bmm(vectors).view({logits.size(0), logits.size(1), length_});
     }
 
     const VbloraOptions options_;
+    const int64_t length_;
     Tensor bank_;
     BySite<Logits> logits_;
 };
