@@ -184,7 +184,7 @@ class Models(BadInput):
         latin = self.folder / os.fsdecode(b"caf\xe9")
         shutil.copytree(BERT, latin)
         ether(*self.eval(latin))
-        self.refused(*[(f"--{option}: a value that has quotes or control characters, or is not UTF-8, cannot be kept in run.toml", words)
+        self.refused(*[(f"--{option}: a value that has control characters, or is not UTF-8, cannot be kept in run.toml", words)
                        for option, words in [("model", self.train(model=latin)), ("data", self.train(data=latin / "data.csv")),
                                              ("text-column", self.train("--text-column", "te\x7fxt"))]])
         sided = self.copy(BERT, lambda folder: (folder / "tokenizer_config.json").write_text('{"truncation_side": "middle"}'))

@@ -101,7 +101,14 @@ Fields RunConfig::fields() {
          .high = 1e3},
         {.name = "weight-decay",
          .value = &weight_decay,
-         .help = "decoupled weight decay of whole modules and full fine-tuning; adapters have none",
+         .help = "decoupled weight decay of whole modules and full fine-tuning",
+         .low = 0,
+         .high = 1},
+        {.name = "adapter-weight-decay",
+         .value = &adapter_weight_decay,
+         .help =
+             "likewise of what a method trains; a reflection's vectors count by their direction alone, so "
+             "that shorter ones only turn faster",
          .low = 0,
          .high = 1},
         {.name = "schedule",
@@ -289,18 +296,22 @@ at::ScalarType dtype_named(const std::string& name) {
 
 namespace {
 
-// Text in literal quotes, in which a regular expression's backslashes are themselves.
+// Text in literal quotes, in which a regular expression's backslashes are themselves, if it has none itself.
 std::string quoted(const Field& field) {
     const auto text = field.text();
-    const bool holds =
-        find_invalid_utf8(text) == std::string::npos &&
-        std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-    if (holds && text.find('\'') == std::string::npos) return fmt::format("'{}'", text);
-    if (holds && text.find_first_of("\"\\") == std::string::npos) return fmt::format("\"{}\"", text);
-    fail(ErrorKind::usage,
-         "--{}: a value that has quotes or control characters, or is not UTF-8, cannot be kept in run.toml; "
-         "rename {}",
-         field.name, printable(text));
+    if (find_invalid_utf8(text) != std::string::npos ||
+        std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+        fail(ErrorKind::usage,
+             "--{}: a value that has control characters, or is not UTF-8, cannot be kept in run.toml; rename "
+             "{}",
+             field.name, printable(text));
+    if (text.find('\'') == std::string::npos) return fmt::format("'{}'", text);
+    std::string escaped;
+    for (const char c : text) {
+        if (c == '"' || c == '\\') escaped += '\\';
+        escaped += c;
+    }
+    return fmt::format("\"{}\"", escaped);
 }
 
 // Every setting of a run with what stands for absent ones, and its method's options.

@@ -89,7 +89,7 @@ AdamW Trainer::make_optimizer() {
                               head && !head_alone
                                   ? config_.head_lr
                                   : setup_.model->learning_rate(parameter, config_.learning_rate()),
-                              adapter ? 0.0 : config_.weight_decay});
+                              adapter ? config_.adapter_weight_decay : config_.weight_decay});
     }
     return AdamW(std::move(parameters));
 }
