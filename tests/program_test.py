@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 MODELS = pathlib.Path("tests/fixtures/models")
 PEFT = pathlib.Path("tests/fixtures/peft")
@@ -105,6 +106,23 @@ class Inspect(ProgramTest):
         self.assertIn(f"step-000000001: holds a run's checkpoint, from which ether train --resume {run}/ goes on", told)
         self.assertIn(f"the adapter is in {run}/", told)
 
+    def test_what_to_inspect_may_be_named_in_a_file_or_in_the_cache(self):
+        file = self.write("own.toml", f"folder = '{BERT}'\njson = true\n")
+        self.assertEqual(ether("inspect", "--config", file), ether("inspect", BERT, "--json"))
+        run = self.train("run")
+        cached = self.folder / "hf" / "hub" / "models--org--adapter"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("1234")
+        shutil.copytree(run, cached / "snapshots" / "1234")
+        tokens = ["--tokens", MODELS / "bert" / "tokens.json"]
+        with mock.patch.dict(os.environ, HOME=str(self.folder), HF_HOME="~/hf"):
+            self.assertEqual(ether("inspect", "org/adapter", "--json"), ether("inspect", run, "--json"))
+            for number, name in enumerate([run, "org/adapter"]):
+                ether("logits", "--model", BERT, "--adapter", name, *tokens, "--out", self.folder / f"{number}.safetensors")
+            told = refusal("logits", "--model", BERT, "--adapter", "org/nothere", *tokens, "--out", self.folder / "x")
+        self.assertEqual(*(read_tensors(self.folder / f"{number}.safetensors") for number in (0, 1)))
+        self.assertIn("org/nothere: no such adapter; looked for the folder", told)
+
 
 class Config(ProgramTest):
     def test_a_file_repeats_a_run_and_the_command_line_wins(self):
@@ -133,6 +151,13 @@ class Config(ProgramTest):
         file = self.write("own.toml", f"model = '{BERT}'\njson = true\n")
         data = self.write("data.csv", "text,label\na,0\n")
         self.assertEqual(json.loads(ether("eval", "--config", file, "--data", data))["examples"], 1)
+
+    def test_quotes_in_a_value(self):
+        targets = r""".*['"]?.*\.(query|key)"""
+        run = self.train("run", "--targets", targets)
+        again = self.train("again", "--config", run / "run.toml")
+        self.assertEqual(*((folder / "adapter_model.safetensors").read_bytes() for folder in (run, again)))
+        self.assertEqual(*([line for line in (folder / "run.toml").read_text().splitlines() if "targets" in line] for folder in (run, again)))
 
 
 class Predict(ProgramTest):
@@ -179,8 +204,32 @@ class Train(ProgramTest):
         for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():
             self.assertIn(f'did you mean "{hint}"?', refusal("train", option, "1"))
         self.assertNotIn("did you mean", refusal("eval", "--model", BERT, "--data", "x", "--learning-rate", "1"))
+        for words, hint in {("eval", "--model", "x", "--dta", "y"): "--data", ("merge", "--otu", "x"): "--out",
+                            ("bench", "trainstep"): "train-step", ("--hepl",): "--help"}.items():
+            self.assertIn(f'did you mean "{hint}"?', refusal(*words))
+        self.assertIn('"false" belongs to no option: each takes one value, and switches none', refusal("train", "--bucketing", "false"))
         for name in ["etherplus", "ether_plus", "ETHER+"]:
             self.assertIn('did you mean "ether+"?', refusal("train", "--method", name))
+
+    def test_sizes_that_suit_the_layers(self):
+        for method, key in {"c3a": "block_size", "vblora": "vector_length"}.items():
+            run = self.train(method, "--method", method)
+            self.assertEqual(json.loads((run / "adapter_config.json").read_text())[key], 16)  # of widths of 32 and 48
+
+    def test_expressions_as_python_reads_them(self):
+        files = [self.train(str(number), "--targets", expression) / "adapter_model.safetensors" for number, expression in enumerate(
+            [r".*\.(query|value)", r"\A.*\.(?P<which>query|value)\Z", r".*\.(?!key)(query|key|value)"])]
+        self.assertEqual(len({file.read_bytes() for file in files}), 1)
+        with self.assertRaisesRegex(AssertionError, "is not a regular expression, or has what is not read here .flags, look-behind"):
+            self.train("flags", "--targets", "(?i:.*QUERY)")
+
+    def test_decay_of_an_adapter(self):
+        runs = [self.train(str(decay), "--method", "lora", "--adapter-weight-decay", decay, "--lr", 0.5, "--warmup", 0, "--clip", 1e-9)
+                for decay in (0, 0.5)]
+        a = [next(tensor for name, tensor in read_tensors(run / "adapter_model.safetensors").items() if "lora_A" in name) for run in runs]
+        plain, decayed = (struct.unpack(f"<{math.prod(shape)}f", data) for _, shape, data in a)
+        for one, other in zip(plain, decayed):  # no gradient reaches A while B is zero
+            self.assertAlmostEqual(other, 0.75 * one, places=6)
 
     def test_layers_are_not_chosen_for_a_method_without(self):
         self.train("full", "--method", "full", "--targets", "all-linear")
@@ -337,9 +386,9 @@ class Combine(ProgramTest):
         self.assertNotEqual(self.logits(f"{run},{headless}@-0.5"), first)
         words = ["logits", "--model", BERT, "--tokens", MODELS / "bert" / "tokens.json", "--out", self.folder / "x", "--adapter"]
         self.assertIn('holds a trained "classifier", as another of the adapters does', refusal(*words, f"{run},{run}"))
-        self.assertIn("cannot open the adapter folder", refusal(*words, f"{headless}@half"))
-        self.assertIn("cannot open the adapter folder", refusal(*words, f"{run},nothere"))
-        self.assertIn("org@x/y: cannot open the adapter folder", refusal(*words, "org@x/y"))
+        self.assertIn(f"{headless}@half: no such folder, and not a hub name", refusal(*words, f"{headless}@half"))
+        self.assertIn("nothere: no such adapter", refusal(*words, f"{run},nothere"))
+        self.assertIn("org@x/y: no such adapter", refusal(*words, "org@x/y"))
         self.assertIn('--adapter: "," names no folder', refusal(*words, ","))
         reflected = self.train("reflected", "--method", "ether")
         self.assertIn("only additions to a weight can be taken in part", refusal(*words, f"{reflected}@0.5"))

@@ -1,9 +1,13 @@
+#include <array>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <string_view>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "command_line.h"
 #include "ether/core/error.h"
+#include "ether/core/near_name.h"
 #include "ether/core/parallel.h"
 #include "ether/eval/forms_bench.h"
 #include "ether/eval/mixed_batch_bench.h"
@@ -198,6 +202,7 @@ int forms_main(int argc, char** argv) {
 int reflect_main(int argc, char** argv) {
     eval::ReflectOptions options;
     std::string dtype = "f32", device = "auto";
+    int64_t threads = 0;
     bool json = false;
     CommandLine line("bench reflect",
                      "Measures reflections alone, forward and backward, as shares of the rate at which the "
@@ -213,6 +218,7 @@ int reflect_main(int argc, char** argv) {
         {.name = "tokens", .value = &options.tokens, .help = "of the batch", .low = 1, .high = 1e9},
         {.name = "plus", .value = &options.plus, .help = "ETHER+'s two terms instead of ETHER's one"},
         {.name = "dtype", .value = &dtype, .help = "of activations", .choices = {"f32", "bf16"}},
+        {.name = "threads", .value = &threads, .help = "0: all cores", .low = 0, .high = 1024},
         {.name = "device", .value = &device, .help = "cpu, cuda, cuda:1, or auto: a GPU if there is one"},
         {.name = "repeats",
          .value = &options.repeats,
@@ -224,6 +230,7 @@ int reflect_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
     options.dtype = train::dtype_named(dtype);
     options.device = ops::device_named(device);
+    if (threads > 0) set_num_threads(static_cast<int>(threads));
     const auto result = eval::bench_reflect(options);
     if (json)
         print({{"bytes_per_second", result.bytes_per_second},
@@ -249,17 +256,22 @@ constexpr const char* kHelp =
 }  // namespace
 
 int bench_main(int argc, char** argv) {
-    const std::string_view name = argc >= 2 ? argv[1] : "";
-    if (name == "train-step") return train_step_main(argc - 1, argv + 1);
-    if (name == "forms") return forms_main(argc - 1, argv + 1);
-    if (name == "mixed-batch") return mixed_batch_main(argc - 1, argv + 1);
-    if (name == "reflect") return reflect_main(argc - 1, argv + 1);
-    if (name != "--help" && name != "-h")
-        fail(ErrorKind::usage,
-             "ether bench needs a measurement: train-step, forms, mixed-batch or reflect; see ether bench "
-             "--help");
-    std::printf("%s", kHelp);
-    return 0;
+    using Measurement = std::pair<const char*, int (*)(int, char**)>;
+    constexpr std::array kMeasurements = {
+        Measurement{"train-step", train_step_main}, Measurement{"forms", forms_main},
+        Measurement{"mixed-batch", mixed_batch_main}, Measurement{"reflect", reflect_main}};
+    const std::string name = argc >= 2 ? argv[1] : "";
+    if (name == "--help" || name == "-h") {
+        std::printf("%s", kHelp);
+        return 0;
+    }
+    std::vector<std::string> names;
+    for (const auto& [known, run] : kMeasurements) {
+        if (name == known) return run(argc - 1, argv + 1);
+        names.emplace_back(known);
+    }
+    fail(ErrorKind::usage, "ether bench needs a measurement: {}{}; see ether bench --help",
+         fmt::join(names, ", "), name.empty() ? "" : did_you_mean(name, names));
 }
 
 }  // namespace ether::app

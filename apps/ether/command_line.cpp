@@ -60,15 +60,14 @@ constexpr std::pair<const char*, const char*> kNamesElsewhere[] = {
     {"use-rslora", "rslora"},
 };
 
-// Ends a message about an unknown option, which may begin with dashes, as the known ones then do.
-std::string near_option(const std::string& unknown, const std::vector<std::string>& known) {
-    const std::string dashes = unknown.substr(0, unknown.find_first_not_of('-'));
-    std::string name = unknown.substr(dashes.size());
+// Ends a message about an unknown option; what may be meant is written with `dashes` in front.
+std::string near_option(std::string name, const std::vector<std::string>& known, const char* dashes) {
+    name.erase(0, name.find_first_not_of('-'));
     std::replace(name.begin(), name.end(), '_', '-');
     for (const auto& [elsewhere, here] : kNamesElsewhere)
-        if (name == elsewhere && std::find(known.begin(), known.end(), dashes + here) != known.end())
-            return did_you_mean(dashes + here, known);
-    return did_you_mean(unknown, known);
+        if (name == elsewhere && std::find(known.begin(), known.end(), here) != known.end()) name = here;
+    const auto near = near_name(name, known);
+    return near.empty() ? "" : fmt::format("; did you mean \"{}{}\"?", dashes, near);
 }
 
 bool is_of_training(const std::string& key) {
@@ -177,10 +176,11 @@ void CommandLine::take_from(const std::string& file) {
     for (const auto& [name, values] : values_) known.push_back(name);
     for (const auto& entry : io::parse_toml(io::read_input(file), file)) {
         auto* option = app_->get_option_no_throw("--" + entry.key);
+        if (!option) option = app_->get_option_no_throw(entry.key);  // a positional one
         if (!option || !values_.contains(entry.key)) {
             if (!is_of_training(entry.key))
                 fail(ErrorKind::usage, "{}:{}: unknown key \"{}\"{}; ether {} --help lists all options", file,
-                     entry.line, printable(entry.key), near_option(entry.key, known), verb_);
+                     entry.line, printable(entry.key), near_option(entry.key, known, ""), verb_);
             of_training.push_back(entry.key);
             continue;
         }
@@ -204,24 +204,27 @@ void CommandLine::take_from(const std::string& file) {
              values_.contains("adapter") ? ", which takes a run by --adapter and its folder" : "");
 }
 
+void CommandLine::refuse(const std::string& word) const {
+    if (!word.starts_with('-'))
+        fail(ErrorKind::usage,
+             "\"{}\" belongs to no option: each takes one value, and switches none; see ether {} --help",
+             printable(word), verb_);
+    std::vector<std::string> known{"config", "help"};
+    for (const auto& [name, values] : values_) known.push_back(name);
+    const auto name = word.substr(0, word.find('='));
+    fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", printable(name),
+         near_option(name, known, "--"), verb_);
+}
+
 bool CommandLine::parse(int argc, char** argv) {
     try {
         app_->parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
         std::fputs(app_->help().c_str(), stdout);
         return false;
-    } catch (const CLI::ExtrasError&) {
-        std::vector<std::string> known;
-        for (const auto& [name, values] : values_) known.push_back("--" + name);
-        known.insert(known.end(), {"--config", "--help"});
-        const auto extras = app_->remaining();
-        const auto name = extras.front().substr(0, extras.front().find('='));
-        if (!name.starts_with('-'))
-            fail(ErrorKind::usage, "\"{}\" belongs to no option: each takes one value; see ether {} --help",
-                 printable(extras.front()), verb_);
-        fail(ErrorKind::usage, "unknown option {}{}; ether {} --help lists all", printable(name),
-             near_option(name, known), verb_);
     } catch (const CLI::ParseError& error) {
+        // What is required may be missing because its name was mistyped.
+        if (const auto left = app_->remaining(); !left.empty()) refuse(left.front());
         std::string text = error.what();
         std::replace(text.begin(), text.end(), '\n', ' ');
         fail(ErrorKind::usage, "{}; see ether {} --help", text, verb_);

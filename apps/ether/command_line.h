@@ -39,6 +39,8 @@ class CommandLine {
 
   private:
     void add_one(const Field& field, bool required);
+    // Ends the program's words with a word that belongs to no option.
+    [[noreturn]] void refuse(const std::string& word) const;
     // The values in an options' file of what the command line does not give.
     void take_from(const std::string& file);
 

@@ -159,10 +159,10 @@ int inspect_main(int argc, char** argv) {
     line.add({{.name = "json", .value = &json, .help = "print one JSON object"}});
     if (!line.parse(argc, argv)) return 0;
 
-    const auto path = std::filesystem::path(folder);
+    const auto path = io::resolve_model(folder);
     const auto has = [&](const char* name) { return io::has_entry(path / name); };
     const bool adapter = has(io::kAdapterConfigFile) || has(io::kRunFile) || has(io::kRunStateFile);
-    const auto object = adapter ? describe_adapter(folder) : describe_model(io::resolve_model(folder));
+    const auto object = adapter ? describe_adapter(path) : describe_model(path);
     if (json)
         std::printf("%s\n", object.dump().c_str());
     else if (adapter)

@@ -17,9 +17,8 @@ Fields LoadingOptions::fields() {
          .help = "base model: folder, or org/name in the Hugging Face cache"},
         {.name = "adapter",
          .value = &adapter,
-         .help = "adapter or run folder; empty: the model as it is. Several, a,b: each on top of those "
-                 "before it; "
-                 "b@0.5: half of what b adds"},
+         .help = "adapter or run folder, or org/name in the Hugging Face cache; empty: the model as it is. "
+                 "Several, a,b: each on top of those before it; b@0.5: half of what b adds"},
         {.name = "dtype",
          .value = &dtype,
          .help = "of weights and activations; auto: as stored",

@@ -13,6 +13,7 @@
 #include <iostream>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "ether/core/error.h"
@@ -67,7 +68,7 @@ int dispatch(int argc, char** argv) {
         finish_output();
         return 0;
     }
-    std::vector<std::string> names;
+    std::vector<std::string> names{"--help", "--version"};
     for (const auto& verb : kVerbs) {
         if (name == verb.name) return run(verb, argc - 1, argv + 1);
         names.emplace_back(verb.name);
@@ -142,6 +143,10 @@ int main(int argc, char** argv) {
         return error.kind() == ether::ErrorKind::usage ? 2 : 1;
     } catch (const std::bad_alloc&) {
         return ether::app::fail_out_of_memory();
+    } catch (const std::system_error& error) {
+        if (error.code() == std::errc::broken_pipe) return 0;  // who reads has seen enough
+        std::fprintf(stderr, "ether: %s\n", error.what());
+        return 1;
     } catch (const std::exception& error) {
         const std::string text = error.what();
         if (ether::app::is_out_of_memory(text)) return ether::app::fail_out_of_memory();

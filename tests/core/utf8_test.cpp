@@ -41,6 +41,7 @@ TEST(NearName, FindsTheTypo) {
     EXPECT_EQ(near_name("lable", names), "label");
     EXPECT_EQ(near_name("Text", names), "text");
     EXPECT_EQ(near_name("premises", names), "premise");
+    EXPECT_EQ(near_name("otu", std::vector<std::string>{"in", "out"}), "out");
     EXPECT_EQ(near_name("hypothesis", names), "");
     EXPECT_EQ(near_name("", names), "");
     EXPECT_EQ(near_name(std::string(100'000, 'x'), names), "");

@@ -7,8 +7,8 @@
 
 namespace ether {
 
-// The candidate with the smallest edit distance to `name`, if that is at most half of the longer one's length
-// (letters' case counts for nothing); otherwise empty.
+// The candidate with the smallest edit distance to `name`, if that is at most half of the longer one's
+// length (letters' case counts for nothing); otherwise empty.
 std::string near_name(std::string_view name, std::span<const std::string> candidates);
 
 // `; did you mean "x"?`, or empty where nothing is near: to end an error message.

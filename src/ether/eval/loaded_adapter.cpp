@@ -32,7 +32,7 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
         if (!weight.empty())
             Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
                 weight);
-        adapter.files = io::read_adapter(folder);
+        adapter.files = io::read_adapter(io::resolve_adapter(folder));
     }
     if (adapters.empty())
         fail(ErrorKind::usage, "--adapter: \"{}\" names no folder; leave it out for the model as it is",

@@ -39,26 +39,15 @@ std::string trimmed(std::string text) {
     return text;
 }
 
-}  // namespace
-
-fs::path resolve_model(const std::string& model) {
-    if (model.empty())
-        fail(ErrorKind::usage, "model: expected a folder or a hub name, found an empty string");
+// The cached snapshot of what has that hub name; `kind` is "model" or "adapter".
+fs::path cached_snapshot(const std::string& given, const char* kind) {
     std::error_code code;
-    const fs::file_status status = fs::status(model, code);
-    if (fs::is_directory(status)) return model;
-    if (fs::exists(status))
-        fail(ErrorKind::file,
-             "{}: expected a model folder, found a file; name the folder that holds config.json", model);
-    if (code && code != std::errc::no_such_file_or_directory && code != std::errc::not_a_directory)
-        fail(ErrorKind::file, "{}: cannot open the model folder: {}", printable(model, 200), code.message());
-
-    const size_t at = model.find('@');
-    const std::string name = model.substr(0, at);
-    const std::string revision = at == std::string::npos ? "main" : model.substr(at + 1);
+    const size_t at = given.find('@');
+    const std::string name = given.substr(0, at);
+    const std::string revision = at == std::string::npos ? "main" : given.substr(at + 1);
     if (!is_safe_name(name, 2) || !is_safe_name(revision, 8))
         fail(ErrorKind::file, "{}: no such folder, and not a hub name (org/name or org/name@revision)",
-             printable(model, 200));
+             printable(given, 200));
 
     std::string entry = "models--" + name;
     if (const size_t slash = entry.find('/'); slash != std::string::npos) entry.replace(slash, 1, "--");
@@ -74,10 +63,34 @@ fs::path resolve_model(const std::string& model) {
     }
     if (fs::is_directory(snapshot, code)) return snapshot;
     fail(ErrorKind::file,
-         "{}: no such model; looked for the folder {}, then in the hub cache for {} and {}; nothing is "
+         "{}: no such {}; looked for the folder {}, then in the hub cache for {} and {}; nothing is "
          "downloaded here: "
          "fetch it first (huggingface-cli download {}) or name its folder",
-         model, fs::absolute(model).string(), reference.string(), snapshot.string(), name);
+         given, kind, fs::absolute(given).string(), reference.string(), snapshot.string(), name);
+}
+
+}  // namespace
+
+fs::path resolve_model(const std::string& model) {
+    if (model.empty())
+        fail(ErrorKind::usage, "model: expected a folder or a hub name, found an empty string");
+    std::error_code code;
+    const fs::file_status status = fs::status(model, code);
+    if (fs::is_directory(status)) return model;
+    if (fs::exists(status))
+        fail(ErrorKind::file,
+             "{}: expected a model folder, found a file; name the folder that holds config.json", model);
+    if (code && code != std::errc::no_such_file_or_directory && code != std::errc::not_a_directory)
+        fail(ErrorKind::file, "{}: cannot open the model folder: {}", printable(model, 200), code.message());
+    return cached_snapshot(model, "model");
+}
+
+fs::path resolve_adapter(const std::string& adapter) {
+    std::error_code code;
+    const fs::file_status status = fs::status(adapter, code);
+    const bool nothing_there = code == std::errc::no_such_file_or_directory;
+    if (!nothing_there || fs::exists(status)) return adapter;
+    return cached_snapshot(adapter, "adapter");
 }
 
 }  // namespace ether::io

@@ -1,5 +1,5 @@
-// Finds a model's folder by path, or by its hub name in the cache that Hugging Face's tools fill.
-// Nothing is ever downloaded. Reads the environment, so not while another thread changes it.
+// Finds a model's or an adapter's folder by path, or by its hub name in the cache that Hugging Face's tools
+// fill. Nothing is ever downloaded. Reads the environment, so not while another thread changes it.
 #pragma once
 
 #include <filesystem>
@@ -12,5 +12,8 @@ namespace ether::io {
 // ~/.cache/huggingface/hub. A revision is a branch, a tag or a full commit hash. A folder of that path wins
 // over the cache. Not found, or a file: an Error that says where it looked.
 std::filesystem::path resolve_model(const std::string& model);
+
+// Likewise for an adapter; but whatever lies at that path is returned, for its reader to judge.
+std::filesystem::path resolve_adapter(const std::string& adapter);
 
 }  // namespace ether::io
