@@ -42,9 +42,9 @@ double train_flops_per_token(const nn::Model& model, int64_t tokens) {
     for (const auto& site : model.sites())
         flops += 4.0 * static_cast<double>(site.linear.in() * site.linear.out()) /
                  (per_token(model, site) ? 1.0 : static_cast<double>(tokens));
-    const double attention =
-        7.0 * static_cast<double>(shape.layers * shape.heads * shape.head_dim * (tokens + 1));
-    return flops + (shape.causal ? attention : 2 * attention);
+    const auto features = static_cast<double>(shape.layers * shape.heads * shape.head_dim);
+    const auto seen = static_cast<double>(shape.causal ? tokens + 1 : 2 * tokens);
+    return flops + 7 * features * seen;
 }
 
 double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_t steps,

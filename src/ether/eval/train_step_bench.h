@@ -35,9 +35,9 @@ double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_
 
 TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options);
 
-// 4 * sum of in * out over all linear layers (head included; BERT's pooler and head once a sequence) + 7 *
-// layers * heads
-// * head_dim * (tokens + 1) a token; twice the latter's attention where it is not causal.
+// A token's: 4 * sum of in * out over all linear layers (head included; BERT's pooler and head once a
+// sequence), and 7 * layers * heads * head_dim * (tokens + 1) for attention, where 2 * tokens stands for
+// (tokens + 1) if it is not causal.
 double train_flops_per_token(const nn::Model& model, int64_t tokens);
 
 // Of the linear layers that see every token.
