@@ -69,6 +69,9 @@ inline const std::vector<FixtureModel> kFixtureModels = {
     {"qwen2", nn::Head::causal_lm},
     {"qwen2_window", nn::Head::causal_lm},
     {"qwen3", nn::Head::causal_lm},
+    {"bert_relu", nn::Head::sequence_classification},
+    {"mistral_tied", nn::Head::causal_lm},
+    {"qwen3_tied", nn::Head::causal_lm},
     {"roberta", nn::Head::sequence_classification},
 };
 
