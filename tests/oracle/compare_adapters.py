@@ -10,12 +10,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
-                    ether_logits, finish, python_logits, report, rng_for, workplace)
+                    ether_logits, finish, mean_loss, python_logits, report, rng_for, workplace)
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
 # Options of ether train that small widths need, as PEFT's below.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"], "lora pissa": ["--init-lora-weights", "pissa", "--rank", 2], "lora olora": ["--init-lora-weights", "olora", "--rank", 2],
+         "lora patterns": ["--targets", r".*\.(query|value|q_proj|v_proj)", "--rslora", "--bias", "lora_only", "--layers", "0",
+                           "--rank-pattern", "(query|q_proj)=3", "--alpha-pattern", "(value|v_proj)=2"],
          "lora eva": ["--init-lora-weights", "eva", "--rank", 2],
          "trainable-tokens": ["--token-indices", "5,9,12"], "lora tokens": ["--token-indices", "5,9"],
          "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
@@ -23,7 +25,7 @@ SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vec
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
 LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
-PEFT_METHODS = ("lora", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora patterns", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira", "prefix")
 
 
@@ -52,6 +54,7 @@ def draw_config(method, family, rng):
         return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=rank)
     config_class, options = {
         "lora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
+        "lora patterns": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
         "lora dora": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
         "lora pissa": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="pissa")),
         "lora olora": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="olora")),
@@ -78,6 +81,13 @@ def draw_config(method, family, rng):
         "miss": (peft.MissConfig, dict(r=rng.randint(1, 4), mini_r=4, init_weights=rng.choice([True, "mini"]))),
     }[method]
     targets = rng.choice(["all-linear", rng.sample(names, rng.randint(1, len(names)))])
+    if method == "lora patterns":
+        norm = "LayerNorm" if family in ENCODERS else "input_layernorm"
+        options |= rng.choice([dict(bias="all"), dict(bias="lora_only"), dict(modules_to_save=[norm])])
+        selection = rng.choice([dict(layers_to_transform=[0]), dict(exclude_modules=names[1:2]), {}])
+        targets = names if selection else rf".*\.({'|'.join(names)})"
+        return config_class(task_type=task, target_modules=targets, rank_pattern={names[0]: rank + 1}, alpha_pattern={names[2]: alpha + 1},
+                            **options, **selection)
     return config_class(task_type=task, target_modules=targets, **options)
 
 
@@ -156,15 +166,8 @@ def stepped(family, method, rng, folder):
     examples = [json.loads(line) for line in data.read_text().splitlines()]
     for _ in range(3):
         optimizer.zero_grad()
-        rows = [torch.tensor([tokenizer(example["text"])["input_ids"]]) for example in examples]
-        if family in ENCODERS:
-            losses = [torch.nn.functional.cross_entropy(model(input_ids=ids).logits, torch.tensor(["abc".index(example["label"])]))
-                      for ids, example in zip(rows, examples)]
-            loss = sum(losses) / len(losses)
-        else:
-            loss = sum(torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum") for ids in rows)
-            loss = loss / sum(ids.shape[1] - 1 for ids in rows)
-        loss.backward()
+        mean_loss(model, family, [tokenizer(example["text"])["input_ids"] for example in examples],
+                  ["abc".index(example["label"]) for example in examples]).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1)
         optimizer.step()
     theirs, ours, before = peft.get_peft_model_state_dict(model), values(3), values(0)

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -30,6 +30,7 @@ _spec = importlib.util.spec_from_file_location("make_models", ROOT / "tests/fixt
 fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fixtures)
 
+# Each family's configuration and usual task; and that of language models which classify.
 FAMILIES = {
     "bert": (transformers.BertConfig, transformers.BertForSequenceClassification),
     "roberta": (transformers.RobertaConfig, transformers.RobertaForSequenceClassification),
@@ -37,6 +38,13 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+}
+
+CLASSIFIERS = {
+    "llama": transformers.LlamaForSequenceClassification,
+    "mistral": transformers.MistralForSequenceClassification,
+    "qwen2": transformers.Qwen2ForSequenceClassification,
+    "qwen3": transformers.Qwen3ForSequenceClassification,
 }
 
 failures = []
@@ -91,12 +99,15 @@ def draw_config(family, rng):
     return config
 
 
-def draw_model(family, rng, folder):
-    """Saves a random model and its tokenizer."""
+def draw_model(family, rng, folder, classifier=False, shard_size="5GB"):
+    """Saves a random model and its tokenizer; a family's language model as a classifier if asked to."""
     config_class, model_class = FAMILIES[family]
-    model = model_class(config_class(**draw_config(family, rng))).float().eval()
+    config = config_class(**draw_config(family, rng))
+    if classifier:
+        config.num_labels, model_class = 3, CLASSIFIERS[family]
+    model = model_class(config).float().eval()
     fixtures.draw(model, rng.randrange(1 << 30))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=shard_size)
     (folder / "tokenizer.json").write_text(json.dumps(fixtures.tokenizer()))
 
 
@@ -108,10 +119,17 @@ def draw_tokens(rng, folder):
     return rows, file
 
 
-def draw_examples(rng, file, count=24):
+def strip_prefix(model, folder):
+    """Names the stored tensors as those of the base model, without "bert." or "model." in front."""
+    for file in folder.glob("*.safetensors"):
+        tensors = {name.removeprefix(model.base_model_prefix + "."): tensor.clone() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+
+def draw_examples(rng, file, count=24, labels="abc"):
     """Training texts of the fixtures' words, in three classes."""
     lines = [{"text": " ".join(f"w{rng.randrange(4, fixtures.VOCABULARY)}" for _ in range(rng.randint(3, 12))),
-              "label": "abc"[i % 3]} for i in range(count)]
+              "label": labels[i % 3]} for i in range(count)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
 
@@ -122,6 +140,15 @@ def ether_logits(rows, tokens, model, *more):
         ether("logits", "--model", model, "--tokens", tokens, "--out", out, *more)
         tensors = load_file(out)
         return [tensors[f"logits.{row}"].clone() for row in range(len(rows))]
+
+
+def padded_logits(model, rows):
+    """All rows in one batch, padded on the right, in float64."""
+    model = model.double().eval()
+    ids, mask = fixtures.padded(rows)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    return [row if row.dim() == 1 else row[: len(tokens)] for row, tokens in zip(logits, rows)]
 
 
 def python_logits(model, rows):
@@ -137,9 +164,20 @@ def difference(actual, expected):
     return float("inf") if worst != worst else worst / largest
 
 
-def auto_class(family):
-    auto = transformers.AutoModelForSequenceClassification if family in ENCODERS else transformers.AutoModelForCausalLM
+def auto_class(family, classifier=False):
+    classifies = family in ENCODERS or classifier
+    auto = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
     return lambda folder: auto.from_pretrained(folder, dtype=torch.float32)
+
+
+def mean_loss(model, family, rows, labels):
+    """Cross entropy of rows of token ids, each alone: over rows for a classifier, over next tokens for a language model."""
+    cross_entropy = torch.nn.functional.cross_entropy
+    ids = [torch.tensor([row]) for row in rows]
+    if family in ENCODERS:
+        return sum(cross_entropy(model(input_ids=row).logits, torch.tensor([label])) for row, label in zip(ids, labels)) / len(rows)
+    total = sum(cross_entropy(model(input_ids=row).logits[0, :-1], row[0, 1:], reduction="sum") for row in ids)
+    return total / sum(row.shape[1] - 1 for row in ids)
 
 
 def workplace():
