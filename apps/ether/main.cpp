@@ -143,11 +143,9 @@ int main(int argc, char** argv) {
         return error.kind() == ether::ErrorKind::usage ? 2 : 1;
     } catch (const std::bad_alloc&) {
         return ether::app::fail_out_of_memory();
-    } catch (const std::system_error& error) {
-        if (error.code() == std::errc::broken_pipe) return 0;  // who reads has seen enough
-        std::fprintf(stderr, "ether: %s\n", error.what());
-        return 1;
     } catch (const std::exception& error) {
+        const auto* system = dynamic_cast<const std::system_error*>(&error);
+        if (system && system->code() == std::errc::broken_pipe) return 0;  // who reads has seen enough
         const std::string text = error.what();
         if (ether::app::is_out_of_memory(text)) return ether::app::fail_out_of_memory();
         // An exception of a library that our checks should have prevented: its first line says what, the rest
