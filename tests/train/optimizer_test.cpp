@@ -145,11 +145,14 @@ TEST(Schedule, IsAFunctionOfTheStep) {
     EXPECT_DOUBLE_EQ(at("constant", 3), 1);
     EXPECT_DOUBLE_EQ(at("constant", 9), 1);
     EXPECT_DOUBLE_EQ(at("linear", 0), 0.25);
-    EXPECT_DOUBLE_EQ(at("linear", 5), 0.5);
-    EXPECT_NEAR(at("linear", 9), 0.1, 1e-15);
-    EXPECT_DOUBLE_EQ(at("cosine", 5), 0.5);
+    EXPECT_DOUBLE_EQ(at("linear", 3), 1);  // the warm-up reaches the whole rate, however long it is
+    EXPECT_DOUBLE_EQ(at("linear", 4), 1);
+    EXPECT_DOUBLE_EQ(at("linear", 7), 0.5);
+    EXPECT_NEAR(at("linear", 9), 1.0 / 6, 1e-15);
+    EXPECT_DOUBLE_EQ(at("cosine", 7), 0.5);
     EXPECT_NEAR(at("cosine", 10), 0, 1e-15);
-    EXPECT_DOUBLE_EQ(schedule_factor(Schedule::cosine, 0, 10, 0), 1);  // no warm-up
+    EXPECT_DOUBLE_EQ(schedule_factor(Schedule::linear, 9, 10, 10), 1);  // all of it warm-up
+    EXPECT_DOUBLE_EQ(schedule_factor(Schedule::cosine, 0, 10, 0), 1);   // no warm-up
     EXPECT_DOUBLE_EQ(schedule_factor(Schedule::linear, 0, 0, 0), 1);
     EXPECT_FAILS(usage, "\"polynomial\" is not known, expected one of constant, linear, cosine",
                  schedule_named("polynomial"));

@@ -19,18 +19,16 @@ Schedule schedule_named(const std::string& name) {
 }
 
 double schedule_factor(Schedule schedule, int64_t step, int64_t total, int64_t warmup_steps) {
-    const double warmup =
-        warmup_steps > 0 ? std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(warmup_steps))
-                         : 1.0;
-    const double progress =
-        total > 0 ? std::min(1.0, static_cast<double>(step) / static_cast<double>(total)) : 0.0;
+    if (step < warmup_steps) return static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
+    const double left = static_cast<double>(std::max<int64_t>(1, total - warmup_steps));
+    const double progress = std::min(1.0, static_cast<double>(step - warmup_steps) / left);
     switch (schedule) {
         case Schedule::constant:
-            return warmup;
+            return 1;
         case Schedule::linear:
-            return warmup * (1 - progress);
+            return 1 - progress;
         case Schedule::cosine:
-            return warmup * (1 + std::cos(std::numbers::pi * progress)) / 2;
+            return (1 + std::cos(std::numbers::pi * progress)) / 2;
     }
     ETHER_ASSERT(false);
 }
