@@ -75,10 +75,10 @@ class ProgramTest(unittest.TestCase):
         (self.folder / name).write_text(text)
         return self.folder / name
 
-    def train(self, out, *words):
+    def train(self, out, *words, model=BERT, label=""):
         """A run of one step; returns its folder."""
-        data = self.write("train.csv", "text,label\n" + "".join(f"a b,{i % 3}\n" for i in range(6)))
-        ether("train", "--model", BERT, "--data", data, "--max-steps", 1, "--out", self.folder / out, *words)
+        data = self.write("train.csv", "text,label\n" + "".join(f"a b,{label}{i % 3}\n" for i in range(6)))
+        ether("train", "--model", model, "--data", data, "--max-steps", 1, "--out", self.folder / out, *words)
         return self.folder / out
 
 
@@ -230,6 +230,36 @@ class Train(ProgramTest):
         plain, decayed = (struct.unpack(f"<{math.prod(shape)}f", data) for _, shape, data in a)
         for one, other in zip(plain, decayed):  # no gradient reaches A while B is zero
             self.assertAlmostEqual(other, 0.75 * one, places=6)
+
+    def test_heads_learn_fast_and_what_is_known_slowly(self):
+        def moved(run, name):  # a step of Adam moves each value by the rate, unless its gradient is next to nothing
+            tensors = (read_tensors(file)[name] for file in (run / "adapter_model.safetensors", pathlib.Path(BERT, "model.safetensors")))
+            now, before = (struct.unpack(f"<{math.prod(shape)}f", data) for _, shape, data in tensors)
+            return max(abs(one - other) for one, other in zip(now, before))
+        prefix = "base_model.model."
+        with mock.patch(f"{__name__}.read_tensors", lambda file, read=read_tensors: {
+                name.removeprefix(prefix): tensor for name, tensor in read(file).items()}):
+            for words, head, pooler in ([], 1e-2, 5e-5), (["--head-lr", 1e-3, "--module-lr", 1e-4], 1e-3, 1e-4), (
+                    ["--method", "head", "--lr", 1e-3], 1e-3, 1e-3):
+                run = self.train(f"run{head}{pooler}", "--modules-to-save", "pooler", "--warmup", 0, *words, label="LABEL_")
+                self.assertAlmostEqual(moved(run, "classifier.weight") / head, 1, places=2)
+                self.assertAlmostEqual(moved(run, "bert.pooler.dense.weight") / pooler, 1, places=2)
+
+    def test_a_head_of_its_own_is_trained_whole(self):
+        run = self.train("run", model=MODELS / "roberta", label="LABEL_")
+        config, tensors = json.loads((run / "adapter_config.json").read_text()), read_tensors(run / "adapter_model.safetensors")
+        self.assertEqual((config["modules_to_save"], config["task_type"]), (["classifier"], "SEQ_CLS"))
+        for layer in ("dense", "out_proj"):
+            self.assertIn(f"base_model.model.classifier.{layer}.weight", tensors)
+
+    def test_dropout_of_the_model(self):
+        def loss(name, *words):
+            metrics = (self.train(name, *words) / "metrics.jsonl").read_text()
+            return next(line["loss"] for line in map(json.loads, metrics.splitlines()) if "loss" in line)
+        without = loss("default")
+        self.assertEqual(loss("none", "--model-dropout", 0), without)
+        self.assertNotEqual(loss("some", "--model-dropout", 0.3), without)
+        self.assertIn("--model-dropout: 1 is out of range, expected 0 to 0.99", refusal("train", "--model-dropout", 1))
 
     def test_layers_are_not_chosen_for_a_method_without(self):
         self.train("full", "--method", "full", "--targets", "all-linear")

@@ -126,7 +126,7 @@ class BertLayer {
 
 BertEncoder::BertEncoder(const io::Checkpoint& checkpoint, const LoadOptions& options,
                          const std::string& architecture, int64_t first_position)
-    : config_(BertConfig::from(checkpoint.config())), first_position_(first_position) {
+    : config_(BertConfig::from(checkpoint.config(), options.dropout)), first_position_(first_position) {
     if (options.head != nn::Head::sequence_classification)
         fail(ErrorKind::model, "{}: {} is an encoder and cannot generate text; use --task classify",
              checkpoint.path().string(), architecture);
@@ -209,7 +209,7 @@ Tensor BertEncoder::drop(const Tensor& x, double p, const Pass& pass, std::strin
     return pass.training && p > 0 ? ops::dropout(x, p, pass.stream(-1, place), pass.first_token) : x;
 }
 
-BertConfig BertConfig::from(const io::JsonObject& config) {
+BertConfig BertConfig::from(const io::JsonObject& config, std::optional<double> dropout) {
     if (const auto kind = config.get_or<std::string>("position_embedding_type", "absolute");
         kind != "absolute")
         fail(ErrorKind::model, "{}: position_embedding_type \"{}\" is not supported, only \"absolute\"",
@@ -234,6 +234,7 @@ BertConfig BertConfig::from(const io::JsonObject& config) {
         .activation = checked_activation(config, "hidden_act", "gelu"),
     };
     result.classifier_dropout = probability(config, "classifier_dropout", result.hidden_dropout);
+    if (dropout) result.hidden_dropout = result.attention_dropout = result.classifier_dropout = *dropout;
     divides(config, "num_attention_heads", result.heads, "hidden_size", result.hidden_size);
     return result;
 }

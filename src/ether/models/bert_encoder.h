@@ -22,7 +22,7 @@ struct BertConfig {
     double layer_norm_eps, hidden_dropout, attention_dropout, classifier_dropout, initializer_range;
     std::string activation;
 
-    static BertConfig from(const io::JsonObject& config);
+    static BertConfig from(const io::JsonObject& config, std::optional<double> dropout);
 };
 
 struct LayerNorm {

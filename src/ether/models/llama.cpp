@@ -143,7 +143,7 @@ class Layer {
 class Llama : public nn::Model {
   public:
     Llama(const io::Checkpoint& checkpoint, const LoadOptions& options)
-        : config_(LlamaConfig::from(checkpoint.config())) {
+        : config_(LlamaConfig::from(checkpoint.config(), options.dropout)) {
         shape_ = {.architecture = config_.model_type,
                   .prefix = "model.",
                   .head = options.head,
@@ -275,7 +275,7 @@ std::vector<int64_t> attention_windows(const io::JsonObject& config, const std::
 
 }  // namespace
 
-LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
+LlamaConfig LlamaConfig::from(const io::JsonObject& config, std::optional<double> dropout) {
     LlamaConfig result;
     result.model_type = config.get<std::string>("model_type");
     result.vocab_size = positive(config, "vocab_size");
@@ -294,7 +294,8 @@ LlamaConfig LlamaConfig::from(const io::JsonObject& config) {
     result.max_positions = positive(config, "max_position_embeddings");
     result.rms_norm_eps = norm_epsilon(config, "rms_norm_eps", 1e-6);
     result.initializer_range = models::initializer_range(config);
-    result.attention_dropout = probability(config, "attention_dropout", 0);
+    const double own_dropout = probability(config, "attention_dropout", 0);
+    result.attention_dropout = dropout.value_or(own_dropout);
     const bool bias = config.get_or<bool>("attention_bias", false), qwen2 = result.model_type == "qwen2";
     result.qkv_bias = qwen2 || bias;
     result.output_bias = !qwen2 && bias;

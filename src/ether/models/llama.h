@@ -20,7 +20,7 @@ struct LlamaConfig {
     // Rotary frequencies, (head_dim / 2): scaled as rope_scaling says (none, linear, llama3).
     std::vector<float> frequencies;
 
-    static LlamaConfig from(const io::JsonObject& config);
+    static LlamaConfig from(const io::JsonObject& config, std::optional<double> dropout);
 };
 
 std::unique_ptr<nn::Model> make_llama(const io::Checkpoint& checkpoint, const LoadOptions& options);

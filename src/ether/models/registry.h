@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -19,6 +20,9 @@ struct LoadOptions {
         at::ScalarType::Undefined;  // of weights and activations; undefined: stored_dtype()
     uint64_t seed = 0;              // of a new head's starting values
     at::Device device = at::kCPU;
+    // In training, of hidden states, attention's probabilities and a classifier's input; absent: as
+    // config.json says for each.
+    std::optional<double> dropout = {};
 };
 
 using MakeModel = std::unique_ptr<nn::Model> (*)(const io::Checkpoint&, const LoadOptions&);

@@ -90,7 +90,8 @@ RunSetup read_setup(const RunConfig& config) {
                                                  .new_head = !own_head,
                                                  .dtype = dtype_named(config.dtype),
                                                  .seed = static_cast<uint64_t>(config.seed),
-                                                 .device = device});
+                                                 .device = device,
+                                                 .dropout = config.model_dropout});
     const auto tokenizer = text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->shape()));
     model->check_finite(checkpoint.path().string());
     const int64_t positions = model->shape().max_positions;
@@ -111,7 +112,7 @@ RunSetup read_setup(const RunConfig& config) {
     };
     auto adapter_config = config.adapter_config();
     // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
-    if (own_head) adapter_config.modules_to_save.push_back(model->output_site().name());
+    if (own_head) adapter_config.modules_to_save.push_back(nn::top_module(model->output_site().name()));
     BaseRuns base_runs(config, setup);
     setup.model =
         std::make_unique<methods::AdaptedModel>(std::move(model), adapter_config, [&](const nn::Model& base) {

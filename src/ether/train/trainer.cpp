@@ -77,20 +77,21 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
 }
 
 AdamW Trainer::make_optimizer() {
+    const auto& model = *setup_.model;
+    const auto head = nn::top_module(model.model().output_site().name());
+    const bool classifies = model.model().shape().head == nn::Head::sequence_classification;
+    const auto rate_of = [&](const nn::Parameter& parameter) {
+        const bool whole = parameter.group == nn::ParameterGroup::head;
+        // A run that trains nothing but whole modules does so at --lr.
+        if (!whole || model.method_parameters() == 0)
+            return model.learning_rate(parameter, config_.learning_rate());
+        return classifies && nn::top_module(parameter.name) == head ? config_.head_lr : config_.module_lr;
+    };
     std::vector<OptimizedParameter> parameters;
-    const bool only_whole = setup_.model->parameters().count(nn::ParameterGroup::adapter) == 0;
-    for (const auto& parameter : setup_.model->parameters().trained()) {
-        const bool adapter = parameter.group == nn::ParameterGroup::adapter;
-        const bool head = parameter.group == nn::ParameterGroup::head;
-        // A run that trains nothing but a head does so at --lr.
-        const bool head_alone =
-            head && only_whole && setup_.model->parameters().count(nn::ParameterGroup::base) == 0;
-        parameters.push_back({parameter.name, parameter.value,
-                              head && !head_alone
-                                  ? config_.head_lr
-                                  : setup_.model->learning_rate(parameter, config_.learning_rate()),
-                              adapter ? config_.adapter_weight_decay : config_.weight_decay});
-    }
+    for (const auto& parameter : model.parameters().trained())
+        parameters.push_back({parameter.name, parameter.value, rate_of(parameter),
+                              parameter.group == nn::ParameterGroup::adapter ? config_.adapter_weight_decay
+                                                                             : config_.weight_decay});
     return AdamW(std::move(parameters));
 }
 
