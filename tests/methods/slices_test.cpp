@@ -122,8 +122,8 @@ class Id3 : public Adapter {
         auto& entries = chosen_[site.index];
         if (entries.values.defined()) return;
         const auto indices = std::get<1>(gradient.abs().view({-1}).topk(budget_));
-        entries.patterns = {
-            std::make_shared<ops::SparsePattern>(indices, site.linear.out(), site.linear.in())};
+        entries.patterns = {std::make_shared<ops::SparsePattern>(ops::places_of(indices, site.linear.in()),
+                                                                 site.linear.out(), site.linear.in())};
         entries.values = at::zeros({budget_}, gradient.options()).requires_grad_(true);
         scores[site.index] = gradient.view({-1}).index_select(0, indices);
     }

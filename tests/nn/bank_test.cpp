@@ -20,7 +20,8 @@ constexpr int64_t kWidth = 12, kEntries = 3;
 // `count` entries of a square matrix.
 Overlay overlay(uint64_t seed, int64_t width, int64_t count) {
     const auto places = (normal({width * width}, seed).argsort()).narrow(0, 0, count).contiguous();
-    return {{std::make_shared<ops::SparsePattern>(places, width, width)}, normal({count}, seed + 1)};
+    return {{std::make_shared<ops::SparsePattern>(ops::places_of(places, width), width, width)},
+            normal({count}, seed + 1)};
 }
 
 std::vector<Form> one_of_each(uint64_t seed) {

@@ -104,7 +104,7 @@ TEST(PairRotateForm, EqualsTheDenseMatrixAndItsGradient) {
 
 Overlay overlay(int64_t out, int64_t in, int64_t count) {
     const auto places = normal({out * in}, 8).argsort().narrow(0, 0, count).contiguous();
-    return {{std::make_shared<ops::SparsePattern>(places, out, in)}, normal({count}, 9)};
+    return {{std::make_shared<ops::SparsePattern>(ops::places_of(places, in), out, in)}, normal({count}, 9)};
 }
 
 TEST(OverlayForm, EqualsTheDenseMatrixAndItsGradient) {
@@ -112,7 +112,7 @@ TEST(OverlayForm, EqualsTheDenseMatrixAndItsGradient) {
         const auto x = normal({tokens, 5}, 1);
         const auto form = overlay(7, 5, 11);
         const auto matrix =
-            at::zeros({35}, at::kDouble).index_put({form.patterns[0]->indices}, form.values).view({7, 5});
+            at::zeros({35}, at::kDouble).index_put({form.patterns[0]->numbers()}, form.values).view({7, 5});
         EXPECT_TRUE(near(apply_form(form, x), x.mm(matrix.t()), 1e-14));
         if (tokens != 9) continue;
         EXPECT_TRUE(gradcheck(

@@ -111,7 +111,8 @@ void SelectedWeights::refresh() {
         const int64_t count = end - place - begin;
         const auto here = places.narrow(0, begin, count) - first_[*site];
         chosen_[*site] = {order.narrow(0, begin, count).clone(),
-                          std::make_shared<ops::SparsePattern>(here, weight.size(0), weight.size(1)),
+                          std::make_shared<ops::SparsePattern>(ops::places_of(here, weight.size(1)),
+                                                               weight.size(0), weight.size(1)),
                           weight.detach().reshape({-1}).index_select(0, here).to(values.scalar_type())};
         begin += count;
     }
@@ -120,7 +121,7 @@ void SelectedWeights::refresh() {
 
 Tensor SelectedWeights::places_at(const nn::Site& site) {
     refresh();
-    return chosen_[site].pattern->indices;
+    return chosen_[site].pattern->numbers();
 }
 
 nn::SiteForms SelectedWeights::forms(const nn::Site& site, const nn::Pass& pass) {

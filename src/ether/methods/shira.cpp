@@ -47,17 +47,16 @@ class Shira : public Adapter {
             const auto places = context.loading
                                     ? at::zeros({count}, at::kLong)
                                     : std::get<0>(random_places(in * out, count, options.seed).sort());
-            entries.places = context.parameters.add(
-                parameter_name(*site, "shira_indices"),
-                at::stack({places.div(in, "floor"), places.remainder(in)}).to(at::kInt),
-                nn::ParameterGroup::adapter, /*trained=*/false);
+            entries.places =
+                context.parameters.add(parameter_name(*site, "shira_indices"), ops::places_of(places, in),
+                                       nn::ParameterGroup::adapter, /*trained=*/false);
         }
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         auto& entries = entries_[site];
         if (!entries.pattern || entries.version != entries.places._version()) {
-            entries.pattern = pattern(site, entries.places.to(at::kLong));
+            entries.pattern = pattern(site, entries.places);
             entries.version = entries.places._version();
         }
         return branch(nn::Overlay{{entries.pattern}, entries.values});
@@ -77,8 +76,7 @@ class Shira : public Adapter {
             fail(ErrorKind::adapter,
                  "the adapter's {}.shira_indices hold a place outside of the weight ({}, {})", site.name(),
                  site.linear.out(), site.linear.in());
-        return std::make_shared<ops::SparsePattern>(places[0] * site.linear.in() + places[1],
-                                                    site.linear.out(), site.linear.in());
+        return std::make_shared<ops::SparsePattern>(places, site.linear.out(), site.linear.in());
     }
 
     BySite<Entries> entries_;

@@ -80,8 +80,8 @@ class Waveft : public Adapter {
         }
         const auto [entries, entry, counts] = at::_unique2(at::cat(at), /*sorted=*/true, /*inverse=*/true);
         const auto device = site.linear.weight.device();
-        return {std::make_shared<ops::SparsePattern>(entries, out, in, device), entry.to(device),
-                at::cat(values).to(device), at::cat(signs).to(device)};
+        return {std::make_shared<ops::SparsePattern>(ops::places_of(entries, in).to(device), out, in),
+                entry.to(device), at::cat(values).to(device), at::cat(signs).to(device)};
     }
 
     double scaling_;

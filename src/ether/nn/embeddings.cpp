@@ -11,7 +11,9 @@ TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary)
     sorted_ = sorted.to(device), order_ = order.to(device);
     const int64_t width = rows_.size(1);
     entries_ = std::make_shared<ops::SparsePattern>(
-        (ids.unsqueeze(1) * width + at::arange(width, ids.options())).flatten(), vocabulary, width, device);
+        ops::places_of((ids.unsqueeze(1) * width + at::arange(width, ids.options())).flatten(), width)
+            .to(device),
+        vocabulary, width);
 }
 
 at::Tensor TokenRows::embed(const at::Tensor& table, const at::Tensor& token_ids) const {

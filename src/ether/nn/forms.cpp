@@ -287,7 +287,7 @@ std::optional<Dense> dense_overlay(const Overlay& overlay) {
     if (overlay.patterns.size() > 1 || static_cast<double>(pattern->size()) < kDense * places) return {};
     const auto make = [pattern](const std::vector<Tensor>& of) {
         return at::zeros({pattern->out * pattern->in}, of[0].options())
-            .scatter_add(0, pattern->indices, of[0])
+            .scatter_add(0, pattern->numbers(), of[0])
             .view({pattern->out, pattern->in});
     };
     return Dense{{overlay.values}, make, pattern->out};

@@ -32,7 +32,7 @@ class OverlayProduct : public RowOpOf<OverlayProduct> {
         for (size_t i = 0; i < patterns_.size(); ++i) {
             const auto values = parameters[0].narrow(0, firsts_[i], patterns_[i]->size());
             const auto matrix =
-                at::zeros({out() * in()}, values.options()).index_put({patterns_[i]->indices}, values);
+                at::zeros({out() * in()}, values.options()).index_put({patterns_[i]->numbers()}, values);
             auto y = x[0].mm(matrix.view({out(), in()}).t());
             if (bank_rows_.defined())
                 y = y.masked_fill(bank_rows_.ne(static_cast<int64_t>(i)).unsqueeze(1), 0);
@@ -79,9 +79,9 @@ class OverlayProduct : public RowOpOf<OverlayProduct> {
     ETHER_INLINE void for_entries(const RowTile<P>& tile, Body&& body) const {
         auto entries_of = [&](size_t which, int64_t first, int64_t end) {
             const auto& pattern = *patterns_[which];
-            const auto *rows = pattern.rows.data(), *columns = pattern.columns.data();
-            for (int64_t k = 0, size = pattern.size(); k < size; ++k)
-                body(firsts_[which] + k, rows[k], columns[k], first, end);
+            const int64_t size = pattern.size();
+            const auto *rows = pattern.places.const_data_ptr<int32_t>(), *columns = rows + size;
+            for (int64_t k = 0; k < size; ++k) body(firsts_[which] + k, rows[k], columns[k], first, end);
         };
         if (!bank_rows_.defined()) return entries_of(0, 0, tile.count);
         const auto* chosen = bank_rows_.const_data_ptr<int32_t>() + tile.first;
@@ -96,17 +96,20 @@ class OverlayProduct : public RowOpOf<OverlayProduct> {
 
 }  // namespace
 
-SparsePattern::SparsePattern(const at::Tensor& indices, int64_t out, int64_t in,
-                             std::optional<at::Device> device)
-    : indices(indices.to(device.value_or(indices.device())).contiguous()), out(out), in(in) {
-    const auto host = indices.cpu().contiguous();
-    const auto* flat = host.const_data_ptr<int64_t>();
-    for (int64_t k = 0; k < indices.numel(); ++k) {
-        ETHER_ASSERT(flat[k] >= 0 && flat[k] < out * in);
-        rows.push_back(static_cast<int32_t>(flat[k] / in));
-        columns.push_back(static_cast<int32_t>(flat[k] % in));
-    }
+at::Tensor places_of(const at::Tensor& numbers, int64_t in) {
+    return at::stack({numbers.div(in, "floor"), numbers.remainder(in)}).to(at::kInt);
 }
+
+SparsePattern::SparsePattern(at::Tensor entries, int64_t out, int64_t in)
+    : places(entries.contiguous()), out(out), in(in) {
+    ETHER_ASSERT(places.dim() == 2 && places.size(0) == 2 && places.scalar_type() == at::kInt);
+    if (size() == 0 || places.is_meta()) return;  // meta: nothing but sizes
+    const auto low = places.amin().item<int32_t>(), last_row = places[0].amax().item<int32_t>(),
+               last_column = places[1].amax().item<int32_t>();
+    ETHER_ASSERT(low >= 0 && last_row < out && last_column < in);
+}
+
+at::Tensor SparsePattern::numbers() const { return places[0].to(at::kLong) * in + places[1]; }
 
 Rows::Value overlay(Rows& rows, Rows::Value x, const SparsePatterns& patterns, const at::Tensor& values,
                     const at::Tensor& bank_rows) {
