@@ -261,6 +261,40 @@ class Train(ProgramTest):
         self.assertNotEqual(loss("some", "--model-dropout", 0.3), without)
         self.assertIn("--model-dropout: 1 is out of range, expected 0 to 0.99", refusal("train", "--model-dropout", 1))
 
+    def test_an_adapter_is_trained_on(self):
+        head, query = "base_model.model.classifier.weight", "base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.weight"
+        first = self.train("first", "--method", "lora", "--rank", 2, "--targets", "query", "--layers", 0)
+        still = ["--lr", 1e-12, "--head-lr", 0]
+        again = self.train("again", "--adapter", first, *still)
+        one, other = (read_tensors(run / "adapter_model.safetensors") for run in (first, again))
+        self.assertEqual(list(one), list(other))
+        self.assertEqual(one[head], other[head])
+        self.assertEqual(*((run / "adapter_config.json").read_text() for run in (first, again)))
+        moved = self.train("moved", "--adapter", first)
+        self.assertNotEqual(read_tensors(moved / "adapter_model.safetensors")[query], one[query])
+        # Its run.toml repeats it, and another method's name, layers or options are refused.
+        repeated = self.folder / "repeated"
+        ether("train", "--config", moved / "run.toml", "--out", repeated)
+        self.assertEqual(*((run / "adapter_model.safetensors").read_bytes() for run in (moved, repeated)))
+        command = ["train", "--model", BERT, "--data", self.folder / "train.csv", "--out", self.folder / "x", "--adapter", first]
+        self.assertIn("holds an adapter of method lora, which it keeps; leave it out", refusal(*command, "--method", "ether"))
+        for words in (["--targets", "query"], ["--rank", 4], ["--modules-to-save", "pooler"]):
+            self.assertIn(f"{words[0]}: an --adapter that is trained on keeps its own", refusal(*command, *words))
+        self.assertIn("nowhere: no such adapter", refusal(*command[:-1], "nowhere"))
+        # A head for other labels is a new one.
+        renamed = self.train("renamed", "--adapter", first, *still, label="x")
+        self.assertNotEqual(read_tensors(renamed / "adapter_model.safetensors")[head], one[head])
+        self.assertEqual(json.loads((renamed / "ether.json").read_text())["labels"], ["x0", "x1", "x2"])
+
+    def test_an_adapter_of_pefts_is_trained_on(self):
+        data = self.write("data.csv", "text,label\n" + "".join(f"a b,LABEL_{i % 3}\n" for i in range(6)))
+        for name in ("bert_lora", "bert_adalora", "bert_hra", "bert_bias_all"):
+            run = self.folder / name
+            ether("train", "--model", BERT, "--adapter", PEFT / name, "--data", data, "--max-steps", 2, "--out", run)
+            before, after = (read_tensors(folder / "adapter_model.safetensors") for folder in (PEFT / name, run))
+            self.assertLessEqual({key for key in before if "lora" in key or "hra" in key}, set(after))
+        self.assertEqual(json.loads((run / "ether.json").read_text())["labels"], ["LABEL_0", "LABEL_1", "LABEL_2"])
+
     def test_layers_are_not_chosen_for_a_method_without(self):
         self.train("full", "--method", "full", "--targets", "all-linear")
         for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):

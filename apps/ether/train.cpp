@@ -10,6 +10,7 @@
 #include "ether/io/adapter_folder.h"
 #include "ether/train/learning_curve.h"
 #include "ether/train/metrics_log.h"
+#include "ether/train/run_setup.h"
 #include "ether/train/tensorboard.h"
 #include "ether/train/trainer.h"
 #include "verb.h"
@@ -104,6 +105,8 @@ int train_main(int argc, char** argv) {
     } else {
         config.method_options = line.method_options();
     }
+    if (!config.adapter.empty())
+        train::take_method(config, (resume.empty() ? line : saved_line).given("method"));
     install_interrupt_handlers();  // before reading models and data, so that a signal is never lost
     return (resume.empty() ? line : saved_line).with_origins([&] {
         ConsoleProgress progress;

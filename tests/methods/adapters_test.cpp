@@ -77,6 +77,50 @@ TEST(Targets, AnExclusionOfNothingIsATypoOrAnotherModels) {
     }
 }
 
+// tests/oracle/compare_corners.py asks PEFT itself.
+TEST(Targets, InAFileAsPeftReadsThem) {
+    const auto model = test::kLlamaTied.load();
+    auto saved = [&](const Targets& targets, bool headless = false) {
+        auto words = kSavedTargets;
+        words.headless = headless;
+        Names names;
+        for (const auto* site : select(targets, *model, words)) names.push_back(site->name());
+        return names;
+    };
+    const std::string q = "model.layers.0.self_attn.q_proj", v1 = "model.layers.1.self_attn.v_proj";
+    EXPECT_EQ(saved({.modules = "wte," + q + ",c_attn"}), Names{q});  // further names do no harm
+    EXPECT_FAILS(usage, "leaves no linear layer", saved({.modules = "wte,c_attn"}));
+    EXPECT_EQ(saved({.modules = "v_proj," + q, .layers = "1"}), (Names{q, v1}));
+    EXPECT_EQ(saved({.exclude = "mlp,attention"}).size(), 14U);  // no modules of that name are linear
+    EXPECT_FAILS(usage, "leaves no linear layer", saved({.modules = "query-value"}));
+    const std::string expression = R"(layers\.\d\.self_attn\.(q|v)_proj)";
+    EXPECT_EQ(saved({.modules = expression, .exclude = R"(layers\.(0\..*v|1\..*q)_proj)"}, true),
+              (Names{q, v1}));
+    EXPECT_FAILS(usage, "matches no linear layer", saved({.modules = expression}));
+}
+
+TEST(Targets, WrittenSoThatPeftChoosesTheSame) {
+    auto config = [](const Targets& targets) {
+        return AdaptedModel(test::kLlamaTied.load(), AdapterConfig{.method = "lora", .targets = targets})
+            .files("base")
+            .config;
+    };
+    const nlohmann::json q0 = {"model.layers.0.self_attn.q_proj"};
+    for (const auto& targets :
+         {Targets{.modules = "q_proj,lm_head", .layers = "0"},
+          Targets{.modules = q0[0].get<std::string>() + ",v_proj", .exclude = "v_proj", .layers = "0"},
+          Targets{.modules = "q_proj,up_proj", .exclude = "mlp", .layers = "0"}}) {
+        const auto written = config(targets);
+        EXPECT_EQ(written["target_modules"], q0);
+        EXPECT_FALSE(written.contains("layers_to_transform"));
+        EXPECT_FALSE(written.contains("exclude_modules"));
+    }
+    const auto plain = config({.modules = "q_proj,v_proj", .exclude = "v_proj", .layers = "0"});
+    EXPECT_EQ(plain["target_modules"], nlohmann::json({"q_proj", "v_proj"}));
+    EXPECT_EQ(plain["exclude_modules"], nlohmann::json({"v_proj"}));
+    EXPECT_EQ(plain["layers_to_transform"], nlohmann::json({0}));
+}
+
 TEST(Targets, RegularExpressionsEnd) {
     auto nested = [](size_t depth) { return std::string(depth, '(') + ".*" + std::string(depth, ')'); };
     EXPECT_EQ(chosen(test::kLlamaTied, {.modules = nested(499)}).size(), 15U);
@@ -191,7 +235,7 @@ TEST(PeftConfig, AnotherBaseThanTheSavedOneIsRefused) {
     auto files = io::read_adapter("tests/fixtures/peft/llama_head");
     for (auto& [name, tensor] : files.tensors)
         if (name.ends_with("base_layer.weight")) tensor = tensor + 1;
-    EXPECT_FAILS(adapter, "differs from this base model's weight",
+    EXPECT_FAILS(adapter, "differs from this base model's",
                  AdaptedModel(test::kFixtureModels[2].load(), files));
 }
 

@@ -148,6 +148,36 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
     EXPECT_FAILS(adapter, "only additions to a weight can be taken in part", logits(all, llama));
 }
 
+// A bias that is trained or read in its place is the base's, not what a method before has made of it.
+TEST(Combination, NoBiasBehindAnotherOutput) {
+    const auto& bert = test::kBert;
+    const std::map<std::string, std::string> all = {{"bias", "all"}}, own = {{"bias", "lora_only"}};
+    const PartConfig readers[] = {{.method = "bitfit"},
+                                  {.method = "hiwi"},
+                                  {.method = "lora", .options = all},
+                                  {.method = "lora", .options = own, .targets = {.modules = "output.dense"}}};
+    for (const auto& reader : readers) {
+        for (const char* changer : {"red", "ia3"})
+            EXPECT_FAILS(usage, "so it cannot stand behind a method that changes the layer's output",
+                         AdaptedModel(bert.load(), AdapterConfig{.method = changer, .also = {reader}}));
+        const AdapterConfig first{.method = reader.method,
+                                  .options = reader.options,
+                                  .targets = reader.targets,
+                                  .also = {{.method = "ia3"}}};
+        EXPECT_NO_THROW(AdaptedModel(bert.load(), first));
+        EXPECT_NO_THROW(AdaptedModel(bert.load(), AdapterConfig{.method = "ether+", .also = {reader}}));
+    }
+    const auto ia3 = trained(bert, {.method = "ia3"}, 5), bias = trained(bert, {.method = "bitfit"}, 50);
+    AdaptedModel both(bert.load(), Several{{"a", ia3}, {"b", bias}});
+    EXPECT_FAILS(adapter, "cannot stand behind", logits(both, bert));
+}
+
+TEST(Combination, NoPartOfAModuleThatIsTheBases) {
+    const auto& bert = test::kBert;
+    const auto own = trained(bert, {.method = "lora", .modules_to_save = {"pooler"}}, 5);
+    EXPECT_FAILS(adapter, "trained the base's tensor", AdaptedModel(bert.load(), Several{{"a", own, 0.5}}));
+}
+
 // DoRA is LoRA with the magnitude on top.
 TEST(Combination, MagnitudeOnLoraIsDora) {
     const auto& llama = test::kLlamaTied;

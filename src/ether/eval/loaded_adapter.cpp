@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/io/adapter_description.h"
 #include "ether/io/hub_cache.h"
 #include "ether/models/registry.h"
 #include "ether/tasks/causal_lm.h"
@@ -11,14 +12,6 @@
 
 namespace ether::eval {
 namespace {
-
-// The classes of an adapter without ether.json: the rows of its own head.
-std::optional<int64_t> head_rows(const io::AdapterFiles& files, const io::Checkpoint& checkpoint) {
-    const auto head = std::string(models::architecture_of(checkpoint).classifier) + ".weight";
-    for (const auto& [name, tensor] : files.tensors)
-        if (name.ends_with(head) && tensor.dim() == 2 && tensor.size(0) > 0) return tensor.size(0);
-    return std::nullopt;
-}
 
 bool is_there(const std::string& path) {
     std::error_code ignored;  // whoever opens it says what is wrong
@@ -40,39 +33,6 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
     return adapters;
 }
 
-// An adapter's ether.json, if it has one and was trained on this base.
-std::optional<io::JsonObject> description(const methods::NamedAdapter& adapter, const io::BaseIdentity& base,
-                                          const LoadOptions& options, std::vector<std::string>& notes) {
-    if (!adapter.files.ether) return {};
-    io::JsonObject ether(*adapter.files.ether,
-                         (std::filesystem::path(adapter.name) / io::kEtherFile).string());
-    if (const auto format = ether.get_or<int64_t>("format", 1); format != 1)
-        fail(ErrorKind::adapter, "{}: format {} is newer than this program, which knows 1", ether.name(),
-             format);
-    const auto fingerprint = ether.get_or<std::string>("base_fingerprint", "");
-    const bool known = fingerprint.starts_with(io::kFingerprintKind);
-    if (!known)
-        notes.push_back(
-            fmt::format("{} has no fingerprint of its base model that this program knows, so nobody can tell "
-                        "whether it belongs to this one",
-                        ether.name()));
-    if (known && fingerprint != base.weights && !options.force)
-        fail(ErrorKind::adapter,
-             "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
-             "--force uses it all the same",
-             adapter.name, options.model, fingerprint, base.weights);
-    const auto compare = [&](const char* file, const char* key, const std::string& now) {
-        const auto then = ether.get_or<std::string>(key, "");
-        if (then.starts_with(io::kFingerprintKind) && !now.empty() && then != now)
-            notes.push_back(
-                fmt::format("{}/{} is not the one that {} was trained with, so its results may differ",
-                            options.model, file, adapter.name));
-    };
-    compare("config.json", "base_config", base.config);
-    compare(io::kTokenizerFile, "base_tokenizer", base.tokenizer);
-    return ether;
-}
-
 std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes) {
     if (!classes) classes = models::stored_classes(checkpoint);
     if (!classes && !models::architecture_of(checkpoint).language_model_class)
@@ -92,8 +52,8 @@ std::vector<AdapterName> split_adapters(const std::string& text) {
     std::vector<AdapterName> names;
     for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
         const auto at = part.rfind('@');
-        const bool has_weight =
-            at != std::string::npos && part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
+        const bool has_weight = at != std::string::npos && at + 1 < part.size() &&
+                                part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
         if (has_weight && !is_there(part))
             names.push_back({part.substr(0, at), part.substr(at + 1)});
         else
@@ -114,12 +74,9 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     const auto base = adapters.empty() ? io::BaseIdentity() : loaded.base.identity();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
-        if (!head) head = head_rows(adapter.files, loaded.checkpoint);
-        const auto ether = description(adapter, base, options, loaded.notes);
-        if (!ether)
-            loaded.notes.push_back(
-                fmt::format("{} has no ether.json, so nobody can tell whether it belongs to this base model",
-                            adapter.name));
+        if (!head) head = models::stored_classes(adapter.files, loaded.checkpoint);
+        const auto ether = io::description_of(adapter.files, base,
+                                              {adapter.name, options.model, options.force}, loaded.notes);
         if (!ether || loaded.task) continue;
         loaded.task = tasks::task_from(*ether);
         loaded.max_length = ether->get_or<int64_t>("max_length", 0);

@@ -110,12 +110,13 @@ struct Triplets {
 class Adalora : public Adapter {
   public:
     Adalora(const AdaloraOptions& options, const MethodContext& context)
-        : options_(options), place_(context.model) {
+        : options_(options), place_(context.model), left_in_file_(context.model) {
+        const auto& prefix = context.model.shape().prefix;  // which names of a base without head lack
         for (const nn::Site* site : context.sites) {
-            const auto pattern = options.pattern.find(site->name());
-            const int64_t rank = pattern == options.pattern.end()
-                                     ? options.rank
-                                     : std::count(pattern->second.begin(), pattern->second.end(), true);
+            auto& left = left_in_file_[*site];
+            for (const auto& [path, kept] : options.pattern)
+                if (path == site->name() || prefix + path == site->name()) left = kept;
+            const int64_t rank = left.empty() ? options.rank : std::count(left.begin(), left.end(), true);
             auto random = [&](const char* name, at::IntArrayRef shape) {
                 return normal(shape, 0.02, context.random.stream(site->name()).stream(name));
             };
@@ -148,6 +149,7 @@ class Adalora : public Adapter {
     }
 
     void after_update(const Update& update) override {
+        if (!options_.pattern.empty()) return;  // one from a file has the triplets that were left
         const at::NoGradGuard no_grad;
         total_ = options_.total ? options_.total : update.total;
         const int64_t end = total_ - options_.final;
@@ -171,10 +173,10 @@ class Adalora : public Adapter {
     void to_config(nlohmann::json& config) const override {
         config["total_step"] = std::max<int64_t>(total_, options_.initial + options_.final + 1);
         for (const auto& triplets : triplets_) {
-            const auto loaded = options_.pattern.find(triplets.site->name());
+            const auto& loaded = left_in_file_[*triplets.site];
             auto& pattern = config["rank_pattern"][triplets.site->name() + ".lora_E"];
-            if (loaded != options_.pattern.end()) {
-                pattern = loaded->second;
+            if (!loaded.empty()) {
+                pattern = loaded;
             } else {
                 const auto left = triplets.left().cpu();
                 pattern = std::vector<bool>(left.const_data_ptr<bool>(),
@@ -234,6 +236,7 @@ class Adalora : public Adapter {
     int64_t total_ = 0;  // steps of the schedule, once one is done
     std::vector<Triplets> triplets_;
     BySite<size_t> place_;
+    BySite<std::vector<bool>> left_in_file_;  // the triplets; empty: it does not tell
 };
 
 // How a new adapter would start, keys of LoRA that mean nothing here, and settings of features that are off.

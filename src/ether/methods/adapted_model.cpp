@@ -40,7 +40,22 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
     return parts;
 }
 
+// Whether an adapter was made on the base model without a head, so that its names of blocks lack the prefix.
+bool is_headless(const io::AdapterFiles& files, const nn::Model& model) {
+    const auto& block = model.sites().front().name();  // "model.layers.0.self_attn.q_proj"
+    const auto begin = model.shape().prefix.size();
+    const auto blocks = ".model." + block.substr(begin, block.find('0') - begin);
+    return std::any_of(files.tensors.begin(), files.tensors.end(), [&](const auto& entry) {
+        const auto place = entry.first.find(blocks);
+        return place != std::string::npos && entry.first.substr(0, place).ends_with("base_model");
+    });
+}
+
 }  // namespace
+
+const Method& method_of(const nlohmann::json& config) {
+    return method_of_peft_type(peft_type_of(configs_in(config).front()));
+}
 
 AdaptedModel::Part AdaptedModel::part_of(const PartConfig& config) {
     const Method& method = method_named(config.method);
@@ -77,9 +92,7 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const AdapterConfig
     parts_.push_back(part_of(PartConfig{config.method, config.options, config.targets}));
     for (const auto& part : config.also)
         parts_.push_back(with_prefix("--and " + part.method, [&] { return part_of(part); }));
-    for (const auto& module : model_->new_modules())
-        if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
-            modules_to_save_.push_back(module);
+    save_modules(model_->new_modules());
     build(config.seed, /*from_file=*/false, run_batch);
 }
 
@@ -90,28 +103,50 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<N
     : model_(std::move(model)), parameters_(model_->device()) {
     std::vector<std::vector<std::string>> modules;
     int64_t values = 0;
-    for (const auto& [name, files, weight] : adapters) {
-        for (const auto& [key, tensor] : files.tensors) values += tensor.numel();
-        modules.push_back(modules_from_config(files.config, *model_));
-        for (const auto& module : modules.back()) {
-            if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) !=
-                    modules_to_save_.end() &&
-                modules.size() > 1)
-                fail(ErrorKind::adapter,
-                     "{}: holds a trained \"{}\", as another of the adapters does; only one of them may be "
-                     "taken",
-                     name, module);
-            modules_to_save_.push_back(module);
-        }
-        const auto configs = configs_in(files.config);
-        for (size_t k = 0; k < configs.size(); ++k) {
-            auto& part = parts_.emplace_back(part_of(configs[k]));
-            part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
-        }
+    for (const auto& adapter : adapters) {
+        for (const auto& [key, tensor] : adapter.files.tensors) values += tensor.numel();
+        modules.push_back(take(adapter));
     }
     parameters_.expect_saved(values);
     build(0, /*from_file=*/true);
     for (size_t i = 0; i < adapters.size(); ++i) load(adapters[i], modules[i]);
+}
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files,
+                           const std::vector<std::string>& modules_to_save)
+    : model_(std::move(model)), parameters_(model_->device()) {
+    const NamedAdapter adapter{"", files};
+    const auto modules = take(adapter);
+    save_modules(modules_to_save);
+    save_modules(model_->new_modules());
+    build(0, /*from_file=*/true);
+    load(adapter, modules);
+}
+
+std::vector<std::string> AdaptedModel::take(const NamedAdapter& adapter) {
+    const auto& [name, files, weight] = adapter;
+    const auto modules = modules_from_config(files.config, *model_);
+    for (const auto& module : modules)
+        if (!parts_.empty() &&
+            std::find(modules_to_save_.begin(), modules_to_save_.end(), module) != modules_to_save_.end())
+            fail(ErrorKind::adapter,
+                 "{}: holds a trained \"{}\", as another of the adapters does; only one of them may be taken",
+                 name, module);
+    save_modules(modules);
+    const auto configs = configs_in(files.config);
+    for (size_t k = 0; k < configs.size(); ++k) {
+        auto& part = parts_.emplace_back(part_of(configs[k]));
+        part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
+        part.holds_modules = !modules.empty();
+        part.headless = is_headless(files, *model_);
+    }
+    return modules;
+}
+
+void AdaptedModel::save_modules(const std::vector<std::string>& modules) {
+    for (const auto& module : modules)
+        if (std::find(modules_to_save_.begin(), modules_to_save_.end(), module) == modules_to_save_.end())
+            modules_to_save_.push_back(module);
 }
 
 void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batch) {
@@ -156,9 +191,16 @@ void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batc
     for (auto& site : model_->sites())
         if (std::any_of(parts_.begin(), parts_.end(), [&](const Part& part) { return holds(part, site); }))
             sites_.push_back(&site);
+    // Methods that cannot stand behind one another are told before a run begins.
+    const bool reads_biases = std::any_of(parts_.begin(), parts_.end(), [&](const Part& part) {
+        return std::any_of(sites_.begin(), sites_.end(),
+                           [&](const nn::Site* site) { return part.adapter->reads_bias(*site); });
+    });
+    if (parts_.size() > 1 && reads_biases && !from_file) bind(nn::Pass{data::Batch{}});
 }
 
-void AdaptedModel::choose_sites(Part& part, const TargetWords& words) {
+void AdaptedModel::choose_sites(Part& part, TargetWords words) {
+    words.headless = part.headless;
     part.sites = select(part.targets, *model_, words);
     // A layer that is trained whole needs no adapter; PEFT ignores one there.
     std::erase_if(part.sites,
@@ -187,13 +229,19 @@ void AdaptedModel::check_order(const Part& part) const {
     }
 }
 
-// What replaces the base's tensors is there or not.
+// What replaces the base's tensors is there or not; a classification head is the task's and no part of the
+// base.
 void AdaptedModel::check_weight(const Part& part) const {
     if (part.weight == 1) return;
+    const auto head = model_->shape().head == nn::Head::sequence_classification
+                          ? nn::top_module(model_->output_site().name())
+                          : "";
     for (const auto& [name, slots] : model_->tensors())
         for (const auto& parameter : parameters_.all())
-            if (parameter.scope == part.scope && parameter.group != nn::ParameterGroup::head &&
-                parameter.value.is_same(*slots.front()))
+            if (parameter.value.is_same(*slots.front()) &&
+                (parameter.group == nn::ParameterGroup::head
+                     ? part.holds_modules && nn::top_module(name) != head
+                     : parameter.scope == part.scope))
                 fail(ErrorKind::adapter,
                      "{}: trained the base's tensor \"{}\" itself, of which no part can be taken; give it "
                      "the weight 1",
@@ -221,6 +269,13 @@ void AdaptedModel::bind(const nn::Pass& pass) {
 
 void AdaptedModel::bind_sites(Part& part, const nn::Pass& pass) {
     auto& adapter = *part.adapter;
+    for (const nn::Site* site : sites_)
+        if (!site->forms.output.empty() && adapter.reads_bias(*site))
+            fail(
+                ErrorKind::usage,
+                "method {} works on the base model's own bias of {}, so it cannot stand behind a method that "
+                "changes the layer's output; put it first, or merge the others into the model before",
+                part.method->name, site->name());
     adapter.begin_pass(pass);
     for (nn::Site* site : part.sites) {
         auto forms = adapter.forms(*site, pass);

@@ -39,6 +39,9 @@ struct NamedAdapter {
     double weight = 1;
 };
 
+// The method of an adapter_config.json, of several the first.
+const Method& method_of(const nlohmann::json& config);
+
 // Runs a model on the next batch of training examples, over and over.
 using RunBatch = std::function<void(const nn::Model&)>;
 
@@ -52,6 +55,10 @@ class AdaptedModel {
     // Several, each on top of those before it, as if these had been merged. A weight other than 1 is for
     // adapters that only add to weights. At most one may hold a module that was trained whole.
     AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters);
+    // One to train on: a head that the model has drawn, and these modules, are trained whole from the model's
+    // values where the files hold none.
+    AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files,
+                 const std::vector<std::string>& modules_to_save);
 
     // Bind the forms unless pass.bound, then run the model.
     at::Tensor hidden(const nn::Pass& pass);
@@ -107,15 +114,20 @@ class AdaptedModel {
         std::optional<double> lr = {};
         std::string name = {}, file_scope = {};  // of the adapter that holds it, and of its tensors there
         double weight = 1;
-        std::string scope = {};  // of its parameters
+        bool headless = false;       // TargetWords::headless
+        bool holds_modules = false;  // in its adapter, trained whole
+        std::string scope = {};      // of its parameters
         std::vector<nn::Site*> sites = {};
         std::unique_ptr<Adapter> adapter = {};
     };
     static Part part_of(const PartConfig& config);
     static Part part_of(const nlohmann::json& config);
 
+    // Parts and modules of an adapter's files; returns these modules.
+    std::vector<std::string> take(const NamedAdapter& adapter);
+    void save_modules(const std::vector<std::string>& modules);
     void build(uint64_t seed, bool from_file, const RunBatch& run_batch = {});
-    void choose_sites(Part& part, const TargetWords& words);
+    void choose_sites(Part& part, TargetWords words);
     void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
     void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
@@ -126,7 +138,8 @@ class AdaptedModel {
     nlohmann::json common_config(const std::string& base) const;
     bool is_wrapped() const;  // Method::wraps_layers, in the file of all parts
     void add_whole_modules(io::AdapterFiles& files) const;
-    // Whether it is a target's frozen weight, which PEFT saves beside the adapter of an output layer.
+    // Whether it is a weight of the base, as PEFT saves beside adapters of output layers and, where the
+    // vocabulary was resized, of embeddings.
     bool is_base_weight(const std::string& key, const at::Tensor& tensor) const;
     // Whether it is a layer's copy of what is shared, as PEFT saves beside RandLoRA's buffers, and of trained
     // tokens for a tied output layer.

@@ -25,13 +25,14 @@ std::string file_name(const std::string& bare, std::string_view path = kPrefix) 
 
 // The biases of whole modules, which PEFT saves twice more where it trains all biases.
 bool is_head_copy(const std::string& key) {
-    return key.ends_with(".original_module.bias") || key.ends_with(".modules_to_save.bias");
+    return key.ends_with(".bias") && (key.find(".original_module.") != std::string::npos ||
+                                      key.find(".modules_to_save.") != std::string::npos);
 }
 
 void add_method(const Method& method, MethodOptions& options, const Targets& targets,
-                const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+                const std::vector<nn::Site*>& sites, const nn::Model& model, nlohmann::json& config) {
     config["peft_type"] = method.peft_type;
-    if (method.takes_sites) to_config(targets, sites, config);
+    if (method.takes_sites) to_config(targets, sites, model, config);
     for (const auto& field : options.fields()) config[field.config_key()] = field.to_json();
     options.to_config(config);
 }
@@ -90,18 +91,22 @@ void AdaptedModel::load(const NamedAdapter& adapter, const std::vector<std::stri
 }
 
 bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tensor) const {
-    constexpr std::string_view suffix = ".base_layer.weight";
-    if (!key.starts_with(kPrefix) || !key.ends_with(suffix)) return false;
-    const auto module = key.substr(kPrefix.size(), key.size() - kPrefix.size() - suffix.size());
-    const auto site = std::find_if(sites_.begin(), sites_.end(),
-                                   [&](const nn::Site* candidate) { return candidate->name() == module; });
-    if (site == sites_.end()) return false;
-    const auto& weight = (*site)->linear.weight;
+    constexpr std::string_view wrapped = ".base_layer.weight";
+    if (!key.starts_with(kPrefix) || !key.ends_with(".weight")) return false;
+    auto name = key.substr(kPrefix.size());
+    if (key.ends_with(wrapped)) name.replace(name.size() - (wrapped.size() - 1), std::string::npos, "weight");
+    const auto& head = model_->output_site();
+    if (name == head.name() + ".weight" && model_->has_tied_output()) name = model_->embeddings().name;
+    const auto& tensors = model_->tensors();
+    auto found = tensors.find(name);
+    if (found == tensors.end()) found = tensors.find(model_->shape().prefix + name);
+    if (found == tensors.end()) return false;
+    const auto& weight = *found->second.front();
     if (weight.sizes() == tensor.sizes() && at::equal(weight, tensor.to(weight.scalar_type()))) return true;
     fail(ErrorKind::adapter,
-         "adapter tensor \"{}\" differs from this base model's weight: the base was changed beside the "
-         "adapter (new tokens?); use the base that the adapter was trained with",
-         key);
+         "adapter tensor \"{}\" {} differs from this base model's {}: the base was changed beside the "
+         "adapter (new tokens?); save that base with PEFT's get_base_model() and give it as --model",
+         key, nn::shape_text(tensor.sizes()), nn::shape_text(weight.sizes()));
 }
 
 bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tensor) const {
@@ -143,7 +148,7 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     if (parts_.size() > 1) files.config["peft_type"] = kCombined;
     for (const auto& part : parts_) {
         auto config = parts_.size() > 1 ? nlohmann::json::object() : files.config;
-        add_method(*part.method, *part.options, part.targets, part.sites, config);
+        add_method(*part.method, *part.options, part.targets, part.sites, *model_, config);
         part.adapter->to_config(config);
         if (parts_.size() > 1)
             files.config["parts"].push_back(config);
@@ -167,7 +172,8 @@ io::AdapterFiles AdaptedModel::files_as(const Method& method, MethodOptions& opt
     io::AdapterFiles files;
     files.config = common_config(base);
     // The targets of several methods are told by the layers' paths.
-    add_method(method, options, parts_.size() > 1 ? Targets() : parts_.front().targets, sites_, files.config);
+    add_method(method, options, parts_.size() > 1 ? Targets() : parts_.front().targets, sites_, *model_,
+               files.config);
     for (const auto& [name, tensor] : tensors) files.tensors.emplace_back(file_name(name), tensor);
     add_whole_modules(files);
     return files;

@@ -23,6 +23,8 @@ class Bitfit : public Adapter {
                 "red adds biases",
                 context.model.shape().architecture);
     }
+
+    bool reads_bias(const nn::Site&) const override { return true; }
 };
 
 }  // namespace

@@ -59,6 +59,7 @@ class Hiwi : public Adapter {
     }
 
     bool reads_weights() const override { return on_weights_; }
+    bool reads_bias(const nn::Site& site) const override { return sites_[site].base.defined(); }
 
     void to_tensors(io::NamedTensors& tensors) const override {
         const at::NoGradGuard no_grad;

@@ -5,6 +5,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/methods/adapter_config.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -12,6 +13,11 @@ namespace {
 
 struct LnTuningOptions : MethodOptions {
     std::vector<std::string> norms;
+
+    void from_config(nlohmann::json& config) override {
+        if (const auto found = config.find("exclude_modules"); found != config.end() && !says_nothing(*found))
+            fail(ErrorKind::adapter, "adapter_config.json: exclude_modules is not supported for LN_TUNING");
+    }
 
     Fields fields() override {
         return {

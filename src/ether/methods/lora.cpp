@@ -77,6 +77,7 @@ struct LoraOptions : MethodOptions {
 
     // What a trained adapter's start says is nothing, or by how much PEFT has changed the base.
     void from_config(nlohmann::json& config) override {
+        if (!config.contains("lora_alpha")) alpha = 8;  // PEFT's default, of a file that does not tell
         // A list of tokens, or that of each table.
         if (auto& indices = config["trainable_token_indices"]; indices.is_object() && !indices.empty()) {
             if (indices.size() > 1)
@@ -164,6 +165,10 @@ class Lora : public Adapter {
 
     // DoRA takes the norms of W's rows, other starts its largest parts.
     bool reads_weights() const override { return options_.dora || moves_base(); }
+    bool reads_bias(const nn::Site& site) const override {
+        const bool is_target = std::find(targets_.begin(), targets_.end(), &site) != targets_.end();
+        return options_.bias == "all" || (options_.bias == "lora_only" && is_target);
+    }
 
     void to_config(nlohmann::json& config) const override {
         if (options_.start == kEva) numbers_to_config(config);
@@ -218,7 +223,7 @@ class Lora : public Adapter {
 
     // Layers with ranks of their own, and without those that have none.
     void numbers_to_config(nlohmann::json& config) const {
-        methods::to_config(Targets{}, targets_, config);
+        methods::to_config(targets_, config);
         auto &ranks = config["rank_pattern"] = nlohmann::json::object(),
              &alphas = config["alpha_pattern"] = nlohmann::json::object();
         for (const nn::Site* site : targets_) {

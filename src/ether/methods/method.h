@@ -65,6 +65,9 @@ class Adapter {
     // Whether it works on the base's own weights, and so cannot stand behind a method that has changed them.
     virtual bool reads_weights() const { return false; }
 
+    // Likewise of a layer's bias: trains it in its place, or starts from it.
+    virtual bool reads_bias(const nn::Site&) const { return false; }
+
     // Puts an adapter_config.json, complete otherwise, in the words that PEFT knows for this type.
     virtual void to_config(nlohmann::json& /*config*/) const {}
 

@@ -18,13 +18,15 @@ namespace {
 constexpr size_t kLongestPattern = 1000;
 constexpr int64_t kAttentionSites = 4;  // q, k, v, o
 
+constexpr const char* kAll = "all-linear";
+
 bool is_keyword(const std::string& expression) {
-    return expression == "all-linear" || expression == "attention" || expression == "query-value" ||
+    return expression == kAll || expression == "attention" || expression == "query-value" ||
            expression == "mlp" || expression == "mlp-output";
 }
 
 bool fits_keyword(const std::string& keyword, const nn::Site& site, const nn::Model& model) {
-    if (keyword == "all-linear") return !site.is_output;
+    if (keyword == kAll) return !site.is_output;
     const int64_t place = place_in_block(site, model);
     if (keyword == "attention") return place >= 0 && place < kAttentionSites;
     if (keyword == "query-value") return place == 0 || place == 2;
@@ -85,10 +87,11 @@ std::regex compiled(const std::string& expression, const char* option, const cha
     }
 }
 
-std::vector<std::string> names_of(const nn::Model& model) {
-    std::vector<std::string> names;
-    for (const auto& site : model.sites()) names.push_back(site.name());
-    return names;
+// A site's path as it was where the choice was made.
+std::string path_of(const nn::Site& site, const nn::Model& model, const TargetWords& words) {
+    const auto& prefix = model.shape().prefix;
+    const bool shorter = words.headless && site.name().starts_with(prefix);
+    return shorter ? site.name().substr(prefix.size()) : site.name();
 }
 
 std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
@@ -102,31 +105,43 @@ std::string last_parts(const nn::Model& model) {
 
 using Matcher = std::function<bool(const nn::Site&)>;
 
-Matcher matcher(const std::string& expression, const nn::Model& model, const char* option, bool must_match) {
-    if (is_keyword(expression))
+// option: of the words. must_match: what matches nothing is an error.
+Matcher matcher(const std::string& expression, const nn::Model& model, const TargetWords& words,
+                const char* option, bool must_match) {
+    const bool keyword = words.typed ? is_keyword(expression) : option == words.modules && expression == kAll;
+    if (keyword)
         return [&model, expression](const nn::Site& site) { return fits_keyword(expression, site, model); };
-    const auto known = names_of(model);
-    const auto matches_none = [&](const auto& matches) {
-        return must_match && std::none_of(known.begin(), known.end(), matches);
-    };
+    std::vector<std::string> known;
+    for (const auto& site : model.sites()) known.push_back(path_of(site, model, words));
     if (!is_list(expression)) {
         const auto pattern = compiled(expression, option);
-        if (matches_none([&](const auto& path) { return std::regex_match(path, pattern); }))
+        const auto matches = [pattern](const std::string& path) { return std::regex_match(path, pattern); };
+        if (must_match && std::none_of(known.begin(), known.end(), matches))
             fail(ErrorKind::usage,
                  "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}", option,
                  printable(expression, kShownPattern), model.shape().architecture,
                  did_you_mean(expression, known), last_parts(model));
-        return [pattern](const nn::Site& site) { return std::regex_match(site.name(), pattern); };
+        return
+            [matches, &model, words](const nn::Site& site) { return matches(path_of(site, model, words)); };
     }
     const auto names = split_list(expression);
     for (const auto& name : names)
-        if (matches_none([&](const auto& path) { return ends_path(path, name); }))
+        if (words.typed &&
+            std::none_of(known.begin(), known.end(), [&](const auto& path) { return ends_path(path, name); }))
             fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option,
                  printable(name, kShownPattern), last_parts(model));
-    return [names](const nn::Site& site) {
+    return [names, &model, words](const nn::Site& site) {
+        const auto path = path_of(site, model, words);
         return std::any_of(names.begin(), names.end(),
-                           [&](const auto& name) { return ends_path(site.name(), name); });
+                           [&](const auto& name) { return ends_path(path, name); });
     };
+}
+
+// Whether one of the names in a list is the whole path.
+bool is_listed(const std::string& path, const std::string& expression) {
+    if (!is_list(expression)) return false;
+    const auto names = split_list(expression);
+    return std::find(names.begin(), names.end(), path) != names.end();
 }
 
 int64_t parse_layer(const std::string& text, const std::string& layers, const char* option) {
@@ -180,14 +195,15 @@ int64_t place_in_block(const nn::Site& site, const nn::Model& model) {
 }
 
 std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const TargetWords& words) {
-    const auto wanted = matcher(targets.modules, model, words.modules, true);
+    const auto wanted = matcher(targets.modules, model, words, words.modules, true);
     const auto excluded = targets.exclude.empty()
                               ? [](const nn::Site&) { return false; }
-                              : matcher(targets.exclude, model, words.exclude, words.must_exclude);
+                              : matcher(targets.exclude, model, words, words.exclude, words.typed);
     const auto layers = parse_layers(targets.layers, model.shape().layers, words.layers);
     std::vector<nn::Site*> sites;
     for (auto& site : model.sites()) {
-        const bool layer_fits = targets.layers.empty() || (site.layer >= 0 && layers.contains(site.layer));
+        const bool layer_fits = targets.layers.empty() || layers.contains(site.layer) ||
+                                (!words.typed && is_listed(path_of(site, model, words), targets.modules));
         if (layer_fits && wanted(site) && !excluded(site)) sites.push_back(&site);
     }
     if (sites.empty())
@@ -201,7 +217,7 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const Ta
 
 std::function<bool(const nn::Site&)> path_end(const std::string& expression, const nn::Model& model,
                                               const char* option) {
-    const bool is_name = expression.find(',') == std::string::npos && is_list(expression);
+    const bool is_name = expression.find_first_of(",.") == std::string::npos && is_list(expression);
     if (is_name) return [expression](const nn::Site& site) { return ends_path(site.name(), expression); };
     const auto pattern = compiled(expression, option, "(.*\\.)?({})");
     return [pattern, prefix = model.shape().prefix](const nn::Site& site) {
@@ -237,21 +253,27 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
     return tensors;
 }
 
-void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+    auto& paths = config["target_modules"] = nlohmann::json::array();
+    for (const auto* site : sites) paths.push_back(site->name());
+}
+
+void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, const nn::Model& model,
+               nlohmann::json& config) {
     auto list_or_text = [](const std::string& expression) {
         return is_list(expression) ? nlohmann::json(split_list(expression)) : nlohmann::json(expression);
     };
-    // Full paths, as PEFT saves all-linear, where it knows no keyword, or no layers beside an expression.
-    const bool as_paths =
-        is_keyword(targets.modules) || (!targets.layers.empty() && !is_list(targets.modules));
-    if (as_paths) {
-        auto& paths = config["target_modules"] = nlohmann::json::array();
-        for (const auto* site : sites) paths.push_back(site->name());
-    } else {
-        config["target_modules"] = list_or_text(targets.modules);
-    }
+    const bool whole_path =
+        std::any_of(model.sites().begin(), model.sites().end(),
+                    [&](const nn::Site& site) { return is_listed(site.name(), targets.modules); });
+    // PEFT knows no keywords but all-linear, which it saves as paths itself, and no layers beside an
+    // expression or a whole path.
+    if (is_keyword(targets.modules) || is_keyword(targets.exclude) ||
+        (!targets.layers.empty() && (whole_path || !is_list(targets.modules))))
+        return to_config(sites, config);
+    config["target_modules"] = list_or_text(targets.modules);
     if (!targets.exclude.empty()) config["exclude_modules"] = list_or_text(targets.exclude);
-    if (targets.layers.empty() || as_paths) return;
+    if (targets.layers.empty()) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;
     for (const auto* site : sites) numbers.insert(site->layer);

@@ -26,10 +26,13 @@ struct Targets {
 // which the last is its output. -1 outside of blocks.
 int64_t place_in_block(const nn::Site& site, const nn::Model& model);
 
-// What messages call the choices, by where they were made.
+// How the choices are read, and what messages call them, by where they were made.
 struct TargetWords {
     const char *modules, *exclude, *layers, *modules_to_save;
-    bool must_exclude;  // an exclusion that matches nothing is an error, as PEFT's file it does no harm
+    // Typed: the keywords are known, and every name must match. In a file: as PEFT reads it, which knows
+    // "all-linear" alone, minds no further names if one matches, and no layers where a name is a whole path.
+    bool typed;
+    bool headless = false;  // made on the base model without head: paths lack ModelShape::prefix
 };
 inline constexpr TargetWords kTypedTargets = {"--targets", "--exclude", "--layers", "--modules-to-save",
                                               true};
@@ -40,7 +43,7 @@ inline constexpr TargetWords kSavedTargets = {
 inline constexpr size_t kShownPattern = 120;  // bytes of an expression in a message
 
 // The chosen sites in the model's order. An expression that matches nothing is an error with the nearest
-// names, so is a listed name that matches nothing, and so is a regular expression of more than 1,000
+// names, so is a typed name that matches nothing, and so is a regular expression of more than 1,000
 // characters.
 std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
                               const TargetWords& words = kTypedTargets);
@@ -56,8 +59,12 @@ std::function<bool(const nn::Site&)> path_end(const std::string& expression, con
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
                                         const TargetWords& words = kTypedTargets);
 
-// PEFT's keys target_modules, exclude_modules and layers_to_transform.
-void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, nlohmann::json& config);
+// PEFT's keys target_modules, exclude_modules and layers_to_transform, which choose these sites of the model
+// there, too: by their paths where PEFT would read the words otherwise.
+void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, const nn::Model& model,
+               nlohmann::json& config);
+// target_modules: these sites' whole paths.
+void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config);
 Targets targets_from_config(const nlohmann::json& config);
 
 }  // namespace ether::methods

@@ -124,6 +124,13 @@ std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint) {
     return shape[0];
 }
 
+std::optional<int64_t> stored_classes(const io::AdapterFiles& adapter, const io::Checkpoint& checkpoint) {
+    const auto head = std::string(architecture_of(checkpoint).classifier) + ".weight";
+    for (const auto& [name, tensor] : adapter.tensors)
+        if (name.ends_with(head) && tensor.dim() == 2 && tensor.size(0) > 0) return tensor.size(0);
+    return std::nullopt;
+}
+
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {
     std::vector<std::string> names;
     const auto& config = checkpoint.config();

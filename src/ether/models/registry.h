@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "ether/io/adapter_folder.h"
 #include "ether/io/checkpoint.h"
 #include "ether/nn/model.h"
 
@@ -57,6 +58,8 @@ at::ScalarType stored_dtype(const io::Checkpoint& checkpoint);
 
 // The number of classes of the checkpoint's own classification head, if it has one.
 std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint);
+// Likewise of an adapter on it.
+std::optional<int64_t> stored_classes(const io::AdapterFiles& adapter, const io::Checkpoint& checkpoint);
 // config.json's names for `classes` classes (id2label), their numbers where it has none.
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes);
 // Outputs of the head that load_model gives: the stored head's, or options.classes.

@@ -64,6 +64,11 @@ Fields RunConfig::fields() {
     };
     for (auto& field : columns.fields()) fields.push_back(std::move(field));
     const Fields training = {
+        {.name = "adapter",
+         .value = &adapter,
+         .help = "adapter to train on, of ours or PEFT's: a folder, or org/name in the cache; its method, "
+                 "options "
+                 "and layers stay as they are, and so does its head if the labels are the same"},
         {.name = "method",
          .value = &method,
          .help = "how to adapt. " + summaries(),
@@ -203,6 +208,15 @@ void RunConfig::check() {
         if (value.empty()) fail(ErrorKind::usage, "--{} is missing; see ether train --help", name);
     if (patience > 0 && eval_data.empty())
         fail(ErrorKind::usage, "--patience: early stopping needs --eval-data");
+    if (adapter.empty()) return;
+    const auto refuse = [](const std::string& option) {
+        fail(ErrorKind::usage, "--{}: an --adapter that is trained on keeps its own; leave it out", option);
+    };
+    for (const auto& [name, value] :
+         {std::pair{"targets", targets}, {"exclude", exclude}, {"layers", layers}, {"and", further}})
+        if (!value.empty()) refuse(name);
+    if (!modules_to_save.empty()) refuse("modules-to-save");
+    if (!method_options.empty()) refuse(method_options.begin()->first);
 }
 
 namespace {
@@ -290,12 +304,6 @@ methods::AdapterConfig RunConfig::adapter_config() const {
             .also = parts_of(further)};
 }
 
-std::string RunConfig::method_names() const {
-    std::string text = method;
-    for (const auto& part : parts_of(further)) text += " and " + part.method;
-    return text;
-}
-
 double RunConfig::learning_rate() const { return lr ? *lr : methods::method_named(method).learning_rate; }
 
 at::ScalarType dtype_named(const std::string& name) {
@@ -325,11 +333,12 @@ std::string quoted(const Field& field) {
     return fmt::format("\"{}\"", escaped);
 }
 
-// Every setting of a run with what stands for absent ones, and its method's options.
+// Every setting of a run with what stands for absent ones, and the options of a new adapter's method.
 void for_each_setting(RunConfig& config, const std::function<void(const Field&)>& visit) {
     config.lr = config.learning_rate();
     config.further = with_rates(config.further);
     for (const auto& field : config.fields()) visit(field);
+    if (!config.adapter.empty()) return;
     const auto options = methods::method_named(config.method).options();
     for (const auto& field : options->fields()) {
         if (const auto chosen = config.method_options.find(field.name); chosen != config.method_options.end())
@@ -348,11 +357,11 @@ std::string from_anywhere(const std::string& path) {
 
 std::map<std::string, std::string> deciding_settings(RunConfig config) {
     // Paths, what only says where and when, and columns: what is in them is compared itself.
-    constexpr std::array kOthers = {
-        "model",       "data",     "eval-data",    "out",     "text-column",
-        "pair-column", "quoting",  "label-column", "threads", "force",
-        "eval-batch",  "patience", "save-every",   "keep",    "checkpoint-activations",
-        "device"};
+    constexpr std::array kOthers = {"model",        "data",        "eval-data",   "out",
+                                    "adapter",      "text-column", "pair-column", "quoting",
+                                    "label-column", "threads",     "force",       "eval-batch",
+                                    "patience",     "save-every",  "keep",        "checkpoint-activations",
+                                    "device"};
     config.batch *= config.accumulate;  // a step's examples, however they are cut
     config.accumulate = 1;
     std::map<std::string, std::string> settings;
@@ -364,7 +373,7 @@ std::map<std::string, std::string> deciding_settings(RunConfig config) {
 }
 
 std::string to_toml(RunConfig config) {
-    for (auto* path : {&config.model, &config.data, &config.eval_data, &config.out})
+    for (auto* path : {&config.model, &config.data, &config.eval_data, &config.adapter, &config.out})
         *path = from_anywhere(*path);
     std::string text =
         "# ether train --config run.toml repeats this run; ether train --resume continues it\n";

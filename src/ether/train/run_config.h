@@ -15,6 +15,7 @@ namespace ether::train {
 
 struct RunConfig {
     std::string model, task = "classify", data, eval_data, out;
+    std::string adapter;  // to go on from; its method, options, layers and modules are its own
     data::TableOptions columns;
 
     std::string method = "ether+";
@@ -42,7 +43,6 @@ struct RunConfig {
 
     methods::AdapterConfig adapter_config() const;
     double learning_rate() const;  // lr, or the method's default
-    std::string method_names() const;
 };
 
 // f32, bf16, auto -> dtype (auto: undefined, as the checkpoint stores it).

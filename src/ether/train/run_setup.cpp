@@ -6,8 +6,10 @@
 #include "ether/core/error.h"
 #include "ether/core/hash.h"
 #include "ether/data/order.h"
+#include "ether/io/adapter_description.h"
 #include "ether/io/checkpoint.h"
 #include "ether/io/hub_cache.h"
+#include "ether/methods/registry.h"
 #include "ether/models/registry.h"
 #include "ether/ops/device.h"
 #include "ether/tasks/classification.h"
@@ -15,21 +17,58 @@
 namespace ether::train {
 namespace {
 
-// Where the model has a classification head for just these labels, the task takes the head's order of them.
-// Returns whether it does.
-bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
-    const auto classes = models::stored_classes(checkpoint);
-    if (!classes || *classes != task->classes()) return false;
+// Where a head has just these labels, the task takes its order of them. Returns whether it does.
+bool adopt_labels(std::vector<std::string> own, const std::string& source,
+                  std::unique_ptr<tasks::Task>& task) {
     const auto* classification = dynamic_cast<const tasks::Classification*>(task.get());
-    if (!classification) return true;  // a regression's single output
-    auto own = models::stored_class_names(checkpoint, *classes), wanted = classification->labels().names();
-    auto sorted = own;
+    if (!classification) return own.size() == 1 && task->classes() == 1;  // a regression's single output
+    auto sorted = own, wanted = classification->labels().names();
     std::sort(sorted.begin(), sorted.end());
     std::sort(wanted.begin(), wanted.end());
     if (sorted != wanted) return false;
-    task = std::make_unique<tasks::Classification>(
-        data::LabelSet::from_names(std::move(own), checkpoint.config().name()));
+    task = std::make_unique<tasks::Classification>(data::LabelSet::from_names(std::move(own), source));
     return true;
+}
+
+bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
+    const auto classes = models::stored_classes(checkpoint);
+    return classes && *classes == task->classes() &&
+           adopt_labels(models::stored_class_names(checkpoint, *classes), checkpoint.config().name(), task);
+}
+
+// The same of an adapter to train on; a head for other labels is left out of its files.
+void adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>& description,
+                   const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
+    const auto classes = models::stored_classes(files, checkpoint);
+    if (!classes) return;
+    const auto before = description ? tasks::task_from(*description) : nullptr;
+    const auto* classification = dynamic_cast<const tasks::Classification*>(before.get());
+    auto names =
+        classification ? classification->labels().names() : models::stored_class_names(checkpoint, *classes);
+    const auto source = description ? description->name() : checkpoint.config().name();
+    if (static_cast<int64_t>(names.size()) == *classes && adopt_labels(std::move(names), source, task))
+        return;
+    const auto head = nn::top_module(models::architecture_of(checkpoint).classifier);
+    std::erase_if(files.tensors, [&](const auto& entry) {
+        return entry.first.find(fmt::format(".{}.", head)) != std::string::npos;
+    });
+    auto& modules = files.config["modules_to_save"];
+    auto kept = nlohmann::json::array();
+    for (const auto& module : modules)
+        if (module != head) kept.push_back(module);
+    modules = kept;
+}
+
+std::string hash_of(const io::AdapterFiles& files) {
+    Hash hash;
+    const auto config = files.config.dump();
+    hash.add(config.data(), config.size());
+    for (const auto& [name, tensor] : files.tensors) {
+        const auto values = tensor.contiguous();
+        hash.add(name.data(), name.size());
+        hash.add(values.const_data_ptr(), values.nbytes());
+    }
+    return hash.hex();
 }
 
 // Tells data sets apart: a hash over all that a model is given of them.
@@ -75,6 +114,17 @@ class BaseRuns {
 
 }  // namespace
 
+void take_method(RunConfig& config, bool given) {
+    const auto folder = io::resolve_adapter(config.adapter);
+    const std::string own = with_prefix(
+        config.adapter, [&] { return std::string(methods::method_of(io::read_adapter(folder).config).name); },
+        ErrorKind::adapter);
+    if (given && config.method != own)
+        fail(ErrorKind::usage, "--method: {} holds an adapter of method {}, which it keeps; leave it out",
+             config.adapter, own);
+    config.method = own;
+}
+
 RunSetup read_setup(const RunConfig& config) {
     RunSetup setup;
     const auto device = ops::device_named(config.device);
@@ -85,6 +135,14 @@ RunSetup read_setup(const RunConfig& config) {
     const auto examples = data::read_examples(config.data, table);
     setup.task = tasks::make_task(config.task, examples, config.data);
     const bool own_head = adopt_own_head(checkpoint, setup.task);
+    std::optional<io::AdapterFiles> adapter;
+    if (!config.adapter.empty()) {
+        adapter = io::read_adapter(io::resolve_adapter(config.adapter));
+        setup.inputs["the adapter that it began with"] = hash_of(*adapter);
+        const auto description = io::description_of(
+            *adapter, setup.base->identity(), {config.adapter, config.model, config.force}, setup.notes);
+        adopt_head_of(*adapter, description, checkpoint, setup.task);
+    }
     auto model = models::load_model(checkpoint, {.head = setup.task->head(),
                                                  .classes = setup.task->classes(),
                                                  .new_head = !own_head,
@@ -110,15 +168,24 @@ RunSetup read_setup(const RunConfig& config) {
         setup.evaluation = setup.task->encode(data::read_examples(config.eval_data, table), config.eval_data,
                                               tokenizer, options);
     };
-    auto adapter_config = config.adapter_config();
     // A head that the model brings is trained like a new one, as in PEFT's SEQ_CLS.
-    if (own_head) adapter_config.modules_to_save.push_back(nn::top_module(model->output_site().name()));
+    std::vector<std::string> head;
+    if (own_head) head.push_back(nn::top_module(model->output_site().name()));
     BaseRuns base_runs(config, setup);
-    setup.model =
-        std::make_unique<methods::AdaptedModel>(std::move(model), adapter_config, [&](const nn::Model& base) {
-            encode();
-            base_runs.next(base);
-        });
+    if (adapter) {
+        setup.model = with_prefix(
+            config.adapter,
+            [&] { return std::make_unique<methods::AdaptedModel>(std::move(model), *adapter, head); },
+            ErrorKind::adapter);
+    } else {
+        auto wanted = config.adapter_config();
+        wanted.modules_to_save.insert(wanted.modules_to_save.end(), head.begin(), head.end());
+        setup.model =
+            std::make_unique<methods::AdaptedModel>(std::move(model), wanted, [&](const nn::Model& base) {
+                encode();
+                base_runs.next(base);
+            });
+    }
     if (const int64_t left = setup.model->model().shape().max_positions; setup.max_length > left) {
         if (config.max_length)
             fail(ErrorKind::usage,
@@ -133,12 +200,12 @@ RunSetup read_setup(const RunConfig& config) {
              config.method);
     encode();
     const auto& base = setup.base->identity();
-    setup.inputs = {{"the base model", base.weights},
-                    {"the base model's config.json", base.config},
-                    {"the base model's tokenizer.json", base.tokenizer},
-                    {"the training data", hash_of(setup.training)},
-                    {"the evaluation data", hash_of(setup.evaluation)},
-                    {"the labels' names", ether::hash_of(setup.task->describe().dump())}};
+    setup.inputs.insert({{"the base model", base.weights},
+                         {"the base model's config.json", base.config},
+                         {"the base model's tokenizer.json", base.tokenizer},
+                         {"the training data", hash_of(setup.training)},
+                         {"the evaluation data", hash_of(setup.evaluation)},
+                         {"the labels' names", ether::hash_of(setup.task->describe().dump())}});
     return setup;
 }
 

@@ -23,7 +23,12 @@ struct RunSetup {
     std::optional<io::BaseWatch> base;  // of the files that the model may have mapped
     // What the result depends on beside the settings, by what it is, as hashes: for RunProgress.
     std::map<std::string, std::string> inputs;
+    std::vector<std::string> notes;  // what a user should know
 };
+
+// Where a run goes on from an adapter, its (first) method is that one's. given: an error if config.method is
+// another.
+void take_method(RunConfig& config, bool given);
 
 // Loads model, tokenizer and data; an Error says what is wrong with which of them.
 RunSetup read_setup(const RunConfig& config);

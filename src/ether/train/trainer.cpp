@@ -55,6 +55,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
     check_run_folder(config_.out, resume_);
     if (config_.threads > 0) set_num_threads(static_cast<int>(config_.threads));
     setup_ = read_setup(config_);
+    warnings_ = setup_.notes;
     for (const auto& data : {config_.data, config_.eval_data})
         if (std::error_code ignored; !resume_ && fs::is_fifo(data, ignored))
             warnings_.push_back(
@@ -122,7 +123,7 @@ RunInfo Trainer::info(int64_t first_step) const {
                                   io::dtype_name(setup_.model->model().dtype())),
             .blocks = setup_.model->model().shape().layers,
             .checkpointed_blocks = checkpointed_blocks_,
-            .method = config_.method_names(),
+            .method = setup_.model->method_name(),
             .learning_rate = config_.learning_rate(),
             .warnings = warnings_};
 }

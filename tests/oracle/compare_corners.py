@@ -1,0 +1,106 @@
+"""Adapters as hubs and older programs have them, read as PEFT reads them: names that match nothing, whole paths beside layers, our
+keywords as plain names, bases without a head, saved embeddings, pruned AdaLoRA, patterns with dots. And ours of such choices, in PEFT."""
+
+import json
+import pathlib
+
+import peft
+import torch
+import transformers
+from oracle import (ENCODERS, auto_class, difference, draw_examples, draw_model, draw_tokens, ether, ether_logits, finish, python_logits, report,
+                    rng_for, workplace)
+
+LORA = dict(r=2, lora_alpha=3)
+ATTENTION = {"bert": "query", "roberta": "query", "llama": "q_proj", "qwen2": "q_proj"}
+
+
+def shaken(model, rng):
+    generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def pruned(model, rows):
+    """After three steps of AdaLoRA, which zeroes triplets."""
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    for step in range(1, 5):
+        output = model(input_ids=torch.tensor([max(rows, key=len)]))
+        output[0].square().mean().backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+
+
+def compared(name, family, config, rng, folder, headless=False, train=None, change_file=None, **saving):
+    """An adapter of that configuration, from PEFT to ether; on the base model without its head where that is asked."""
+    base = auto_class(family)(folder / "base")
+    inner = base.base_model if headless else base
+    model = shaken(peft.get_peft_model(inner, config), rng)
+    rows, tokens = draw_tokens(rng, folder)
+    if train:
+        train(model, rows)
+    out = folder / "adapter" / name.replace(" ", "-")
+    model.save_pretrained(out, **saving)
+    if change_file:
+        file = out / "adapter_config.json"
+        written = json.loads(file.read_text())
+        change_file(written)
+        file.write_text(json.dumps(written))
+    ours = ether_logits(rows, tokens, folder / "base", "--adapter", out)
+    report(f"{family}: {name}", difference(ours, python_logits(base if headless else model, rows)))
+
+
+def from_peft(family, rng, folder):
+    name = ATTENTION[family]
+    encoder = family in ENCODERS
+    task = "SEQ_CLS" if encoder else "CAUSAL_LM"
+    block = "encoder.layer.0.attention.self" if encoder else "layers.0.self_attn"
+    lora = lambda targets, **options: peft.LoraConfig(task_type=task, target_modules=targets, **LORA | options)
+    compared("names that match nothing", family, lora([name, "c_attn", "wte"]), rng, folder)
+    compared("a keyword of ours excluded", family, lora([name, "dense" if encoder else "up_proj"], exclude_modules=["mlp", "attention"]), rng, folder)
+    last = json.loads((folder / "base" / "config.json").read_text())["num_hidden_layers"] - 1
+    path = f"{family if encoder else 'model'}.{block.replace('0', str(last))}.{name}"
+    compared("a whole path beside layers", family, lora([path, name], layers_to_transform=[0]), rng, folder)
+    compared("a pattern whose dots match anything", family, lora([name], alpha_pattern={block.replace("_", ".") + "." + name: 40}), rng, folder)
+    compared("no lora_alpha", family, lora([name], lora_alpha=8), rng, folder, change_file=lambda config: config.pop("lora_alpha"))
+    whole = ["pooler"] if family == "bert" else ["classifier"] if encoder else ["self_attn"]
+    targets = ["intermediate.dense"] if encoder else ["up_proj"]
+    compared("biases and whole modules", family, lora(targets, bias="all", modules_to_save=whole), rng, folder)
+    compared("saved embeddings", family, lora([name]), rng, folder, save_embedding_layers=True)
+    compared("no head", family, peft.LoraConfig(target_modules=rf".*layers?\.\d+\..*({name}|dense|up_proj)",
+                                                exclude_modules=rf"{block.replace('.', chr(92) + '.')}.*", **LORA), rng, folder, headless=True)
+    for headless in (False, True):
+        config = peft.AdaLoraConfig(init_r=4, target_r=2, tinit=1, tfinal=1, deltaT=1, total_step=4, target_modules=[name],
+                                    task_type=None if headless else task)
+        compared(f"pruned AdaLoRA{', no head' if headless else ''}", family, config, rng, folder, headless, pruned)
+
+
+def to_peft(family, rng, folder):
+    """Methods that do not start as the base, so that a layer which PEFT alone adapts is seen."""
+    data = draw_examples(rng, folder / "examples.jsonl")
+    rows, tokens = draw_tokens(rng, folder)
+    path = "model.layers.0.self_attn.q_proj"
+    for name, words in {
+            "c3a on a layer and the head": ["c3a", "--block-size", 4, "--targets", "q_proj,lm_head", "--layers", "0"],
+            "fourierft on a layer by its path": ["fourierft", "--n-frequency", 8, "--targets", f"{path},v_proj", "--layers", "0"],
+            "c3a but for a keyword": ["c3a", "--block-size", 4, "--targets", "q_proj,up_proj", "--exclude", "mlp"],
+            "c3a by an expression but for a keyword": ["c3a", "--block-size", 4, "--targets", ".*(q_proj|up_proj)", "--exclude", "attention"]}.items():
+        out = folder / name.replace(" ", "-")
+        ether("train", "--model", folder / "base", "--task", "causal-lm", "--data", data, "--out", out, "--max-steps", 1, "--method", *words)
+        model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), out)
+        report(f"{family}: {name}, in PEFT", difference(python_logits(model, rows), ether_logits(rows, tokens, folder / "base", "--adapter", out)))
+
+
+for family in ATTENTION:
+    print(f"corners of {family} adapters")
+    with workplace() as folder:
+        folder = pathlib.Path(folder)
+        rng = rng_for(f"corners {family}")
+        draw_model(family, rng, folder / "base")
+        from_peft(family, rng, folder)
+        if family not in ENCODERS:
+            to_peft(family, rng, folder)
+finish()
