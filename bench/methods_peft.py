@@ -1,7 +1,7 @@
 """PEFT's side of bench/methods.py: methods_peft.py ADAPTER_FOLDER RATE SEED MODEL TRAIN JUDGE BATCH
 
 Trains PEFT's own implementation, from its own start, with the configuration in ADAPTER_FOLDER and the settings of `ether train`'s defaults
-(AdamW, warm-up of 3%, linear decay, clipping at 1, the head at 1e-2, the model's own dropout off), for one epoch. Prints accuracy and trained values as JSON.
+(AdamW, warm-up of a tenth, linear decay, clipping at 1, the head at 1e-2, the model's own dropout off), for one epoch. Prints accuracy and trained values as JSON.
 """
 
 import json
@@ -34,7 +34,7 @@ head = [p for n, p in model.named_parameters() if p.requires_grad and "classifie
 adapter = [p for n, p in model.named_parameters() if p.requires_grad and "classifier" not in n]
 optimizer = torch.optim.AdamW([{"params": adapter, "lr": rate}, {"params": head, "lr": 1e-2}], weight_decay=0)
 steps = (len(texts) + batch_size - 1) // batch_size
-schedule = transformers.get_linear_schedule_with_warmup(optimizer, max(1, round(0.03 * steps)), steps)
+schedule = transformers.get_linear_schedule_with_warmup(optimizer, max(1, round(0.1 * steps)), steps)
 
 
 def batches(texts, labels, order):

@@ -63,7 +63,7 @@ Method hira() {
     return {"hira",
             "HIRA",
             "each weight times one plus a low-rank factor",
-            3e-3,
+            5e-3,
             true,
             make_options<HiraOptions>,
             make_adapter<Hira, HiraOptions>,

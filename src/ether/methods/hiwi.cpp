@@ -150,7 +150,7 @@ Method hiwi() {
     return {"hiwi",
             "HIWI",
             "an MLP's biases (--on weight: weights), moved by a small network that is folded away on save",
-            1e-3,
+            3e-3,
             true,
             make_options<HiwiOptions>,
             make_adapter<Hiwi, HiwiOptions>,

@@ -95,7 +95,7 @@ Method ia3() {
     return {"ia3",
             "IA3",
             "learned factors on a layer's output, or its input (--feedforward-modules)",
-            1e-2,
+            2e-2,
             true,
             make_options<Ia3Options>,
             make_adapter<Ia3, Ia3Options>,

@@ -73,7 +73,7 @@ Method loha() {
     return {"loha",
             "LOHA",
             "elementwise products of two low-rank additions",
-            3e-3,
+            1e-2,
             true,
             make_options<LohaOptions>,
             make_adapter<Loha, LohaOptions>,

@@ -50,7 +50,7 @@ Method magnitude() {
     return {"magnitude",
             "MAGNITUDE",
             "the norm of each row of a weight, as in DoRA; behind --and on top of another method",
-            1e-2,
+            2e-2,
             true,
             make_options<NoOptions>,
             make_adapter<Magnitude, NoOptions>,

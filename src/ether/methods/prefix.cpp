@@ -104,7 +104,7 @@ Method prefix() {
     return {"prefix",
             "PREFIX_TUNING",
             "trained keys and values before each layer's own",
-            3e-2,
+            5e-2,
             false,
             make_options<PrefixOptions>,
             make_adapter<Prefix, PrefixOptions>,

@@ -26,7 +26,7 @@ struct RunConfig {
 
     std::optional<double> lr;  // absent: the method's own
     double head_lr = 1e-2, module_lr = 5e-5, weight_decay = 0, adapter_weight_decay = 0;
-    double model_dropout = 0, warmup = 0.03, clip = 1;
+    double model_dropout = 0, warmup = 0.1, clip = 1;
     std::string schedule = "linear";
     double epochs = 2;
     int64_t max_steps = 0, batch = 32, accumulate = 1, max_length = 0;
