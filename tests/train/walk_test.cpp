@@ -197,6 +197,13 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
                          std::string(method.name) == "unipelt";
     EXPECT_TRUE(test::near(loaded.logits({.batch = batch}), trained, folds ? 1e-5 : 0));
 
+    // Trained on from its files, which then hold what became of it.
+    AdaptedModel further(fixture.load(), io::read_adapter(folder / "adapter"), std::vector<std::string>());
+    train(further, fixture, batch, 2e-3, 4);
+    AdaptedModel again(fixture.load(), further.files(fixture.name));
+    EXPECT_TRUE(
+        test::near(again.logits({.batch = batch}), further.logits({.batch = batch}), folds ? 1e-5 : 0));
+
     if (inserts) {
         EXPECT_FAILS(adapter, "inserts modules", loaded.merged_tensors(at::kFloat));
         return;
