@@ -277,7 +277,7 @@ class Train(ProgramTest):
         ether("train", "--config", moved / "run.toml", "--out", repeated)
         self.assertEqual(*((run / "adapter_model.safetensors").read_bytes() for run in (moved, repeated)))
         command = ["train", "--model", BERT, "--data", self.folder / "train.csv", "--out", self.folder / "x", "--adapter", first]
-        self.assertIn("holds an adapter of method lora, which it keeps; leave it out", refusal(*command, "--method", "ether"))
+        self.assertIn("is of method lora, which it keeps, not ether; leave --method out", refusal(*command, "--method", "ether"))
         for words in (["--targets", "query"], ["--rank", 4], ["--modules-to-save", "pooler"]):
             self.assertIn(f"{words[0]}: an --adapter that is trained on keeps its own", refusal(*command, *words))
         self.assertIn("nowhere: no such adapter", refusal(*command[:-1], "nowhere"))
@@ -286,8 +286,18 @@ class Train(ProgramTest):
         self.assertNotEqual(read_tensors(renamed / "adapter_model.safetensors")[head], one[head])
         self.assertEqual(json.loads((renamed / "ether.json").read_text())["labels"], ["x0", "x1", "x2"])
 
+    def test_all_methods_of_an_adapter_go_on_at_one_rate(self):
+        first = self.train("first", "--method", "lora", "--rank", 2, "--and", "red; ether --targets query")
+        again = self.train("again", "--adapter", first, "--lr", 1e-12, "--head-lr", 1e-12)
+        for one, other in zip(*(read_tensors(run / "adapter_model.safetensors").values() for run in (first, again))):
+            values = [struct.unpack(f"<{len(tensor[2]) // 4}f", tensor[2]) for tensor in (one, other)]
+            self.assertLess(max(abs(a - b) for a, b in zip(*values)), 1e-9)
+
     def test_an_adapter_of_pefts_is_trained_on(self):
         data = self.write("data.csv", "text,label\n" + "".join(f"a b,LABEL_{i % 3}\n" for i in range(6)))
+        head = "base_model.model.classifier.weight"
+        numbers = self.train("numbers", "--adapter", PEFT / "bert_lora", "--head-lr", 0)
+        self.assertEqual(*(read_tensors(folder / "adapter_model.safetensors")[head] for folder in (PEFT / "bert_lora", numbers)))
         for name in ("bert_lora", "bert_adalora", "bert_hra", "bert_bias_all"):
             run = self.folder / name
             ether("train", "--model", BERT, "--adapter", PEFT / name, "--data", data, "--max-steps", 2, "--out", run)

@@ -105,8 +105,7 @@ int train_main(int argc, char** argv) {
     } else {
         config.method_options = line.method_options();
     }
-    if (!config.adapter.empty())
-        train::take_method(config, (resume.empty() ? line : saved_line).given("method"));
+    if (!config.adapter.empty() && resume.empty()) train::take_method(config, line.given("method"));
     install_interrupt_handlers();  // before reading models and data, so that a signal is never lost
     return (resume.empty() ? line : saved_line).with_origins([&] {
         ConsoleProgress progress;

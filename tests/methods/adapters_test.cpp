@@ -97,6 +97,19 @@ TEST(Targets, InAFileAsPeftReadsThem) {
     EXPECT_EQ(saved({.modules = expression, .exclude = R"(layers\.(0\..*v|1\..*q)_proj)"}, true),
               (Names{q, v1}));
     EXPECT_FAILS(usage, "matches no linear layer", saved({.modules = expression}));
+    EXPECT_EQ(saved({.modules = "q_proj", .layers = "0,7"}), Names{q});  // a block that is not there
+    EXPECT_EQ(saved({.modules = R"(model\.layers\.[01]{,3}\.self_attn\.q_proj)"}).size(), 2U);
+    auto read = [&](const nlohmann::json& config) { return saved(targets_from_config(config)); };
+    const auto both = read({{"target_modules", {"q_proj", "no/such", "a,b"}}});
+    EXPECT_EQ(both.size(), 2U);
+    // A string is an expression, which has to match a whole path.
+    EXPECT_EQ(read({{"target_modules", {"q_proj"}}, {"exclude_modules", "q_proj"}}), both);
+    EXPECT_EQ(read({{"target_modules", {"q_proj"}}, {"exclude_modules", {"[a"}}}), both);
+    EXPECT_EQ(read({{"target_modules", {"q_proj"}}, {"layers_to_transform", {0, -1}}}), Names{q});
+    EXPECT_EQ(read({{"target_modules", "all-linear"}}).size(), 14U);
+    EXPECT_FAILS(usage, "matches no linear layer", read({{"target_modules", "q_proj"}}));
+    EXPECT_FAILS(usage, "matches no linear layer", read({{"target_modules", {"no/such"}}}));
+    EXPECT_FAILS(adapter, "expected block numbers", read({{"layers_to_transform", {-1}}}));
 }
 
 TEST(Targets, WrittenSoThatPeftChoosesTheSame) {
@@ -109,7 +122,9 @@ TEST(Targets, WrittenSoThatPeftChoosesTheSame) {
     for (const auto& targets :
          {Targets{.modules = "q_proj,lm_head", .layers = "0"},
           Targets{.modules = q0[0].get<std::string>() + ",v_proj", .exclude = "v_proj", .layers = "0"},
-          Targets{.modules = "q_proj,up_proj", .exclude = "mlp", .layers = "0"}}) {
+          Targets{.modules = "q_proj,up_proj", .exclude = "mlp", .layers = "0"},
+          Targets{.modules = R"(.*\.0\..*q_proj)"},
+          Targets{.modules = "q_proj", .exclude = R"(.*\.1\..*)"}}) {
         const auto written = config(targets);
         EXPECT_EQ(written["target_modules"], q0);
         EXPECT_FALSE(written.contains("layers_to_transform"));

@@ -24,11 +24,14 @@ std::optional<JsonObject> description_of(const AdapterFiles& files, const BaseId
             fmt::format("{} has no fingerprint of its base model that this program knows, so nobody can tell "
                         "whether it belongs to this one",
                         ether.name()));
-    if (known && fingerprint != base.weights && !use.force)
-        fail(ErrorKind::adapter,
-             "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
-             "--force uses it all the same",
-             use.adapter, use.model, fingerprint, base.weights);
+    if (known && fingerprint != base.weights) {
+        if (!use.force)
+            fail(ErrorKind::adapter,
+                 "{}: the adapter was trained on another base model than {} (fingerprints {} and {}); "
+                 "--force uses it all the same",
+                 use.adapter, use.model, fingerprint, base.weights);
+        notes.push_back(fmt::format("{} was trained on another base model than {}", use.adapter, use.model));
+    }
     const auto compare = [&](const char* file, const char* key, const std::string& now) {
         const auto then = ether.get_or<std::string>(key, "");
         if (then.starts_with(kFingerprintKind) && !now.empty() && then != now)

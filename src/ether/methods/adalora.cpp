@@ -171,7 +171,7 @@ class Adalora : public Adapter {
     }
 
     void to_config(nlohmann::json& config) const override {
-        config["total_step"] = std::max<int64_t>(total_, options_.initial + options_.final + 1);
+        config["total_step"] = std::max({total_, options_.total, options_.initial + options_.final + 1});
         for (const auto& triplets : triplets_) {
             const auto& loaded = left_in_file_[*triplets.site];
             auto& pattern = config["rank_pattern"][triplets.site->name() + ".lora_E"];

@@ -48,8 +48,8 @@ bool is_list(const std::string& expression) {
            expression.find(".*") == std::string::npos;
 }
 
-// An expression that PEFT reads as Python does, in ECMAScript's words: \A and \Z for a text's ends, and
-// groups with names.
+// An expression that PEFT reads as Python does, in ECMAScript's words: \A and \Z for a text's ends, groups
+// with names, and {,n}.
 std::string from_python(const std::string& expression) {
     std::string result;
     for (size_t i = 0; i < expression.size(); ++i) {
@@ -63,6 +63,8 @@ std::string from_python(const std::string& expression) {
         } else if (const auto end = rest.find('>'); rest.starts_with("(?P<") && end != std::string::npos) {
             result += "(?:";
             i += end;
+        } else if (rest.starts_with("{,")) {
+            result += "{0";
         } else {
             result += rest.front();
         }
@@ -153,13 +155,15 @@ int64_t parse_layer(const std::string& text, const std::string& layers, const ch
     return value;
 }
 
-std::set<int64_t> parse_layers(const std::string& layers, int64_t count, const char* option) {
+std::set<int64_t> parse_layers(const std::string& layers, int64_t count, const TargetWords& words) {
+    const char* option = words.layers;
     std::set<int64_t> result;
     for (const auto& part : split_list(layers)) {
         const auto dash = part.find('-');
         const int64_t first = parse_layer(part.substr(0, dash), layers, option);
         const int64_t last =
             dash == std::string::npos ? first : parse_layer(part.substr(dash + 1), layers, option);
+        if (!words.typed && first >= count) continue;
         if (last < first || last >= count)
             fail(ErrorKind::usage, "{}: {} is not within 0-{}, the model's blocks", option, part, count - 1);
         for (int64_t layer = first; layer <= last; ++layer) result.insert(layer);
@@ -167,22 +171,26 @@ std::set<int64_t> parse_layers(const std::string& layers, int64_t count, const c
     return result;
 }
 
-// A JSON list or string of names as one expression.
+// What a file chooses by, as one expression. For PEFT a string is an expression, even if it looks like a
+// name, and a list holds names: one with other characters than a path's fits none of ours.
 std::string expression_of(const nlohmann::json& value, const char* key) {
-    if (value.is_string()) return value.get<std::string>();
-    std::string joined;
-    if (value.is_array())
-        for (const auto& name : value) {
-            if (!name.is_string())
-                fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" holds {}, expected names", key,
-                     name.dump());
-            joined += fmt::format("{}{}", joined.empty() ? "" : ",", name.get<std::string>());
-        }
-    else
+    if (value.is_string()) {
+        const auto text = value.get<std::string>();
+        return text.empty() || text == kAll || !is_list(text) ? text : fmt::format("(?:{})", text);
+    }
+    if (!value.is_array())
         fail(ErrorKind::adapter,
              "adapter_config.json: key \"{}\" is {}, expected a list of names or a string", key,
-             value.dump());
-    return joined;
+             printable(value.dump(), kShownPattern));
+    std::vector<std::string> names;
+    for (const auto& name : value) {
+        if (!name.is_string())
+            fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" holds {}, expected names", key,
+                 printable(name.dump(), kShownPattern));
+        const auto text = name.get<std::string>();
+        if (text.find(',') == std::string::npos && is_list(text)) names.push_back(text);
+    }
+    return names.empty() && !value.empty() ? "(?:)" : fmt::format("{}", fmt::join(names, ","));
 }
 
 }  // namespace
@@ -199,7 +207,7 @@ std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const Ta
     const auto excluded = targets.exclude.empty()
                               ? [](const nn::Site&) { return false; }
                               : matcher(targets.exclude, model, words, words.exclude, words.typed);
-    const auto layers = parse_layers(targets.layers, model.shape().layers, words.layers);
+    const auto layers = parse_layers(targets.layers, model.shape().layers, words);
     std::vector<nn::Site*> sites;
     for (auto& site : model.sites()) {
         const bool layer_fits = targets.layers.empty() || layers.contains(site.layer) ||
@@ -260,19 +268,17 @@ void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config) {
 
 void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, const nn::Model& model,
                nlohmann::json& config) {
-    auto list_or_text = [](const std::string& expression) {
-        return is_list(expression) ? nlohmann::json(split_list(expression)) : nlohmann::json(expression);
-    };
     const bool whole_path =
         std::any_of(model.sites().begin(), model.sites().end(),
                     [&](const nn::Site& site) { return is_listed(site.name(), targets.modules); });
-    // PEFT knows no keywords but all-linear, which it saves as paths itself, and no layers beside an
-    // expression or a whole path.
-    if (is_keyword(targets.modules) || is_keyword(targets.exclude) ||
-        (!targets.layers.empty() && (whole_path || !is_list(targets.modules))))
+    // PEFT knows no keywords but all-linear, which it saves as paths itself; its expressions are Python's,
+    // and match modules that are no linear layers, too; and it asks for no layers where a name is a whole
+    // path.
+    const auto is_names = [](const std::string& text) { return is_list(text) && !is_keyword(text); };
+    if (!is_names(targets.modules) || !is_names(targets.exclude) || (!targets.layers.empty() && whole_path))
         return to_config(sites, config);
-    config["target_modules"] = list_or_text(targets.modules);
-    if (!targets.exclude.empty()) config["exclude_modules"] = list_or_text(targets.exclude);
+    config["target_modules"] = split_list(targets.modules);
+    if (!targets.exclude.empty()) config["exclude_modules"] = split_list(targets.exclude);
     if (targets.layers.empty()) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;
@@ -293,8 +299,13 @@ Targets targets_from_config(const nlohmann::json& config) {
             fail(ErrorKind::adapter,
                  "adapter_config.json: key \"layers_to_transform\" holds {}, expected block numbers",
                  printable(layer.dump(), kShownPattern));
+        if (layer.get<int64_t>() < 0) continue;  // PEFT finds none
         targets.layers += fmt::format("{}{}", targets.layers.empty() ? "" : ",", layer.get<int64_t>());
     }
+    if (targets.layers.empty() && !layers.empty())
+        fail(ErrorKind::adapter,
+             "adapter_config.json: key \"layers_to_transform\" is {}, expected block numbers",
+             printable(layers.dump(), kShownPattern));
     return targets;
 }
 

@@ -101,7 +101,7 @@ Fields RunConfig::fields() {
          .high = 1e3},
         {.name = "head-lr",
          .value = &head_lr,
-         .help = "learning rate of the classification head",
+         .help = "learning rate of the classification head; --method head trains all that it trains at --lr",
          .low = 0,
          .high = 1e3},
         {.name = "module-lr",
@@ -196,7 +196,10 @@ Fields RunConfig::fields() {
          .help = "keep of each block its input and its last product alone, and compute the rest again in "
                  "backward: the same result in a fraction of the memory, for about a third more time; where "
                  "a run fits only so, as many blocks as it takes do it by themselves"},
-        {.name = "force", .value = &force, .help = "go on where the memory estimate says the run cannot fit"},
+        {.name = "force",
+         .value = &force,
+         .help = "go on where the memory estimate says the run cannot fit, or where --adapter was trained on "
+                 "another base model"},
     };
     fields.insert(fields.end(), training.begin(), training.end());
     return fields;

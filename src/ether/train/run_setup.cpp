@@ -5,6 +5,7 @@
 
 #include "ether/core/error.h"
 #include "ether/core/hash.h"
+#include "ether/core/utf8.h"
 #include "ether/data/order.h"
 #include "ether/io/adapter_description.h"
 #include "ether/io/checkpoint.h"
@@ -36,9 +37,20 @@ bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Tas
            adopt_labels(models::stored_class_names(checkpoint, *classes), checkpoint.config().name(), task);
 }
 
-// The same of an adapter to train on; a head for other labels is left out of its files.
+// Whether labels are the numbers of a head's outputs, which have no better names.
+bool are_numbers(const tasks::Task& task, const std::vector<std::string>& outputs) {
+    const auto* classification = dynamic_cast<const tasks::Classification*>(&task);
+    if (!classification || classification->classes() != static_cast<int64_t>(outputs.size())) return false;
+    const auto& labels = classification->labels().names();
+    for (size_t i = 0; i < outputs.size(); ++i)
+        if (labels[i] != std::to_string(i) || outputs[i] != fmt::format("LABEL_{}", i)) return false;
+    return true;
+}
+
+// The same of an adapter to train on; a head for other labels is left out of its files, which is noted.
 void adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>& description,
-                   const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
+                   const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task,
+                   std::vector<std::string>& notes) {
     const auto classes = models::stored_classes(files, checkpoint);
     if (!classes) return;
     const auto before = description ? tasks::task_from(*description) : nullptr;
@@ -46,8 +58,10 @@ void adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>&
     auto names =
         classification ? classification->labels().names() : models::stored_class_names(checkpoint, *classes);
     const auto source = description ? description->name() : checkpoint.config().name();
-    if (static_cast<int64_t>(names.size()) == *classes && adopt_labels(std::move(names), source, task))
-        return;
+    if (!description && are_numbers(*task, names)) return;
+    if (static_cast<int64_t>(names.size()) == *classes && adopt_labels(names, source, task)) return;
+    notes.push_back(fmt::format("the adapter's head is for other labels ({}), so it is left out",
+                                printable(fmt::format("{}", fmt::join(names, ", ")), 80)));
     const auto head = nn::top_module(models::architecture_of(checkpoint).classifier);
     std::erase_if(files.tensors, [&](const auto& entry) {
         return entry.first.find(fmt::format(".{}.", head)) != std::string::npos;
@@ -115,13 +129,13 @@ class BaseRuns {
 }  // namespace
 
 void take_method(RunConfig& config, bool given) {
-    const auto folder = io::resolve_adapter(config.adapter);
+    const auto files = io::read_adapter(io::resolve_adapter(config.adapter));
     const std::string own = with_prefix(
-        config.adapter, [&] { return std::string(methods::method_of(io::read_adapter(folder).config).name); },
+        config.adapter, [&] { return std::string(methods::method_of(files.config).name); },
         ErrorKind::adapter);
     if (given && config.method != own)
-        fail(ErrorKind::usage, "--method: {} holds an adapter of method {}, which it keeps; leave it out",
-             config.adapter, own);
+        fail(ErrorKind::usage, "--adapter: {} is of method {}, which it keeps, not {}; leave --method out",
+             config.adapter, own, config.method);
     config.method = own;
 }
 
@@ -141,7 +155,7 @@ RunSetup read_setup(const RunConfig& config) {
         setup.inputs["the adapter that it began with"] = hash_of(*adapter);
         const auto description = io::description_of(
             *adapter, setup.base->identity(), {config.adapter, config.model, config.force}, setup.notes);
-        adopt_head_of(*adapter, description, checkpoint, setup.task);
+        adopt_head_of(*adapter, description, checkpoint, setup.task, setup.notes);
     }
     auto model = models::load_model(checkpoint, {.head = setup.task->head(),
                                                  .classes = setup.task->classes(),

@@ -83,9 +83,11 @@ AdamW Trainer::make_optimizer() {
     const bool classifies = model.model().shape().head == nn::Head::sequence_classification;
     const auto rate_of = [&](const nn::Parameter& parameter) {
         const bool whole = parameter.group == nn::ParameterGroup::head;
-        // A run that trains nothing but whole modules does so at --lr.
-        if (!whole || model.method_parameters() == 0)
-            return model.learning_rate(parameter, config_.learning_rate());
+        // A run that trains nothing but whole modules does so at --lr, and so do all methods of an adapter
+        // that is trained on: its file does not tell their rates.
+        if ((whole && model.method_parameters() == 0) || (!whole && !config_.adapter.empty()))
+            return config_.learning_rate();
+        if (!whole) return model.learning_rate(parameter, config_.learning_rate());
         return classifies && nn::top_module(parameter.name) == head ? config_.head_lr : config_.module_lr;
     };
     std::vector<OptimizedParameter> parameters;
