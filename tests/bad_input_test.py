@@ -116,7 +116,7 @@ class Adapters(BadInput):
         other = MODELS / "bert_bare"
         told = f"{self.adapter}: the adapter was trained on another base model than {other}"
         self.refused((told, self.eval(other, self.adapter)), (told, self.merge(other, self.adapter)),
-                     (f"{self.adapter}: adapter_config.json: target_modules: no linear layer is named",
+                     (f"{self.adapter}: adapter_config.json: target_modules: \"query\" leaves no linear layer",
                       [*self.eval(MODELS / "llama_classifier", self.adapter), "--force"]))
 
     def test_configurations(self):
@@ -130,8 +130,8 @@ class Adapters(BadInput):
             ("(1 to 65536)", {"r": 0}),
             ("the adapter's file holds 1123 values, but its configuration asks for ", {"r": 65536}),
             (f'tensor "base_model.model.{QUERY}.lora_A.weight" has shape (8, 32), but this model and configuration need (16, 32)', {"r": 16}),
-            ('target_modules: no linear layer is named "qury"; names here: ', {"target_modules": ["qury"]}),
-            ("layers_to_transform: 9 is not within 0-1", {"layers_to_transform": 9}),
+            ('target_modules: "qury" leaves no linear layer; layers here end in ', {"target_modules": ["qury"]}),
+            ("leaves no linear layer in adapter_config.json: layers_to_transform 9", {"layers_to_transform": 9}),
             ('modules_to_save: the model has no module "poler"; did you mean', {"modules_to_save": ["poler"]}),
             # Expressions that would end in a full stack, or in years.
             ("target_modules: the regular expression has 200001 characters, more than 1000",
