@@ -44,11 +44,9 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
 bool is_headless(const io::AdapterFiles& files, const nn::Model& model) {
     const auto& block = model.sites().front().name();  // "model.layers.0.self_attn.q_proj"
     const auto begin = model.shape().prefix.size();
-    const auto blocks = ".model." + block.substr(begin, block.find('0') - begin);
-    return std::any_of(files.tensors.begin(), files.tensors.end(), [&](const auto& entry) {
-        const auto place = entry.first.find(blocks);
-        return place != std::string::npos && entry.first.substr(0, place).ends_with("base_model");
-    });
+    const auto path = "base_model.model." + block.substr(begin, block.find('0') - begin);
+    return std::any_of(files.tensors.begin(), files.tensors.end(),
+                       [&](const auto& entry) { return entry.first.find(path) != std::string::npos; });
 }
 
 }  // namespace
@@ -134,11 +132,12 @@ std::vector<std::string> AdaptedModel::take(const NamedAdapter& adapter) {
                  name, module);
     save_modules(modules);
     const auto configs = configs_in(files.config);
+    const bool headless = is_headless(files, *model_);
     for (size_t k = 0; k < configs.size(); ++k) {
         auto& part = parts_.emplace_back(part_of(configs[k]));
         part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
         part.holds_modules = !modules.empty();
-        part.headless = is_headless(files, *model_);
+        part.headless = headless;
     }
     return modules;
 }
