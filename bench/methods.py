@@ -8,7 +8,7 @@ In full: 20,000 glosses, two epochs, judged by the 4,000 test glosses (some minu
 of batches of 32, judged by 1,000 of dev.jsonl (half a minute a run), which serves development; there --rates tries other
 learning rates, and --peft runs PEFT's own implementation as well, on batches of its own. Each run is a line of bench/results/methods.jsonl as
 soon as it ends, and none is done twice, so the script may be stopped (a method whose defaults change is run again once its lines are
-deleted). --jobs runs side by side; with --device cuda the tables tell no time of theirs. --report writes bench/results/methods.md and methods.svg
+deleted). --jobs runs side by side. The tables' times are those of --mini on a processor. --report writes bench/results/methods.md and methods.svg
 from these lines. Data and model as `make demo` leaves them (`tools/wordnet FOLDER --dev`).
 """
 
@@ -149,19 +149,21 @@ def deviation(runs):
 
 def report():
     text = "# Methods on the demo task\n\nMade by `bench/methods.py --report`. Each at its own default learning rate.\n"
+    timed_runs = groups("mini")  # alone on a processor, while full runs may share a GPU
     for form, title in (("full", "20,000 glosses, two epochs, 4,000 to judge"),
                         ("mini", "3,200 glosses, 100 steps of 32, 1,000 to judge (for development; a standard error is 1.5 points)")):
         rows = groups(form)
         if not rows:
             continue
         peers = groups(form, "peft")
-        lora = seconds(rows.get("lora", []))
+        lora = seconds(timed_runs.get("lora", []))
         text += (f"\n## {title}\n\n| method | accuracy | seeds | macro-F1 | learning rate | parameters | file | processor time, LoRA's = 1 |"
                  + (" PEFT's accuracy |" if peers else "") + "\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
                  + (" ---: |" if peers else "") + "\n")
         for method, runs in sorted(rows.items(), key=lambda row: -mean(row[1], "accuracy")):
             spread = f" ± {deviation(runs):.4f}" if len(runs) > 1 else ""
-            times = f"{seconds(runs) / lora:.2f}" if lora and seconds(runs) else ""
+            own = seconds(timed_runs.get(method, []))
+            times = f"{own / lora:.2f}" if lora and own else ""
             text += (f"| `{method}` | {mean(runs, 'accuracy'):.4f}{spread} | {len(runs)} | {mean(runs, 'macro_f1'):.4f} "
                      f"| {runs[0]['lr']:g} | {runs[0]['parameters']:,} | {runs[0]['bytes']:,} | {times} |")
             if peers:
@@ -179,7 +181,9 @@ def picture(rows):
     points = [(method, runs[0]["parameters"], mean(runs, "accuracy"), deviation(runs))
               for method, runs in rows.items() if runs[0]["parameters"] > 0]
     low, high = (f(math.log10(p) for _, p, _, _ in points) for f in (min, max))
-    floor, roof = math.floor(10 * min(a - d for _, _, a, d in points)) / 10, math.ceil(20 * max(a + d for _, _, a, d in points)) / 20
+    least, most = min(a - d for _, _, a, d in points), max(a + d for _, _, a, d in points)
+    steps = 100 if most - least < 0.1 else 20  # lines a point or five points apart
+    floor, roof = math.floor(steps * least) / steps, math.ceil(steps * most) / steps
 
     def x(parameters):
         return left + (math.log10(parameters) - low + 0.15) / (high - low + 0.6) * (width - left - right)
@@ -189,9 +193,9 @@ def picture(rows):
 
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
            f'<rect width="{width}" height="{height}" fill="white"/>']
-    for tick in range(round(20 * floor), round(20 * roof) + 1):
-        out.append(f'<path d="M{left} {y(tick / 20):.1f}H{width - right}" stroke="#ddd"/>'
-                   f'<text x="{left - 8}" y="{y(tick / 20) + 4:.1f}" text-anchor="end">{tick / 20:.2f}</text>')
+    for tick in (line / steps for line in range(round(steps * floor), round(steps * roof) + 1)):
+        out.append(f'<path d="M{left} {y(tick):.1f}H{width - right}" stroke="#ddd"/>'
+                   f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
     for power in range(math.ceil(low), math.floor(high) + 1):
         out.append(f'<path d="M{x(10 ** power):.1f} {top}V{height - bottom}" stroke="#ddd"/>'
                    f'<text x="{x(10 ** power):.1f}" y="{height - bottom + 18}" text-anchor="middle">{10 ** power:,}</text>')

