@@ -58,6 +58,7 @@ class WithVector : public RowOpOf<WithVector<kIsScale>> {
         return RowOp::DeviceCode{.name = kIsScale ? "Scale" : "Shift",
                                  .constants = {bank_rows_.defined()},
                                  .words = {address(bank_rows_)},
+                                 .held = !bank_rows_.defined(),
                                  .trains = !bank_rows_.defined()};
     }
 

@@ -1,5 +1,5 @@
-// Sums of two rows, and rows times or plus a vector (elementwise.h): parameter 0 (bank, W); word 0: if BANKED, the
-// rows' entries.
+// Sums of two rows, and rows times or plus a vector (elementwise.h), one of a bank (., W) if BANKED, when word 0 points to
+// the rows' entries.
 template <int W>
 struct Add {
     typedef Row<W> R;
@@ -14,38 +14,42 @@ struct Add {
     }
 };
 
-template <int W, bool BANKED>
+template <int W, bool BANKED, bool HELD>
 struct Scale {
     typedef Row<W> R;
 
-    __device__ static void times(const Call& call, R& y, const R& x) {
-        const P* factors = call.parameter[0] + call.entry<BANKED>(W);
+    Parameter<W, W, 1, HELD> factors;
+
+    __device__ void times(const Call& call, R& y, const R& x) const {
+        const Index entry = call.entry<BANKED>(W);
         for_chunks<W>([&](int c, int column) {
             P factor[V];
-            load_chunk(factors + column, factor);
+            factors.chunk(entry, 0, c, column, factor);
 #pragma unroll
             for (int i = 0; i < V; ++i) y[c][i] = x[c][i] * factor[i];
         });
     }
-    __device__ static void forward(const Call& call, R& y, const R& x, const R&) { times(call, y, x); }
+    __device__ void forward(const Call& call, R& y, const R& x, const R&) const { times(call, y, x); }
     template <int wanted, typename Factor, typename None>
-    __device__ static void backward(const Call& call, const R& g, const R& x, const R&, R& grad_x, R&, Factor& grad_factor,
-                                    None&) {
+    __device__ void backward(const Call& call, const R& g, const R& x, const R&, R& grad_x, R&, Factor& grad_factor,
+                             None&) const {
         if constexpr (wanted & kArgument0) times(call, grad_x, g);
         if constexpr (wanted & kParameter0)
             for_values<W>([&](int c, int i, int) { grad_factor[0][c][i] += g[c][i] * x[c][i]; });
     }
 };
 
-template <int W, bool BANKED>
+template <int W, bool BANKED, bool HELD>
 struct Shift {
     typedef Row<W> R;
 
-    __device__ static void forward(const Call& call, R& y, const R& x, const R&) {
-        const P* offsets = call.parameter[0] + call.entry<BANKED>(W);
+    Parameter<W, W, 1, HELD> offsets;
+
+    __device__ void forward(const Call& call, R& y, const R& x, const R&) const {
+        const Index entry = call.entry<BANKED>(W);
         for_chunks<W>([&](int c, int column) {
             P offset[V];
-            load_chunk(offsets + column, offset);
+            offsets.chunk(entry, 0, c, column, offset);
 #pragma unroll
             for (int i = 0; i < V; ++i) y[c][i] = x[c][i] + offset[i];
         });

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "ether/core/error.h"
 #include "ether/ops/gpu/compiled_cache.h"
@@ -195,6 +196,8 @@ Kernels* kernels_of(c10::Device device) {
     return kernels.get();
 }
 
-void run_cpu_kernels_by(std::unique_ptr<Kernels> kernels) { cpu_kernels() = std::move(kernels); }
+std::unique_ptr<Kernels> run_cpu_kernels_by(std::unique_ptr<Kernels> kernels) {
+    return std::exchange(cpu_kernels(), std::move(kernels));
+}
 
 }  // namespace ether::ops

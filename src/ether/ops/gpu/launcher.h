@@ -53,8 +53,8 @@ class Kernels {
 Kernels* kernels_of(c10::Device device);
 std::string missing_compiler();
 
-// For tests: runs the kernels of tensors on the CPU; null: nobody again.
-void run_cpu_kernels_by(std::unique_ptr<Kernels> kernels);
+// For tests: runs the kernels of tensors on the CPU; null: nobody again. Returns who did.
+std::unique_ptr<Kernels> run_cpu_kernels_by(std::unique_ptr<Kernels> kernels);
 
 // NVRTC's machine code for a processor, "sm_90" say; needs no GPU. Throws what the compiler says.
 std::string compile_cuda(const std::string& source, const std::string& architecture);

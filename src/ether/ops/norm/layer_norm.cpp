@@ -25,7 +25,7 @@ class LayerNorm : public RowOpOf<LayerNorm> {
     }
 
     std::optional<DeviceCode> device_code() const override {
-        return DeviceCode{.name = "LayerNorm", .sums = 2, .numbers = {eps_}};
+        return DeviceCode{.name = "LayerNorm", .sums = 2, .numbers = {eps_}, .held = 2};
     }
 
     template <typename P>

@@ -31,7 +31,8 @@ class RmsNorm : public RowOpOf<RmsNorm> {
                           .constants = {static_cast<int>(size_)},
                           .piece = size_,
                           .sums = 1,
-                          .numbers = {eps_}};
+                          .numbers = {eps_},
+                          .held = 1};
     }
 
     template <typename P>

@@ -39,17 +39,18 @@ class Rank1Op : public RowOpOf<Rank1Op> {
     }
 
     std::optional<DeviceCode> device_code() const override {
-        const auto& left = parameters.front();
+        const auto &left = parameters.front(), &right = parameters.back();
+        const bool banked = bank_rows_.defined(), one = address(left) == address(right);
         const int64_t terms = left.size(-3), size = left.size(-1);
-        return DeviceCode{
-            .name = "Rank1",
-            .constants = {static_cast<int>(size), static_cast<int>(terms), bank_rows_.defined()},
-            .piece = size,
-            .sums = 2 * terms,
-            .words = {address(bank_rows_)},
-            .numbers = coefficients_,
-            .adds_up = true,
-            .trains = !bank_rows_.defined()};
+        return DeviceCode{.name = "Rank1",
+                          .constants = {static_cast<int>(size), static_cast<int>(terms), banked, one},
+                          .piece = size,
+                          .sums = 2 * terms,
+                          .words = {address(bank_rows_)},
+                          .numbers = coefficients_,
+                          .held = banked ? 0 : terms * (one ? 1 : 2),
+                          .adds_up = true,
+                          .trains = !banked};
     }
 
     template <typename P>

@@ -20,8 +20,9 @@ constexpr int64_t kMostThreads = 1024, kMostShared = 48 << 10, kMostChunks = 8;
 class KernelText {
   public:
     // fetched: the values whose rows come from memory (fetched_forward(), fetched_backward()).
-    KernelText(const Plan& plan, const GpuShape& shape, const std::vector<Fetched>& fetched, bool staged)
-        : plan_(plan), shape_(shape), fetched_(fetched), staged_(staged) {}
+    KernelText(const Plan& plan, const GpuShape& shape, const std::vector<Fetched>& fetched,
+               const GpuRoom& room)
+        : plan_(plan), shape_(shape), fetched_(fetched), room_(room) {}
 
     template <typename... Arguments>
     void line(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
@@ -39,7 +40,7 @@ class KernelText {
 
     int64_t width(size_t value) const { return plan_.widths[value]; }
 
-    // Names what each step's operation is given: call<step>() and Op<step>.
+    // Makes each step's operation, op<step>, and names what it is given beside: call<step>().
     void operations() {
         for (size_t s = 0; s < plan_.steps.size(); ++s) {
             const auto& step = plan_.steps[s];
@@ -51,12 +52,13 @@ class KernelText {
                 for (size_t i = 0; i < count; ++i) all += before + word() + after;
                 return all;
             };
+            if (!step.op->parameters.empty()) type += room_.held[s] ? ", true" : ", false";
             const auto parameters = list(step.op->parameters.size(), "(const P*)", ", ");
             const auto words = list(code.words.size(), "", ", ");
             const auto numbers = list(code.numbers.size(), "__longlong_as_double(", "), ");
-            line("typedef {}> Op{};", type, s);
-            line("auto call{} = [&](Index row) {{ return Call{{row, shared, {{{}}}, {{{}}}, {{{}}}}}; }};", s,
-                 parameters, words, numbers);
+            line("const {}> op{}{{{}}};", type, s, parameters);
+            line("auto call{} = [&](Index row) {{ return Call{{row, shared, {{{}}}, {{{}}}}}; }};", s, words,
+                 numbers);
         }
     }
 
@@ -67,7 +69,7 @@ class KernelText {
         for (size_t i = 0; i < count; ++i) {
             const int64_t wide = width(fetched_[i].value);
             line("{}<{}, Stored> source{}((const Stored*){}, dynamic_shared() + {});",
-                 staged_ ? "Staged" : "Plain", wide, i, from[i], at);
+                 room_.staged ? "Staged" : "Plain", wide, i, from[i], at);
             at += 2 * shape_.shared_values(wide) * static_cast<int64_t>(at::elementSize(shape_.dtype));
         }
         const auto fetch = [&](const char* row) {
@@ -75,10 +77,10 @@ class KernelText {
             line("end_of_copies();");
         };
         line("Index row = blockIdx.x;");
-        if (staged_) fetch("row");
+        if (room_.staged) fetch("row");
         line("for (; row < rows; row += gridDim.x) {{");
         for (size_t i = 0; i < count; ++i) line("source{}.turn(row);", i);
-        if (!staged_) return;
+        if (!room_.staged) return;
         fetch("row + gridDim.x");
         line("wait_for_copies();");
     }
@@ -101,19 +103,20 @@ class KernelText {
         const auto& step = plan_.steps[s];
         line("{{");
         take_arguments(step);
-        line("Op{}::forward(call{}(row), v{}, v{}, v{}); }}", s, s, step.result, step.arguments.front(),
+        line("op{}.forward(call{}(row), v{}, v{}, v{}); }}", s, s, step.result, step.arguments.front(),
              step.arguments.back());
     }
 
-    std::string finish(int64_t blocks) const {
-        return program({shape_.dtype, shape_.chunk, shape_.threads, shape_.shared, blocks}, words_, body_);
+    std::string finish() const {
+        return program({shape_.dtype, shape_.chunk, shape_.threads, shape_.shared, room_.blocks}, words_,
+                       body_);
     }
 
   protected:
     const Plan& plan_;
     const GpuShape& shape_;
     const std::vector<Fetched>& fetched_;
-    bool staged_;
+    const GpuRoom& room_;
 
   private:
     std::string body_;
@@ -124,10 +127,7 @@ class BackwardText : public KernelText {
   public:
     BackwardText(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
                  const std::vector<Fetched>& fetched, const GpuRoom& room, const std::vector<GpuSum>& sums)
-        : KernelText(plan, shape, fetched, room.staged),
-          way_(way),
-          sums_(sums),
-          arrived_(plan.widths.size()) {}
+        : KernelText(plan, shape, fetched, room), way_(way), sums_(sums), arrived_(plan.widths.size()) {}
 
     int64_t sum_width(const GpuSum& sum) const { return width(plan_.steps[sum.step].result); }
 
@@ -175,8 +175,8 @@ class BackwardText : public KernelText {
         if (tied) mask += " | kTied";
         line("{{ Row<{}> of_argument0, of_argument1;", width(step.result));
         take_arguments(step);
-        line("Op{}::backward<{}>(call{}(row), g{}, v{}, v{}, of_argument0, of_argument1, {}, {});", s, mask,
-             s, step.result, step.arguments.front(), step.arguments.back(), sum_of(s, 0), sum_of(s, 1));
+        line("op{}.backward<{}>(call{}(row), g{}, v{}, v{}, of_argument0, of_argument1, {}, {});", s, mask, s,
+             step.result, step.arguments.front(), step.arguments.back(), sum_of(s, 0), sum_of(s, 1));
         for (size_t k = 0; k < step.arguments.size(); ++k)
             if (way_.wants_grad[step.arguments[k]])
                 arrive(step.arguments[k], fmt::format("of_argument{}", k));
@@ -248,9 +248,9 @@ std::vector<Fetched> fetched_backward(const Plan& plan, const BackwardPlan& way,
     return fetched;
 }
 
-std::string forward_source(const Plan& plan, const GpuShape& shape, bool staged) {
+std::string forward_source(const Plan& plan, const GpuShape& shape, const GpuRoom& room) {
     const auto fetched = fetched_forward(plan);
-    KernelText text(plan, shape, fetched, staged);
+    KernelText text(plan, shape, fetched, room);
     const auto inputs = text.words(plan.inputs), stored = text.words(plan.stored.size());
     text.operations();
     text.begin_rows(inputs);
@@ -262,9 +262,7 @@ std::string forward_source(const Plan& plan, const GpuShape& shape, bool staged)
             if (plan.stored[i] == result) text.store("v", result, stored[i]);
     }
     text.line("}}");
-    // So many as hide the memory's latency; on the way back sums need the registers.
-    constexpr int64_t kThreads = 768, kMostBlocks = 16;
-    return text.finish(std::clamp<int64_t>(kThreads / shape.threads, 1, kMostBlocks));
+    return text.finish();
 }
 
 std::string backward_source(const Plan& plan, const GpuShape& shape, const BackwardPlan& way,
@@ -296,7 +294,7 @@ std::string backward_source(const Plan& plan, const GpuShape& shape, const Backw
         if (stores[i]) text.store("g", i, input_grads[i]);
     text.line("}}");
     text.store_sums(partial);
-    return text.finish(1);
+    return text.finish();
 }
 
 }  // namespace ether::ops

@@ -46,15 +46,17 @@ struct GpuSum {
     int64_t shared = -1;  // where it begins in the block's dynamic shared memory, in bytes; -1: in registers
 };
 
-// Dynamic shared memory of a block.
+// What a kernel has room for.
 struct GpuRoom {
-    int64_t bytes = 0;
-    bool staged = false;  // whether it begins with two rows of each that is fetched (prelude.cuh: Staged)
+    int64_t bytes = 0;    // of a block's dynamic shared memory
+    bool staged = false;  // whether that begins with two rows of each that is fetched (prelude.cuh: Staged)
+    std::vector<char> held;  // of a step, whether registers hold its parameters (prelude.cuh: Parameter)
+    int64_t blocks = 1;      // of a processor
 };
 
 // Arguments, each a word: the number of rows; inputs; stored values; then of each step its parameters, words
 // and numbers.
-std::string forward_source(const Plan& plan, const GpuShape& shape, bool staged);
+std::string forward_source(const Plan& plan, const GpuShape& shape, const GpuRoom& room);
 
 // Arguments: the number of rows; inputs; gradients of outputs; gradients of inputs; of each step its
 // parameters, words and numbers; where the sums go, (blocks, the sums' rows one after the other). What is not

@@ -247,6 +247,34 @@ __device__ inline void load_chunk(const Q* from, P* to) {
     pack.give(to);
 }
 
+// A parameter of an operation: rows of SIZE values, which lie under a row's W columns again and again. HELD: each thread
+// keeps what it needs of ROWS of them from the block's first row to its last, since reading them for each row costs as
+// much as the row itself; else they are read when they are needed.
+template <int W, int SIZE, int ROWS, bool HELD>
+struct Parameter {
+    const P* from;
+
+    __device__ Parameter(const P* from) : from(from) {}
+    // The chunk of row k under `column`, the thread's c-th; of a bank's entry that begins at `entry`.
+    __device__ void chunk(Index entry, int k, int, int column, P* to) const {
+        load_chunk(from + entry + k * SIZE + column % SIZE, to);
+    }
+};
+template <int W, int SIZE, int ROWS>
+struct Parameter<W, SIZE, ROWS, true> {
+    Row<W> rows[ROWS];
+
+    __device__ Parameter(const P* from) {
+#pragma unroll
+        for (int k = 0; k < ROWS; ++k)
+            for_chunks<W>([&](int c, int column) { load_chunk(from + k * SIZE + column % SIZE, rows[k][c]); });
+    }
+    __device__ void chunk(Index, int k, int c, int, P* to) const {
+#pragma unroll
+        for (int i = 0; i < V; ++i) to[i] = rows[k][c][i];
+    }
+};
+
 // Rows of W values in memory that this block treats. Each operation that reads a row takes it anew: registers would not
 // hold all rows of a turn until the last one. Plain: from memory, whose caches have it from the second time on.
 template <int W, typename Q>
@@ -433,11 +461,10 @@ __device__ inline void exchange(const Row<W>& x, Scratch& scratch, const Body& b
     for_values<W>([&](int c, int i, int column) { body(c, i, column, (const P*)shared); });
 }
 
-// What an operation is given beside its arguments.
+// What an operation is given beside its arguments and its parameters, which it begins with.
 struct Call {
     Index row;
     Scratch& shared;
-    const P* parameter[2];
     unsigned long long word[3];
     double number[4];
 

@@ -49,13 +49,14 @@ class RowOp {
 
     // What a kernel of a GPU (gpu.h) is told of the operation.
     struct DeviceCode {
-        const char* name;             // of the struct in the operation's .cuh, a template of the row's width
-        std::vector<int> constants;   // and of these
-        int64_t piece = 0;            // neighbouring values that sums are taken over, 0: whole rows
-        int64_t sums = 0;             // made at once
-        int64_t distance = 0;         // of columns that are exchanged between threads, 0: none are
+        const char* name;            // of the struct in the operation's .cuh, a template of the row's width
+        std::vector<int> constants;  // and of these; where there are parameters also of whether they are held
+        int64_t piece = 0;           // neighbouring values that sums are taken over, 0: whole rows
+        int64_t sums = 0;            // made at once
+        int64_t distance = 0;        // of columns that are exchanged between threads, 0: none are
         std::vector<uint64_t> words;  // pointers and integers
         std::vector<double> numbers;
+        int64_t held = 0;  // rows of parameters that a thread may keep in registers, 0: none, as of a bank
         bool adds_up = false;  // the gradients of both parameters, where they are one tensor
         bool trains = true;    // whether there are gradients of its parameters
     };
