@@ -319,6 +319,27 @@ class FaultsTest(RunTest):
         steps = (self.run_folder / "metrics.jsonl").read_bytes().count(b"\n")
         self.assertTrue((self.run_folder / "checkpoints" / f"step-{steps:09}").exists(), "the last step is not saved")
 
+    def test_interrupted_evaluation(self):
+        """A signal ends an evaluation; the resumed run begins with it and ends with the same bits."""
+        texts = self.write("eval.csv", "text,label\n" + "".join(f"w{4 + i % 40} w{4 + i % 9},{i % 3}\n" for i in range(50_000)))
+        whole, out = self.folder / "whole", self.folder / "its own"
+        words = [*self.words(out, steps=2), "--eval-data", texts, "--eval-every", 2, "--json"]
+        ether(*self.words(whole, steps=2), "--eval-data", texts, "--eval-every", 2)
+        with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            log = out / "metrics.jsonl"
+            while not log.exists() or log.read_bytes().count(b"\n") < 2:
+                self.assertIsNone(process.poll())
+                time.sleep(0.002)
+            process.send_signal(signal.SIGTERM)
+            told = json.loads(process.communicate(timeout=60)[0])
+        self.assertEqual((process.returncode, told["interrupted"], told["steps"]), (128 + signal.SIGTERM, True, 2))
+        self.assertTrue(json.loads((out / "checkpoints/step-000000002/state.json").read_text())["evaluation_due"])
+        self.assertFalse((out / "adapter_config.json").exists())
+        self.assertEqual(told["resume"], f"ether train --resume '{out}'")
+        ether("train", "--resume", out)
+        self.assertEqual((out / "adapter_model.safetensors").read_bytes(), (whole / "adapter_model.safetensors").read_bytes())
+        self.assertEqual([line for line in log.read_text().splitlines() if "accuracy" in line][0].count("accuracy"), 1)
+
     def test_terminal_closed_under_nohup(self):
         """SIGHUP was ignored when the program started, so it stops nothing."""
         command = [program_test.ETHER, *map(str, self.words(steps=10**6))]

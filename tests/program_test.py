@@ -252,6 +252,16 @@ class Train(ProgramTest):
         for layer in ("dense", "out_proj"):
             self.assertIn(f"base_model.model.classifier.{layer}.weight", tensors)
 
+    def test_a_models_own_head_is_trained_on_for_its_labels_or_numbers(self):
+        own = read_tensors(pathlib.Path(BERT, "model.safetensors"))["classifier.weight"]
+        for label in ("", "LABEL_", "x"):
+            run = self.train(f"run{label}", "--lr", 1e-12, "--head-lr", 0, label=label)
+            kept = read_tensors(run / "adapter_model.safetensors")["base_model.model.classifier.weight"] == own
+            self.assertEqual(kept, label != "x")
+        told = subprocess.run([ETHER, "train", "--model", BERT, "--data", self.folder / "train.csv", "--max-steps", "1", "--out",
+                               self.folder / "told"], capture_output=True, text=True).stderr
+        self.assertIn("the model's own head is for other labels (LABEL_0, LABEL_1, LABEL_2), so a new one is trained", told)
+
     def test_dropout_of_the_model(self):
         def loss(name, *words):
             metrics = (self.train(name, *words) / "metrics.jsonl").read_text()
@@ -511,12 +521,19 @@ class Evaluate(ProgramTest):
 
 class Bench(ProgramTest):
     def test_steps_of_methods_that_act_between_passes(self):
-        for method in ["ether", "id3", "adalora"]:
+        for method, dtype in [("ether", "f32"), ("ether", "bf16"), ("id3", "f32"), ("adalora", "f32")]:
             found = json.loads(ether("bench", "train-step", "--model", MODELS / "llama_tied", "--method", method, "--batch", 2,
-                                     "--tokens", 8, "--steps", 2, "--json"))
+                                     "--tokens", 8, "--steps", 2, "--dtype", dtype, "--json"))
             self.assertEqual(found["method"], method)
-            self.assertGreater(found["tokens_per_second"], 0)
-            self.assertGreater(found["trainable_parameters"], 0)
+            for number in ["tokens_per_second", "trainable_parameters", "peak_rss_bytes", "gemm_limit_tokens_per_second"]:
+                self.assertGreater(found[number], 0)
+            # 4 in out of each layer and the head, and 7 heads head_dim (T + 1) of each layer's attention.
+            config = json.loads((MODELS / "llama_tied" / "config.json").read_text())
+            width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+            heads, kv_heads, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+            weights = layers * (2 * width * heads * head_dim + 2 * width * kv_heads * head_dim + 3 * width * inner)
+            flops = 4 * (weights + width * config["vocab_size"]) + 7 * layers * heads * head_dim * (8 + 1)
+            self.assertAlmostEqual(found["gemm_limit_tokens_per_second"] * flops / found["gemm_flops_per_second"], 1, places=6)
 
 
 if __name__ == "__main__":

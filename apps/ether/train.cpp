@@ -7,6 +7,7 @@
 #include "console.h"
 #include "ether/core/error.h"
 #include "ether/core/interrupt.h"
+#include "ether/core/shell.h"
 #include "ether/io/adapter_folder.h"
 #include "ether/train/learning_curve.h"
 #include "ether/train/metrics_log.h"
@@ -19,6 +20,7 @@ namespace ether::app {
 namespace {
 
 void report(const train::RunResult& result, const train::RunConfig& config, bool json) {
+    const auto resume = "ether train --resume " + shell_word(config.out);
     if (json) {
         nlohmann::json object = {{"out", config.out},
                                  {"steps", result.steps},
@@ -29,6 +31,7 @@ void report(const train::RunResult& result, const train::RunConfig& config, bool
         if (result.best_score) {
             object["best"] = {{"step", result.best_step}, {result.best_score_name, *result.best_score}};
         }
+        if (result.interrupted_by) object["resume"] = resume;
         std::printf("%s\n", object.dump().c_str());
         if (!result.interrupted_by) finish_output();
         return;
@@ -36,8 +39,7 @@ void report(const train::RunResult& result, const train::RunConfig& config, bool
     // The run is saved, whether anybody reads this or not: a terminal may have been closed.
     std::string text;
     if (result.interrupted_by) {
-        text = fmt::format("stopped at step {} and saved; go on with:\n  ether train --resume {}\n",
-                           result.steps, config.out);
+        text = fmt::format("stopped at step {} and saved; go on with:\n  {}\n", result.steps, resume);
     } else {
         text = fmt::format("{} steps in {}; ", result.steps, duration_text(result.seconds));
         if (result.best_score)

@@ -14,4 +14,7 @@ void install_interrupt_handlers();
 // The signal's number, or 0.
 int interrupt_signal();
 
+// Thrown by long work between two parts where a signal was caught and nothing of the work can be kept.
+struct Interrupted {};
+
 }  // namespace ether

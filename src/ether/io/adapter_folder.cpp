@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "ether/core/error.h"
+#include "ether/core/shell.h"
 #include "ether/io/atomic.h"
 #include "ether/io/descriptor.h"
 #include "ether/io/file.h"
@@ -44,13 +45,14 @@ AdapterFiles read_adapter(const fs::path& folder) {
         fail(ErrorKind::adapter, "{}: expected an adapter's folder, found a file", folder.string());
     if (!has_entry(folder / kAdapterConfigFile) && has_entry(folder / kRunFile))
         fail(ErrorKind::adapter,
-             "{0}: this run has saved no adapter yet; ether train --resume {0} goes on with it",
-             folder.string());
-    if (!has_entry(folder / kAdapterConfigFile) && has_entry(folder / kRunStateFile))
+             "{}: this run has saved no adapter yet; ether train --resume {} goes on with it",
+             folder.string(), shell_word(folder.string()));
+    if (!has_entry(folder / kAdapterConfigFile) && has_entry(folder / kRunStateFile)) {
+        const auto run = (folder / "../..").lexically_normal().string();
         fail(ErrorKind::adapter,
-             "{0}: holds a run's checkpoint, from which ether train --resume {1} goes on; the adapter is in "
-             "{1}",
-             folder.string(), (folder / "../..").lexically_normal().string());
+             "{}: holds a run's checkpoint, from which ether train --resume {} goes on; the adapter is in {}",
+             folder.string(), shell_word(run), run);
+    }
     if (!has_entry(folder / kAdapterConfigFile))
         fail(ErrorKind::adapter,
              "{}: holds no {}, so it is not an adapter's folder or was not written to its end",

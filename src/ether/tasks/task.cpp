@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/core/interrupt.h"
 #include "ether/core/parallel.h"
 #include "ether/core/utf8.h"
 #include "ether/data/order.h"
@@ -31,6 +32,7 @@ void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequen
     const auto threads = device.is_cpu() ? static_cast<size_t>(num_threads()) : 1;
     model.bind(nn::Pass{data::Batch{}});  // without dropout forms are the same for all batches
     for (size_t first = 0; first < order.size(); first += threads) {
+        if (interrupt_signal()) throw Interrupted{};
         const size_t count = std::min(threads, order.size() - first);
         std::vector<data::Batch> batches(count);
         std::vector<at::Tensor> results(count);

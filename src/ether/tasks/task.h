@@ -73,7 +73,7 @@ class Task {
 
 // Runs compute(pass) on all sequences in batches of like length, longest first, without gradients and, on the
 // CPU, with a batch in every thread; consume(batch, result), both on the CPU, is called in that order by the
-// calling thread.
+// calling thread. Throws Interrupted.
 void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequence>& sequences, int64_t batch,
                     data::LabelType labels, const std::function<at::Tensor(const nn::Pass&)>& compute,
                     const std::function<void(const data::Batch&, const at::Tensor&)>& consume);

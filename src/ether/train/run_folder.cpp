@@ -1,6 +1,7 @@
 #include "ether/train/run_folder.h"
 
 #include "ether/core/error.h"
+#include "ether/core/shell.h"
 #include "ether/io/adapter_folder.h"
 #include "ether/io/atomic.h"
 #include "ether/io/file.h"
@@ -63,7 +64,7 @@ void check_run_folder(const fs::path& folder, bool resume) {
             ErrorKind::file,
             "{}: the folder holds a run already; continue it with ether train --resume {}, or choose another "
             "--out",
-            folder.string(), folder.string());
+            folder.string(), shell_word(folder.string()));
     refuse_foreign_files(folder);
 }
 

@@ -31,12 +31,6 @@ bool adopt_labels(std::vector<std::string> own, const std::string& source,
     return true;
 }
 
-bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
-    const auto classes = models::stored_classes(checkpoint);
-    return classes && *classes == task->classes() &&
-           adopt_labels(models::stored_class_names(checkpoint, *classes), checkpoint.config().name(), task);
-}
-
 // Whether labels are the numbers of a head's outputs, which have no better names.
 bool are_numbers(const tasks::Task& task, const std::vector<std::string>& outputs) {
     const auto* classification = dynamic_cast<const tasks::Classification*>(&task);
@@ -45,6 +39,19 @@ bool are_numbers(const tasks::Task& task, const std::vector<std::string>& output
     for (size_t i = 0; i < outputs.size(); ++i)
         if (labels[i] != std::to_string(i) || outputs[i] != fmt::format("LABEL_{}", i)) return false;
     return true;
+}
+
+// Whether the model's own head is for the task's labels; one for others is noted.
+bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task,
+                    std::vector<std::string>& notes) {
+    const auto classes = models::stored_classes(checkpoint);
+    if (!classes || task->classes() == 0) return false;
+    const auto names = models::stored_class_names(checkpoint, *classes);
+    if (are_numbers(*task, names)) return true;
+    if (*classes == task->classes() && adopt_labels(names, checkpoint.config().name(), task)) return true;
+    notes.push_back(fmt::format("the model's own head is for other labels ({}), so a new one is trained",
+                                printable(fmt::format("{}", fmt::join(names, ", ")), 80)));
+    return false;
 }
 
 // The same of an adapter to train on; a head for other labels is left out of its files, which is noted.
@@ -148,7 +155,7 @@ RunSetup read_setup(const RunConfig& config) {
     table.labels_required = config.task == "classify";
     const auto examples = data::read_examples(config.data, table);
     setup.task = tasks::make_task(config.task, examples, config.data);
-    const bool own_head = adopt_own_head(checkpoint, setup.task);
+    const bool own_head = adopt_own_head(checkpoint, setup.task, setup.notes);
     std::optional<io::AdapterFiles> adapter;
     if (!config.adapter.empty()) {
         adapter = io::read_adapter(io::resolve_adapter(config.adapter));

@@ -34,6 +34,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"best_score", progress.best_score ? nlohmann::json(*progress.best_score) : nlohmann::json()},
             {"best_step", progress.best_step},
             {"evaluations_without_best", progress.evaluations_without_best},
+            {"evaluation_due", progress.evaluation_due},
             {"finished", progress.finished},
             {"stopped_early", progress.stopped_early},
             {"loss", progress.loss},
@@ -67,6 +68,7 @@ RunProgress from_json(const io::JsonObject& json) {
         fail(ErrorKind::format, "{}: key \"best_step\" is {}, expected at most the {} of \"step\"",
              json.name(), progress.best_step, progress.step);
     progress.evaluations_without_best = count(json, "evaluations_without_best");
+    progress.evaluation_due = json.get_or<bool>("evaluation_due", false);
     progress.finished = json.get<bool>("finished");
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);

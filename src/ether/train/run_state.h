@@ -30,6 +30,7 @@ struct RunProgress {
     std::optional<double> best_score;
     int64_t best_step = 0;
     int64_t evaluations_without_best = 0;
+    bool evaluation_due = false;  // after this step, which a signal put off
     bool finished = false, stopped_early = false;
     double loss = 0;      // of the last step
     std::string machine;  // what sums were added on: device and threads

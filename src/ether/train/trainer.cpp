@@ -130,12 +130,20 @@ RunInfo Trainer::info(int64_t first_step) const {
             .warnings = warnings_};
 }
 
+double Trainer::rate_factor(int64_t step) const {
+    return schedule_factor(schedule_named(config_.schedule), step, total_steps_,
+                           std::llround(config_.warmup * static_cast<double>(total_steps_)));
+}
+
 void Trainer::fail_not_finite(const char* what, double value, int64_t step) const {
     const auto checkpoint = state_.newest();
+    const double rate = rate_factor(step) * config_.learning_rate();
     fail(ErrorKind::numeric,
-         "the {} became {} at step {} with learning rate {:g}; the last good checkpoint is {}; try a lower "
+         "the {} became {} at step {} with learning rate {:g}{}; the last good checkpoint is {}; try a lower "
          "--lr",
-         what, value, step, config_.learning_rate(), checkpoint ? checkpoint->string() : "none");
+         what, value, step + 1, rate,
+         rate == config_.learning_rate() ? "" : fmt::format(" (of --lr {:g})", config_.learning_rate()),
+         checkpoint ? checkpoint->string() : "none");
 }
 
 StepReport Trainer::train_step(int64_t step) {
@@ -150,15 +158,14 @@ StepReport Trainer::train_step(int64_t step) {
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums = accumulate_gradients(*setup_.model, *setup_.task, setup_.training, rows,
                                            {config_.batch, random, checkpointed_blocks_, graphs_.get()});
-    if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step + 1);
+    if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
     StepReport report;
     report.loss = sums.loss;
     report.tokens = sums.tokens;
     setup_.model->after_backward({step, total_steps_});
     const double norm = optimizer_->gradient_norm();
-    if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step + 1);
-    const double factor = schedule_factor(schedule_named(config_.schedule), step, total_steps_,
-                                          std::llround(config_.warmup * static_cast<double>(total_steps_)));
+    if (!std::isfinite(norm)) fail_not_finite("gradient's norm", norm, step);
+    const double factor = rate_factor(step);
     const double scale = config_.clip > 0 && norm > config_.clip ? config_.clip / norm : 1.0;
     optimizer_->step(factor, scale);
     setup_.model->after_update({.step = step + 1, .total = total_steps_, .gradient_scale = scale});
@@ -171,14 +178,18 @@ StepReport Trainer::train_step(int64_t step) {
     return report;
 }
 
-void Trainer::evaluate(RunProgress& progress) {
+bool Trainer::evaluate(RunProgress& progress) {
     const auto start = Clock::now();
-    EvalReport report{.step = progress.step,
-                      .scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, config_.eval_batch)};
+    EvalReport report{.step = progress.step};
+    try {
+        report.scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, config_.eval_batch);
+    } catch (const Interrupted&) {
+        return false;
+    }
     report.seconds = seconds_since(start);
     const double score = report.scores.at(setup_.task->main_score());
     if (const double loss = report.scores.at("loss"); !std::isfinite(loss))
-        fail_not_finite("loss on evaluation data", loss, progress.step);
+        fail_not_finite("loss on evaluation data", loss, progress.step - 1);
     report.best = !progress.best_score || (setup_.task->higher_is_better() ? score > *progress.best_score
                                                                            : score < *progress.best_score);
     if (report.best) {
@@ -190,6 +201,7 @@ void Trainer::evaluate(RunProgress& progress) {
         ++progress.evaluations_without_best;
     }
     for (auto* callback : callbacks_) callback->on_evaluation(report);
+    return true;
 }
 
 void Trainer::check_before_saving() {
@@ -346,19 +358,23 @@ RunResult Trainer::run() {
     const int64_t save_every = config_.save_every ? config_.save_every : steps_per_epoch_;
     const int64_t eval_every = config_.eval_every ? config_.eval_every : steps_per_epoch_;
     int64_t saved_step = progress.step;
-    while (progress.step < total_steps_ && !progress.finished) {
+    while (!progress.finished && (progress.step < total_steps_ || progress.evaluation_due)) {
         if ((result.interrupted_by = interrupt_signal())) {
             if (saved_step != progress.step) save_checkpoint(progress);
             break;
         }
-        const auto report = train_step(progress.step);
-        progress.step = report.step;
-        progress.loss = report.loss;
-        if (progress.step % kStepsBetweenReturns == 0) return_freed_memory();
-        for (auto* callback : callbacks_) callback->on_step(report);
+        if (!progress.evaluation_due) {
+            const auto report = train_step(progress.step);
+            progress.step = report.step;
+            progress.loss = report.loss;
+            if (progress.step % kStepsBetweenReturns == 0) return_freed_memory();
+            for (auto* callback : callbacks_) callback->on_step(report);
+        }
         const bool last = progress.step == total_steps_;
-        if (!setup_.evaluation.empty() && (last || progress.step % eval_every == 0)) {
-            evaluate(progress);
+        progress.evaluation_due = !setup_.evaluation.empty() && (last || progress.step % eval_every == 0);
+        if (progress.evaluation_due) {
+            if (!evaluate(progress)) continue;
+            progress.evaluation_due = false;
             progress.stopped_early =
                 config_.patience > 0 && progress.evaluations_without_best >= config_.patience;
         }

@@ -48,9 +48,12 @@ class Trainer {
     void resume(RunProgress& progress);
     void check_same_run(const RunProgress& progress) const;
     void restore_adapter(RunProgress& progress);
+    // Of the step that follows so many: what every learning rate is multiplied with.
+    double rate_factor(int64_t step) const;
     [[noreturn]] void fail_not_finite(const char* what, double value, int64_t step) const;
     StepReport train_step(int64_t step);
-    void evaluate(RunProgress& progress);
+    // False if a signal ended it.
+    bool evaluate(RunProgress& progress);
     void check_before_saving();
     void save_adapter();
     void save_checkpoint(RunProgress& progress);

@@ -9,6 +9,7 @@
 
 #include "ether/core/parallel.h"
 #include "ether/ops/device.h"
+#include "ether/ops/gemm/gemm.h"
 
 extern "C" {
 size_t cblas_sgemm_pack_get_size(int identifier, int m, int n, int k);
@@ -121,6 +122,7 @@ constexpr Candidate kCandidates[] = {
 GemmRate best_gemm_rate(const std::vector<GemmShape>& shapes, int64_t batch, int64_t tokens,
                         at::ScalarType dtype, at::Device device) {
     const at::NoGradGuard no_grad;
+    if (device.is_cpu() && dtype == at::kBFloat16 && !bfloat16_gemm_is_faster()) dtype = at::kFloat;
     GemmRate best;
     for (const auto& candidate : kCandidates) {
         if (candidate.float_only && dtype != at::kFloat) continue;
