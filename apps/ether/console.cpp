@@ -51,11 +51,11 @@ ConsoleProgress::ConsoleProgress() : terminal_(isatty(STDERR_FILENO) == 1) {}
 void ConsoleProgress::on_start(const train::RunInfo& info) {
     first_step_ = info.first_step;
     total_steps_ = info.total_steps;
-    tell("{} on {}: {} adapter and {} head parameters of {}, {} training examples{}, learning rate {:g}\n",
-         info.method, info.device, info.adapter_parameters, info.head_parameters, info.model_parameters,
-         info.training_examples,
-         info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "",
-         info.learning_rate);
+    tell(
+        "{} on {}: {} adapter and {} head parameters of {}, {}, {} training examples{}, learning rate {:g}\n",
+        info.method, info.device, info.adapter_parameters, info.head_parameters, info.model_parameters,
+        info.task, info.training_examples,
+        info.eval_examples ? fmt::format(", {} for evaluation", info.eval_examples) : "", info.learning_rate);
     if (info.checkpointed_blocks)
         tell(
             "activations of {} of {} blocks are computed again in backward: less memory, for all of them "

@@ -42,7 +42,7 @@ class EmulatedKernels : public Kernels {
     int processors() const override { return 2; }
     // So few that some graphs' rows and sums find room in shared memory, and some do not.
     int64_t shared_bytes() const override { return 24 << 10; }
-    int64_t registers() const override { return 8 << 10; }
+    int64_t registers() const override { return 12 << 10; }
 
   private:
     std::filesystem::path folder_;

@@ -112,6 +112,7 @@ void Trainer::choose_memory_mode() {
 
 RunInfo Trainer::info(int64_t first_step) const {
     const auto& parameters = setup_.model->parameters();
+    const int64_t classes = setup_.task->classes();
     return {.folder = config_.out,
             .first_step = first_step,
             .total_steps = total_steps_,
@@ -126,6 +127,7 @@ RunInfo Trainer::info(int64_t first_step) const {
             .blocks = setup_.model->model().shape().layers,
             .checkpointed_blocks = checkpointed_blocks_,
             .method = setup_.model->method_name(),
+            .task = classes > 1 ? fmt::format("{} classes", classes) : setup_.task->name(),
             .learning_rate = config_.learning_rate(),
             .warnings = warnings_};
 }

@@ -59,7 +59,9 @@ void share_processor(const Plan& plan, const GpuShape& shape, const Kernels& ker
     constexpr int64_t kOther = 28, kMostRegisters = 255, kThreads = 768, kMostBlocks = 16;
     const auto words = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype))) / 4;
     const auto registers = [&](int64_t width) { return shape.shared_values(width) / shape.threads * words; };
-    const int64_t most = std::min(kMostRegisters, kernels.registers() / shape.threads);
+    // They are given out to four warps at a time, eight to a thread.
+    const int64_t most =
+        std::min(kMostRegisters, kernels.registers() / ((shape.threads + 127) / 128 * 128) / 8 * 8);
     int64_t needed = kOther + rows * registers(*std::max_element(plan.widths.begin(), plan.widths.end()));
     for (size_t s = 0; s < plan.steps.size(); ++s) {
         const int64_t own = shape.codes[s].held * registers(plan.widths[plan.steps[s].result]);
