@@ -21,7 +21,7 @@ struct RunInfo {
     int64_t training_examples = 0, eval_examples = 0;
     std::string device;                           // "cpu, 2 threads"
     int64_t blocks = 0, checkpointed_blocks = 0;  // of the model; those that run again in backward
-    std::string method, task;  // task: "26 classes", or its name
+    std::string method, task;                     // task: "26 classes", or its name
     double learning_rate = 0;
     std::vector<std::string> warnings = {};  // one line each
 };
