@@ -51,12 +51,14 @@ int64_t free_room(const GpuShape& shape, const Kernels& kernels) {
     return kernels.shared_bytes() - (2 * std::max<int64_t>(1, shape.shared) * value_bytes + 15) / 16 * 16;
 }
 
+constexpr int64_t kMostRegisters = 255;  // of a thread
+
 // Shares out a processor: registers to so many rows that an operation computes with, and what they leave to
 // parameters; shared memory, what room.bytes leaves of it, to rows that are fetched ahead.
 void share_processor(const Plan& plan, const GpuShape& shape, const Kernels& kernels,
                      const std::vector<Fetched>& fetched, int64_t rows, GpuRoom& room) {
     // Other: addresses and the like. Threads: of all blocks together, so many as hide the memory's latency.
-    constexpr int64_t kOther = 28, kMostRegisters = 255, kThreads = 768, kMostBlocks = 16;
+    constexpr int64_t kOther = 28, kThreads = 768, kMostBlocks = 16;
     const auto words = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype))) / 4;
     const auto registers = [&](int64_t width) { return shape.shared_values(width) / shape.threads * words; };
     // They are given out to four warps at a time, eight to a thread.
@@ -163,7 +165,7 @@ struct Sums {
     // .63. Nothing where neither holds all sums, unless they must be: then the compiler finds them a place.
     std::optional<GpuRoom> share(const Plan& plan, const GpuShape& shape, const Kernels& kernels,
                                  const std::vector<Fetched>& fetched, bool must) {
-        constexpr int64_t kMostRegisters = 255, kOtherRows = 3;
+        constexpr int64_t kOtherRows = 3;
         const auto value_bytes = static_cast<int64_t>(at::elementSize(accumulate_dtype(shape.dtype)));
         const int64_t widest = *std::max_element(plan.widths.begin(), plan.widths.end());
         int64_t rows = kOtherRows;
