@@ -11,12 +11,6 @@
 namespace ether::ops {
 namespace {
 
-// The dtype in which a product with x is computed.
-at::ScalarType compute_dtype(const at::Tensor& x) {
-    const auto dtype = x.scalar_type();
-    return x.is_cpu() && dtype == at::kBFloat16 && !bfloat16_gemm_is_faster() ? at::kFloat : dtype;
-}
-
 // oneDNN's product, x (T, in) times w (out, in) transposed, where w may be any strided view: libtorch has it
 // as an operator of its compiler's back end. On Zen 4 it does 108-115 GFLOP/s a core where at::mm (MKL) does
 // 95-104. Null where this libtorch lacks it.
@@ -44,11 +38,10 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b
     return bias.defined() ? at::addmm(bias, x, w.t()) : at::mm(x, w.t());
 }
 
-}  // namespace
-
-// By what the processor has, as measured: tiles (AMX), or AMD's dot products (Zen 4: twice float32's rate).
-// Intel's dot products without tiles take twice float32's time. Not by timing, which another program can
-// disturb: a run that is resumed must choose as it did before.
+// Whether this machine multiplies bfloat16 faster than float32, by what its processor has, as measured: tiles
+// (AMX), or AMD's dot products (Zen 4: twice float32's rate). Intel's dot products without tiles take twice
+// float32's time. Not by timing, which another program can disturb: a run that is resumed must choose as it
+// did before.
 bool bfloat16_gemm_is_faster() {
 #if defined(__x86_64__)
     static const bool faster = [] {
@@ -63,14 +56,20 @@ bool bfloat16_gemm_is_faster() {
 #endif
 }
 
+}  // namespace
+
+at::ScalarType product_dtype(at::ScalarType dtype, at::Device device) {
+    return device.is_cpu() && dtype == at::kBFloat16 && !bfloat16_gemm_is_faster() ? at::kFloat : dtype;
+}
+
 at::Tensor gemm_nt(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    const auto dtype = compute_dtype(x);
+    const auto dtype = product_dtype(x.scalar_type(), x.device());
     const auto b = bias.defined() ? bias.to(dtype) : bias;
     return product(x.to(dtype), weight.to(dtype), b).to(x.scalar_type());
 }
 
 at::Tensor gemm_nn(const at::Tensor& g, const at::Tensor& weight) {
-    const auto dtype = compute_dtype(g);
+    const auto dtype = product_dtype(g.scalar_type(), g.device());
     return product(g.to(dtype), weight.to(dtype).t(), {}).to(g.scalar_type());
 }
 

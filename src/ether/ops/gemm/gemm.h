@@ -16,8 +16,8 @@ at::Tensor gemm_nn(const at::Tensor& g, const at::Tensor& weight);
 // float64).
 at::Tensor gemm_tn(const at::Tensor& g, const at::Tensor& x);
 
-// Whether this machine multiplies bfloat16 faster than float32, by what its processor has. Where it does not,
-// bfloat16 is only storage: operands are widened before a product.
-bool bfloat16_gemm_is_faster();
+// The dtype in which this machine multiplies operands of `dtype` on this device: float32 for bfloat16 on a
+// processor that is not faster with that, where it is only storage.
+at::ScalarType product_dtype(at::ScalarType dtype, at::Device device);
 
 }  // namespace ether::ops

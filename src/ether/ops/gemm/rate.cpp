@@ -122,7 +122,7 @@ constexpr Candidate kCandidates[] = {
 GemmRate best_gemm_rate(const std::vector<GemmShape>& shapes, int64_t batch, int64_t tokens,
                         at::ScalarType dtype, at::Device device) {
     const at::NoGradGuard no_grad;
-    if (device.is_cpu() && dtype == at::kBFloat16 && !bfloat16_gemm_is_faster()) dtype = at::kFloat;
+    dtype = product_dtype(dtype, device);
     GemmRate best;
     for (const auto& candidate : kCandidates) {
         if (candidate.float_only && dtype != at::kFloat) continue;
