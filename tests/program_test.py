@@ -475,7 +475,7 @@ class Combine(ProgramTest):
         self.assertIn("org@x/y: no such adapter", refusal(*words, "org@x/y"))
         self.assertIn('--adapter: "," names no folder', refusal(*words, ","))
         reflected = self.train("reflected", "--method", "ether")
-        self.assertIn("only additions to a weight can be taken in part", refusal(*words, f"{reflected}@0.5"))
+        self.assertIn("only additions to a weight or bias can be taken in part", refusal(*words, f"{reflected}@0.5"))
 
     def test_what_is_wrong_with_one_of_them(self):
         data = self.write("train.csv", "text,label\na,0\nb,1\n")

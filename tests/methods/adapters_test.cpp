@@ -22,7 +22,7 @@ using Names = std::vector<std::string>;
 Names chosen(const FixtureModel& fixture, const Targets& targets) {
     const auto model = fixture.load();
     Names names;
-    for (const auto* site : select(targets, *model)) names.push_back(site->name());
+    for (const auto* site : select(targets, *model).sites) names.push_back(site->name());
     return names;
 }
 
@@ -73,7 +73,7 @@ TEST(Targets, AnExclusionOfNothingIsATypoOrAnotherModels) {
     for (const char* exclude : {"vision_proj", ".*vision.*"}) {
         EXPECT_FAILS(usage, "--exclude: ", chosen(test::kLlamaTied, {.exclude = exclude}));
         const auto model = test::kLlamaTied.load();
-        EXPECT_EQ(select({.exclude = exclude}, *model, kSavedTargets).size(), 14U);
+        EXPECT_EQ(select({.exclude = exclude}, *model, kSavedTargets).sites.size(), 14U);
     }
 }
 
@@ -84,7 +84,7 @@ TEST(Targets, InAFileAsPeftReadsThem) {
         auto words = kSavedTargets;
         words.headless = headless;
         Names names;
-        for (const auto* site : select(targets, *model, words)) names.push_back(site->name());
+        for (const auto* site : select(targets, *model, words).sites) names.push_back(site->name());
         return names;
     };
     const std::string q = "model.layers.0.self_attn.q_proj", v1 = "model.layers.1.self_attn.v_proj";
@@ -319,6 +319,78 @@ TEST(Ia3, ConfigurationsInPeftsWords) {
               nlohmann::json({"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}));
 }
 
+// PEFT reads a string as an expression, and matches a list's names by the path's end.
+TEST(Ia3, ExpressionsChooseFeedforwardModules) {
+    AdapterConfig wanted{.method = "ia3",
+                         .options = {{"feedforward-modules", R"(.*\.1\.mlp\.down_proj)"}},
+                         .targets = {.modules = "v_proj,down_proj"}};
+    const AdaptedModel adapted(test::kLlamaTied.load(), wanted);
+    auto on_input = [](const AdaptedModel& model, const char* layer) {
+        return model.parameters().find(fmt::format("model.layers.{}.ia3_l", layer))->value.size(0) == 1;
+    };
+    EXPECT_TRUE(on_input(adapted, "1.mlp.down_proj"));
+    EXPECT_FALSE(on_input(adapted, "0.mlp.down_proj"));
+    auto files = adapted.files("base");
+    EXPECT_EQ(files.config["feedforward_modules"], nlohmann::json({"model.layers.1.mlp.down_proj"}));
+    EXPECT_EQ(files.config["target_modules"].size(), 4U);
+    files.config["feedforward_modules"] = R"(.*\.1\..*down_proj)";
+    EXPECT_TRUE(on_input(AdaptedModel(test::kLlamaTied.load(), files), "1.mlp.down_proj"));
+    files.config["feedforward_modules"] = "down_proj";  // matches no whole path
+    EXPECT_FAILS(adapter,
+                 "adapter_config.json: feedforward_modules: \"(?:down_proj)\" matches none of the targets",
+                 AdaptedModel(test::kLlamaTied.load(), files));
+}
+
+TEST(LnTuning, NamesAndExpressionsChooseNorms) {
+    auto trained = [](const io::AdapterFiles& files) {
+        return AdaptedModel(test::kLlamaTied.load(), files).parameters().trained().size();
+    };
+    AdapterConfig wanted{.method = "ln-tuning", .options = {{"norms", R"(.*input_layernorm)"}}};
+    auto files = AdaptedModel(test::kLlamaTied.load(), wanted).files("base");
+    EXPECT_EQ(trained(files), 2U);
+    EXPECT_EQ(files.config["target_modules"],
+              nlohmann::json({"model.layers.0.input_layernorm", "model.layers.1.input_layernorm"}));
+    files.config["target_modules"] = ".*norm";
+    files.config["exclude_modules"] = {"post_attention_layernorm", "model.norm"};
+    EXPECT_EQ(trained(files), 2U);
+    wanted.options = {{"norms", "input_layernorn"}};
+    EXPECT_FAILS(usage, "--norms: no norm is named \"input_layernorn\"; did you mean",
+                 AdaptedModel(test::kLlamaTied.load(), wanted));
+    files.config["target_modules"] = {"input_layernorn"};
+    EXPECT_FAILS(adapter, "adapter_config.json: target_modules: no norm is named \"input_layernorn\"",
+                 AdaptedModel(test::kLlamaTied.load(), files));
+}
+
+// PEFT's save_only_topk_weights.
+TEST(Vblora, KeepsTheLargestMixturesAlone) {
+    const AdapterConfig wanted{.method = "vblora",
+                               .options = {{"vector-length", "4"},
+                                           {"num-vectors", "300"},
+                                           {"topk", "3"},
+                                           {"save-only-topk-weights", "true"}}};
+    AdaptedModel adapted(test::kLlamaTied.load(), wanted);
+    auto files = adapted.files("base");
+    std::map<std::string, Tensor> tensors(files.tensors.begin(), files.tensors.end());
+    const std::string logits = "base_model.model.model.layers.0.mlp.up_proj.vblora_logits_A";
+    EXPECT_FALSE(tensors.contains(logits));
+    EXPECT_EQ(tensors.at(logits + "_topk_indices").scalar_type(), at::kShort);
+    EXPECT_EQ(tensors.at(logits + "_topk_weights").size(2), 2);
+    const auto batch = test::kLlamaTied.batch();
+    AdaptedModel again(test::kLlamaTied.load(), files);
+    EXPECT_TRUE(near(again.logits({.batch = batch}), adapted.logits({.batch = batch}), 1e-6));
+    for (auto& [name, tensor] : files.tensors)
+        if (name == logits + "_topk_indices") tensor.fill_(300);
+    EXPECT_FAILS(adapter, "are not the numbers of 3 of 300 vectors each",
+                 AdaptedModel(test::kLlamaTied.load(), files));
+}
+
+TEST(Oft, AConstraintThatPeftAppliesAtEveryPassIsRefused) {
+    AdaptedModel adapted(test::kLlamaTied.load(), {.method = "oft", .options = {{"block-size", "4"}}});
+    auto files = adapted.files("base");
+    files.config["coft"] = true;
+    EXPECT_FAILS(adapter, "coft = true: PEFT shrinks", AdaptedModel(test::kLlamaTied.load(), files));
+}
+
 TEST(Ia3, FeedforwardModulesAreTargets) {
     EXPECT_FAILS(usage, "--feedforward-modules: no target is named \"output.dens\"",
                  AdaptedModel(test::kBert.load(),
@@ -359,10 +431,22 @@ TEST(Targets, ModulesToSaveEndAModulesPathAsInPeft) {  // "norm" is input_layern
     EXPECT_TRUE(adapted.parameters().find("model.layers.0.input_layernorm.weight"));
 }
 
-TEST(Targets, TiedEmbeddingsAreNotTrainedWhole) {
-    EXPECT_FAILS(usage, "tied embeddings",
-                 AdaptedModel(test::kLlamaTied.load(),
-                              AdapterConfig{.method = "lora", .modules_to_save = {"embed_tokens"}}));
+TEST(Targets, TiedEmbeddingsTrainedWholeLeaveTheHead) {
+    AdaptedModel adapted(
+        test::kLlamaTied.load(),
+        {.method = "lora", .targets = {.modules = "q_proj"}, .modules_to_save = {"embed_tokens"}});
+    const auto before = test::kLlamaTied.load()->output_site().linear.weight;
+    adapted.parameters().find("model.embed_tokens.weight")->value.detach().add_(1);
+    EXPECT_TRUE(at::equal(adapted.model().output_site().linear.weight, before));
+    EXPECT_TRUE(near(adapted.model().embeddings().table, before + 1, 0));
+    const auto batch = test::kLlamaTied.batch();
+    const auto logits = adapted.logits({.batch = batch});
+    AdaptedModel again(test::kLlamaTied.load(), adapted.files("base"));
+    EXPECT_TRUE(at::equal(again.logits({.batch = batch}), logits));
+    const auto merged = test::kLlamaTied.load();
+    merged->untie_output();
+    for (const auto& [name, tensor] : adapted.merged_tensors(at::kFloat)) merged->replace(name, tensor);
+    EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 1e-6));
 }
 
 class Files : public testing::Test {
@@ -429,7 +513,7 @@ TEST_F(Files, ConfigurationsThatAreNotUnderstood) {
     EXPECT_FAILS(adapter, "bias = \"all\" is not supported", with("bias", "all"));
     EXPECT_FAILS(adapter, "peft_type \"BLOB\" is not known", with("peft_type", "BLOB"));
     EXPECT_FAILS(adapter, "target_modules", with("target_modules", 5));
-    EXPECT_FAILS(usage, "rows", with("target_modules", {"rows"}));
+    EXPECT_FAILS(adapter, "rows", with("target_modules", {"rows"}));
     EXPECT_ANY_THROW(with("blocks", "many"));
     EXPECT_ANY_THROW(with("side", "left"));
     EXPECT_ANY_THROW(with("blocks", -1));

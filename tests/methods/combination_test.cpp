@@ -145,7 +145,7 @@ TEST(Combination, AdaptersAreWeightedAndSwitched) {
     EXPECT_TRUE(at::equal(logits(all, llama), nothing));
     EXPECT_FAILS(adapter, "no adapter \"c\" is loaded", all.activate({{"c", 1}}));
     all.activate({{"a", 0.5}, {"r", 0.5}});
-    EXPECT_FAILS(adapter, "only additions to a weight can be taken in part", logits(all, llama));
+    EXPECT_FAILS(adapter, "only additions to a weight or bias can be taken in part", logits(all, llama));
 }
 
 // A bias that is trained or read in its place is the base's, not what a method before has made of it.

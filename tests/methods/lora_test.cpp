@@ -119,6 +119,24 @@ TEST(SiteNumbers, FitPathsWithoutTheModelsName) {
         3);
 }
 
+// PEFT sorts a file's keys, and takes the first that fits.
+TEST(SiteNumbers, OfAFileTheFirstThatFits) {
+    auto files = AdaptedModel(test::kBert.load(), lora({})).files("base");
+    files.config["alpha_pattern"] = {{"self.query", 2}, {"query", 4}};
+    const auto scale = [&] {
+        AdaptedModel adapted(test::kBert.load(), files);
+        const data::Batch nothing;
+        adapted.bind({.batch = nothing});
+        for (const nn::Site* site : adapted.sites())
+            if (site->name().ends_with("query"))
+                return std::get<nn::LowRank>(site->forms.delta.front().front()).scale;
+        return 0.0;
+    };
+    EXPECT_EQ(scale(), 4.0 / 8);
+    files.config["alpha_pattern"].erase("query");
+    EXPECT_EQ(scale(), 2.0 / 8);
+}
+
 TEST(SiteNumbers, WhatCannotBeIsSaid) {
     auto make = [](const char* ranks) { AdaptedModel(test::kBert.load(), lora({{"rank-pattern", ranks}})); };
     EXPECT_FAILS(usage, "--rank-pattern: \"uery\" fits none of the adapted layers, such as bert.encoder",
@@ -130,7 +148,7 @@ TEST(SiteNumbers, WhatCannotBeIsSaid) {
     EXPECT_FAILS(usage, "--rank-pattern: \"(query\" is not a regular expression", make("(query=2"));
     auto files = io::read_adapter("tests/fixtures/peft/bert_lora");
     files.config["rank_pattern"] = {{"quer(y", 3}};
-    EXPECT_FAILS(usage, "adapter_config.json: rank_pattern: \"quer(y\" is not a regular expression",
+    EXPECT_FAILS(adapter, "adapter_config.json: rank_pattern: \"quer(y\" is not a regular expression",
                  AdaptedModel(test::kBert.load(), files));
 }
 

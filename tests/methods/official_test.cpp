@@ -41,7 +41,7 @@ TEST(OfficialRed, SitesAreTheMlpsOutputs) {
     auto chosen = [](const test::FixtureModel& fixture, const std::string& modules) {
         const auto model = fixture.load();
         std::vector<std::string> names;
-        for (const auto* site : select({.modules = modules}, *model)) names.push_back(site->name());
+        for (const auto* site : select({.modules = modules}, *model).sites) names.push_back(site->name());
         return names;
     };
     EXPECT_EQ(nlohmann::json(chosen(test::kLlamaTied, "mlp-output")), sites["llama/ffn"]);

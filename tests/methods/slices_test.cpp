@@ -45,7 +45,7 @@ class Slices : public testing::TestWithParam<FixtureModel> {
         return extra.defined() ? loss + extra : loss;
     }
     std::vector<nn::Site*> query_and_value() {
-        return select({.modules = is_bert ? "query,value" : "q_proj,v_proj"}, *model);
+        return select({.modules = is_bert ? "query,value" : "q_proj,v_proj"}, *model).sites;
     }
 };
 
@@ -236,7 +236,7 @@ class Bank : public Adapter {
 };
 
 TEST_P(Slices, BankOfAdapters) {
-    const auto sites = select({}, *model);
+    const auto sites = select({}, *model).sites;
     Bank bank(sites, 2);
     auto run = [&](const nn::Pass& pass) {
         for (auto* site : sites) site->forms = bank.forms(*site, pass);

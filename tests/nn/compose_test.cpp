@@ -83,7 +83,8 @@ TEST(Weighted, ScalesWhatIsAdded) {
         EXPECT_TRUE(near(merged(weighted(all[kind], -0.3), weight, {}).first, weight - 0.3 * change, 1e-12));
     }
     for (const size_t kind : {0, 1, 2, 3, 6}) {
-        EXPECT_FAILS(adapter, "only additions to a weight can be taken in part", weighted(all[kind], 0.5));
+        EXPECT_FAILS(adapter, "only additions to a weight or bias can be taken in part",
+                     weighted(all[kind], 0.5));
         EXPECT_NO_THROW(weighted(all[kind], 1));
     }
 }

@@ -4,6 +4,7 @@ one is exported as; three steps of AdamW from the same start move both to the sa
 
 import json
 import pathlib
+import sys
 
 import peft
 import torch
@@ -13,19 +14,22 @@ from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, d
                     ether_logits, finish, mean_loss, python_logits, report, rng_for, workplace)
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
-# Options of ether train that small widths need, as PEFT's below.
+# Options of ether train that small widths need, as PEFT's below. {table}: the word embeddings.
 SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vector-length", 4, "--num-vectors", 7], "fourierft": ["--n-frequency", 16, "--scaling", 5],
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"], "lora pissa": ["--init-lora-weights", "pissa", "--rank", 2], "lora olora": ["--init-lora-weights", "olora", "--rank", 2],
          "lora patterns": ["--targets", r".*\.(query|value|q_proj|v_proj)", "--rslora", "--bias", "lora_only", "--layers", "0",
                            "--rank-pattern", "(query|q_proj)=3", "--alpha-pattern", "(value|v_proj)=2"],
-         "lora eva": ["--init-lora-weights", "eva", "--rank", 2],
+         "lora eva": ["--init-lora-weights", "eva", "--rank", 2], "lora bias": ["--lora-bias", "--targets", "{query}"],
+         "lora embeddings": ["--targets", "{table},{query}"],
+         "lora dora embeddings": ["--targets", "{table},{query}", "--dora"], "lora table": ["--modules-to-save", "{table}"],
+         "vblora largest": ["--vector-length", 4, "--num-vectors", 7, "--save-only-topk-weights"],
          "trainable-tokens": ["--token-indices", "5,9,12"], "lora tokens": ["--token-indices", "5,9"],
          "waveft": ["--n-frequency", 16], "c3a": ["--block-size", 4], "road": ["--group-size", 4], "shira": ["--rank", 2],
          "gralora": ["--rank", 4], "pafi": ["--budget", 0.2], "id3": ["--budget", 0.1], "oft-paper": ["--blocks", 4],
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
-LOW_RANK = ("ether", "ether+", "hra", "lora", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
+LOW_RANK = ("ether", "ether+", "hra", "lora", "lora embeddings", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
-PEFT_METHODS = ("lora", "lora patterns", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora patterns", "lora bias", "lora embeddings", "lora dora embeddings", "lora table", "vblora largest", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira", "prefix")
 
 
@@ -33,7 +37,13 @@ PEFT_METHODS = ("lora", "lora patterns", "lora dora", "lora pissa", "lora olora"
 STEPS_TOLERANCE = 5e-3
 # AdaLoRA counts steps otherwise, PEFT's gradients of C3A are another function's, and PiSSA's and OLoRA's bases differ
 # (docs/methods.md); PEFT trains no head beside trainable tokens.
-STEPS_DIFFER = {"adalora", "c3a", "lora pissa", "lora olora", "trainable-tokens"}
+STEPS_DIFFER = {"adalora", "c3a", "lora pissa", "lora olora", "trainable-tokens", "vblora largest"}
+
+
+def options_of(method, family):
+    """SMALL's, with this family's names."""
+    names = dict(table="word_embeddings", query="query") if family in ENCODERS else dict(table="embed_tokens", query="q_proj")
+    return [str(option).replace("{table}", names["table"]).replace("{query}", names["query"]) for option in SMALL.get(method, [])]
 
 
 def draw_config(method, family, rng):
@@ -42,12 +52,15 @@ def draw_config(method, family, rng):
     task = "SEQ_CLS" if family in ENCODERS else "CAUSAL_LM"
     if method == "ia3":
         targets = rng.sample(names, rng.randint(1, len(names)))
+        if rng.random() < 0.3:
+            return peft.IA3Config(task_type=task, target_modules=rf".*\.({'|'.join(names)})", feedforward_modules=r".*(down_proj|output\.dense)")
         return peft.IA3Config(task_type=task, target_modules=targets,
                               feedforward_modules=[name for name in targets if name in ("down_proj", "output.dense")])
     if method == "ln-tuning":
-        return peft.LNTuningConfig(task_type=task, target_modules=NORMS.get(family, ["input_layernorm", "norm"]))
+        norms = NORMS.get(family, ["input_layernorm", "norm"])
+        return peft.LNTuningConfig(task_type=task, target_modules=rng.choice([norms, rf".*\.({'|'.join(norms)})"]))
+    table = "word_embeddings" if family in ENCODERS else "embed_tokens"
     if method == "trainable-tokens":
-        table = "word_embeddings" if family in ENCODERS else "embed_tokens"
         return peft.TrainableTokensConfig(task_type=task, token_indices=[9, 5, 12], target_modules=[table])
     rank, alpha = rng.randint(1, 6), rng.randint(1, 8)
     if method == "prefix":
@@ -59,6 +72,10 @@ def draw_config(method, family, rng):
         "lora pissa": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="pissa")),
         "lora olora": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="olora")),
         "lora eva": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="eva")),
+        "lora bias": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, lora_bias=True)),
+        "lora embeddings": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_rslora=rng.random() < 0.5)),
+        "lora dora embeddings": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
+        "lora table": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, modules_to_save=[table])),
         "lora tokens": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, trainable_token_indices=[5, 9])),
         "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
         "oft": (peft.OFTConfig, dict(oft_block_size=rng.choice([4, 8]), block_share=rng.random() < 0.5,
@@ -69,6 +86,7 @@ def draw_config(method, family, rng):
         "loha": (peft.LoHaConfig, dict(r=rank, alpha=alpha)),
         "randlora": (peft.RandLoraConfig, dict(r=rank, randlora_alpha=alpha)),
         "vblora": (peft.VBLoRAConfig, dict(r=rank, num_vectors=7, vector_length=4, topk=rng.randint(1, 4))),
+        "vblora largest": (peft.VBLoRAConfig, dict(r=rank, num_vectors=7, vector_length=4, topk=rng.randint(2, 4), save_only_topk_weights=True)),
         "fourierft": (peft.FourierFTConfig, dict(n_frequency=16, scaling=float(alpha), random_loc_seed=rank)),
         "boft": (peft.BOFTConfig, dict(boft_block_size=rng.choice([2, 4]))),
         "road": (peft.RoadConfig, dict(group_size=rng.choice([2, 4]), variant=rng.choice(["road_1", "road_2", "road_4"]))),
@@ -88,6 +106,8 @@ def draw_config(method, family, rng):
         targets = names if selection else rf".*\.({'|'.join(names)})"
         return config_class(task_type=task, target_modules=targets, rank_pattern={names[0]: rank + 1}, alpha_pattern={names[2]: alpha + 1},
                             **options, **selection)
+    if method.endswith("embeddings"):
+        targets = [table, names[0]]
     return config_class(task_type=task, target_modules=targets, **options)
 
 
@@ -109,7 +129,7 @@ def trained(family, method, rng, folder):
     out = folder / method
     data = draw_examples(rng, folder / f"{method}.jsonl")
     ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data,
-          "--method", method.split()[0], "--out", out, *SMALL.get(method, []), "--max-steps", 3, "--batch", 8,
+          "--method", method.split()[0], "--out", out, *options_of(method, family), "--max-steps", 3, "--batch", 8,
           "--lr", 1e-3 if method == "full" else 2e-2,
           *([] if method != "head" else ["--modules-to-save", "classifier" if family in ENCODERS else "norm"]))
     return out
@@ -137,8 +157,8 @@ def stepped(family, method, rng, folder):
     data = draw_examples(rng, folder / "steps.jsonl", count=9)
     run = folder / "steps" / method
     ether("train", "--model", folder / "base", "--task", "classify" if family in ENCODERS else "causal-lm", "--data", data, "--method",
-          method.split()[0], *SMALL.get(method, []), "--out", run, "--max-steps", 3, "--batch", 9, "--save-every", 1, "--keep", 9, "--lr", 5e-3,
-          "--head-lr", 5e-3, "--schedule", "constant", "--warmup", 0)
+          method.split()[0], *options_of(method, family), "--out", run, "--max-steps", 3, "--batch", 9, "--save-every", 1, "--keep", 9, "--lr", 5e-3,
+          "--head-lr", 5e-3, "--module-lr", 5e-3, "--schedule", "constant", "--warmup", 0)
 
     def in_file(name, tensor):
         if name == "prompt_embeddings":
@@ -215,7 +235,7 @@ def exported(family, method, rng, folder):
 
 
 print("adapters against PEFT and transformers")
-for family in FAMILIES:
+for family in (sys.argv[1].split(",") if len(sys.argv) > 1 else FAMILIES):
     rng = rng_for("adapters " + family)
     with workplace() as folder:
         folder = pathlib.Path(folder)

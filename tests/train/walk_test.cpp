@@ -120,7 +120,7 @@ class Walk : public testing::TestWithParam<Walked> {
     // In its MLPs.
     bool has_biases() const {
         const auto model = fixture.load();
-        return methods::select({.modules = "mlp-output"}, *model).front()->linear.bias.defined();
+        return methods::select({.modules = "mlp-output"}, *model).sites.front()->linear.bias.defined();
     }
     bool lacks_what_is_trained() const {
         const std::string name = method.name;

@@ -65,23 +65,41 @@ std::optional<LowRank> low_rank_change(const nn::SiteForms& forms, const at::Ten
     }
 }
 
-// A site's change of its weight.
-LowRank change_of(const nn::Site& site, const std::string& method, bool svd) {
-    const auto forms = in_float64(site.forms);
-    const auto weight = site.linear.weight.detach().to(at::kDouble);
+// A layer whose weight is changed: a site, or the table of embeddings, transposed.
+struct Changed {
+    std::string name, a, b;  // of the module, and of its factors in a LoRA
+    const nn::SiteForms& forms;
+    const at::Tensor weight, bias;
+};
+
+std::vector<Changed> changed_layers(const methods::AdaptedModel& adapted) {
+    std::vector<Changed> layers;
+    for (const nn::Site* site : adapted.sites())
+        layers.push_back({site->name(), "lora_A.weight", "lora_B.weight", site->forms, site->linear.weight,
+                          site->linear.bias});
+    const auto& table = adapted.model().embeddings();
+    if (!table.forms.empty())
+        layers.push_back(
+            {table.module(), "lora_embedding_A", "lora_embedding_B", table.forms, table.table.t(), {}});
+    return layers;
+}
+
+// A layer's change of its weight.
+LowRank change_of(const Changed& layer, const std::string& method, bool svd) {
+    const auto forms = in_float64(layer.forms);
+    const auto weight = layer.weight.detach().to(at::kDouble);
     if (auto change = low_rank_change(forms, weight)) return *change;
-    const auto bias =
-        site.linear.bias.defined() ? site.linear.bias.detach().to(at::kDouble) : site.linear.bias;
+    const auto bias = layer.bias.defined() ? layer.bias.detach().to(at::kDouble) : layer.bias;
     const auto [merged, shifted] = nn::merged(forms, weight, bias);
     if (shifted.defined() && !(bias.defined() && at::equal(shifted, bias)))
         fail(ErrorKind::adapter,
              "{}: method {} changes this layer's bias, which no LoRA holds; ether merge writes a whole model",
-             site.name(), method);
+             layer.name, method);
     if (!svd)
         fail(ErrorKind::adapter,
              "{}: method {} is no low-rank change of this layer, so no LoRA is exactly this adapter; --svd "
              "--max-rank R writes the nearest of rank R and tells its error, ether merge keeps all",
-             site.name(), method);
+             layer.name, method);
     return factored(merged - weight);
 }
 
@@ -89,14 +107,14 @@ double relative(double lost_square, double square) {
     return square > 0 ? std::sqrt(lost_square / square) : 0;
 }
 
-// All sites' changes at no more than the rank asked for.
+// All changes at no more than the rank asked for.
 std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport& options,
                                 LoraReport& report) {
     double square = 0, lost_square = 0;
     std::vector<LowRank> changes;
-    for (const nn::Site* site : adapted.sites()) {
-        auto change = change_of(*site, adapted.method_name(), options.svd);
-        const int64_t exact = std::min({change.rank(), site->linear.in(), site->linear.out()});
+    for (const auto& layer : changed_layers(adapted)) {
+        auto change = change_of(layer, adapted.method_name(), options.svd);
+        const int64_t exact = std::min({change.rank(), layer.weight.size(0), layer.weight.size(1)});
         report.exact_rank = std::max(report.exact_rank, exact);
         const int64_t rank = options.max_rank ? std::min(options.max_rank, exact) : exact;
         if (rank < change.rank() || (options.max_rank && rank > 0)) {
@@ -107,7 +125,7 @@ std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport
             const double error = relative(nearest.lost_square, nearest.square);
             if (error > report.largest_error) {
                 report.largest_error = error;
-                report.largest_error_layer = site->name();
+                report.largest_error_layer = layer.name;
             }
         }
         report.rank = std::max(report.rank, rank);
@@ -115,7 +133,7 @@ std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport
         if (!changes.back().a.isfinite().all().item<bool>() ||
             !changes.back().b.isfinite().all().item<bool>())
             fail(ErrorKind::numeric, "{}: the change of this layer is not finite, so no LoRA holds it",
-                 site->name());
+                 layer.name);
     }
     report.error = relative(lost_square, square);
     report.rank = std::max<int64_t>(report.rank, 1);
@@ -125,16 +143,16 @@ std::vector<LowRank> changes_of(methods::AdaptedModel& adapted, const LoraExport
 // The LoRA that was read again changes each layer as was meant, whatever a truncation lost of the adapter.
 void check_changes(methods::AdaptedModel& lora, const std::vector<LowRank>& changes) {
     lora.bind(nn::Pass{data::Batch{}});
-    ETHER_ASSERT(lora.sites().size() == changes.size());
+    const auto layers = changed_layers(lora);
+    ETHER_ASSERT(layers.size() == changes.size());
     for (size_t i = 0; i < changes.size(); ++i) {
-        const nn::Site& site = *lora.sites()[i];
-        const auto [a, b] =
-            nn::lora_factors(in_float64(site.forms), site.linear.weight.detach().to(at::kDouble));
+        const auto& layer = layers[i];
+        const auto [a, b] = nn::lora_factors(in_float64(layer.forms), layer.weight.detach().to(at::kDouble));
         const auto wanted = changes[i].b.to(at::kDouble).mm(changes[i].a.to(at::kDouble));
         const double lost = (b.mm(a) - wanted).norm().item<double>(), size = wanted.norm().item<double>();
         if (!(lost <= kRounding * size))
             fail(ErrorKind::numeric,
-                 "{}: the LoRA's change of this layer, read again, is off by {:.3g} of {:.3g}", site.name(),
+                 "{}: the LoRA's change of this layer, read again, is off by {:.3g} of {:.3g}", layer.name,
                  lost, size);
     }
 }
@@ -166,10 +184,11 @@ io::AdapterFiles lora_files(eval::LoadedAdapter& loaded, const std::vector<LowRa
                             const std::string& base) {
     const auto& adapted = *loaded.model;
     io::NamedTensors tensors;
+    const auto layers = changed_layers(adapted);
     for (size_t i = 0; i < changes.size(); ++i) {
         const auto [a, b] = padded(changes[i], rank);
-        tensors.emplace_back(methods::parameter_name(*adapted.sites()[i], "lora_A.weight"), a);
-        tensors.emplace_back(methods::parameter_name(*adapted.sites()[i], "lora_B.weight"), b);
+        tensors.emplace_back(layers[i].name + "." + layers[i].a, a);
+        tensors.emplace_back(layers[i].name + "." + layers[i].b, b);
     }
     const auto& lora = methods::method_named("lora");
     const auto options = lora.options();
@@ -191,8 +210,8 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     refuse_other_changes(adapted);
     io::AtomicFolder folder(out);
     LoraReport report;
-    report.layers = static_cast<int64_t>(adapted.sites().size());
     const auto changes = changes_of(adapted, options, report);
+    report.layers = static_cast<int64_t>(changes.size());
     const auto files = lora_files(loaded, changes, report.rank, options.base);
     report.warnings = server_warnings(report.rank, files, adapted.model().shape());
     io::write_adapter(folder.path(), files);

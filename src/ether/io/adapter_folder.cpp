@@ -70,10 +70,11 @@ AdapterFiles read_adapter(const fs::path& folder) {
     AdapterFiles files;
     files.config = JsonObject::load(folder / kAdapterConfigFile).document();
     const SafetensorsFile weights(folder / kAdapterWeightsFile);
-    // Integers are places of entries (SHiRA's), never values: who asks for values checks.
+    // Integers are places of entries (SHiRA's, VB-LoRA's), never values: who asks for values checks.
+    constexpr std::array<std::string_view, 4> kPlaces = {"U8", "I16", "I32", "I64"};
     for (const std::string& name : weights.names()) {
         const auto& dtype = weights.info(name).dtype;
-        const bool places = dtype == "I32" || dtype == "I64";
+        const bool places = std::find(kPlaces.begin(), kPlaces.end(), dtype) != kPlaces.end();
         files.tensors.emplace_back(name, places ? weights.tensor(name) : weights.weight(name));
     }
     if (has_entry(folder / kEtherFile)) files.ether = JsonObject::load(folder / kEtherFile).document();

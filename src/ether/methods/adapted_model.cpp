@@ -40,6 +40,29 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
     return parts;
 }
 
+// What make() returns. Methods call their options as they are typed; what a file chose has that file's keys.
+template <typename Make>
+auto in_words_of_file(MethodOptions& options, Make&& make) {
+    try {
+        return make();
+    } catch (const Error& error) {
+        std::string message = error.what();
+        if (message.starts_with("--")) message = fmt::format("{}: {}", io::kAdapterConfigFile, message);
+        auto fields = options.fields();
+        fields.push_back({.name = "targets", .value = {}, .help = "", .key = "target_modules"});
+        auto goes_on = [&](size_t at) {
+            return at < message.size() &&
+                   (std::isalnum(static_cast<unsigned char>(message[at])) || message[at] == '-');
+        };
+        for (const auto& field : fields) {
+            const auto typed = "--" + field.name;
+            for (auto at = message.find(typed); at != std::string::npos; at = message.find(typed, at + 1))
+                if (!goes_on(at + typed.size())) message.replace(at, typed.size(), field.config_key());
+        }
+        throw Error(error.kind() == ErrorKind::usage ? ErrorKind::adapter : error.kind(), message);
+    }
+}
+
 // Whether an adapter was made on the base model without a head, so that its names of blocks lack the prefix.
 bool is_headless(const io::AdapterFiles& files, const nn::Model& model) {
     const auto& block = model.sites().front().name();  // "model.layers.0.self_attn.q_proj"
@@ -99,47 +122,54 @@ AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFi
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters)
     : model_(std::move(model)), parameters_(model_->device()) {
-    std::vector<std::vector<std::string>> modules;
-    int64_t values = 0;
-    for (const auto& adapter : adapters) {
-        for (const auto& [key, tensor] : adapter.files.tensors) values += tensor.numel();
-        modules.push_back(take(adapter));
-    }
-    parameters_.expect_saved(values);
-    build(0, /*from_file=*/true);
-    for (size_t i = 0; i < adapters.size(); ++i) load(adapters[i], modules[i]);
+    read(adapters, {});
 }
 
 AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files,
                            const std::vector<std::string>& modules_to_save)
     : model_(std::move(model)), parameters_(model_->device()) {
-    const NamedAdapter adapter{"", files};
-    const auto modules = take(adapter);
-    save_modules(modules_to_save);
-    save_modules(model_->new_modules());
-    build(0, /*from_file=*/true);
-    load(adapter, modules);
+    auto more = modules_to_save;
+    more.insert(more.end(), model_->new_modules().begin(), model_->new_modules().end());
+    read({NamedAdapter{"", files}}, more);
 }
 
-std::vector<std::string> AdaptedModel::take(const NamedAdapter& adapter) {
+void AdaptedModel::read(const std::vector<NamedAdapter>& adapters,
+                        const std::vector<std::string>& more_modules) {
+    std::vector<Taken> taken;
+    int64_t values = 0;
+    for (const auto& adapter : adapters) {
+        taken.push_back(take(adapter));
+        for (const auto& [key, tensor] : taken.back().tensors) values += tensor.numel();
+    }
+    for (const auto& module : more_modules)
+        for (const auto& name : model_->module_tensors(module))
+            values += model_->tensors().at(name).front()->numel();
+    save_modules(more_modules);
+    parameters_.expect_saved(values);
+    build(0, /*from_file=*/true);
+    for (const auto& adapter : taken) load(adapter);
+}
+
+AdaptedModel::Taken AdaptedModel::take(const NamedAdapter& adapter) {
     const auto& [name, files, weight] = adapter;
-    const auto modules = modules_from_config(files.config, *model_);
-    for (const auto& module : modules)
+    Taken taken{name, modules_from_config(files.config, *model_), files.tensors};
+    for (const auto& module : taken.modules)
         if (!parts_.empty() &&
             std::find(modules_to_save_.begin(), modules_to_save_.end(), module) != modules_to_save_.end())
             fail(ErrorKind::adapter,
                  "{}: holds a trained \"{}\", as another of the adapters does; only one of them may be taken",
                  name, module);
-    save_modules(modules);
+    save_modules(taken.modules);
     const auto configs = configs_in(files.config);
     const bool headless = is_headless(files, *model_);
     for (size_t k = 0; k < configs.size(); ++k) {
         auto& part = parts_.emplace_back(part_of(configs[k]));
         part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
-        part.holds_modules = !modules.empty();
+        part.holds_modules = !taken.modules.empty();
         part.headless = headless;
+        part.options->from_tensors(taken.tensors);
     }
-    return modules;
+    return taken;
 }
 
 void AdaptedModel::save_modules(const std::vector<std::string>& modules) {
@@ -150,19 +180,14 @@ void AdaptedModel::save_modules(const std::vector<std::string>& modules) {
 
 void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batch) {
     const auto& words = from_file ? kSavedTargets : kTypedTargets;
-    // A tied head that is trained whole leaves the embeddings as they are, as in PEFT.
+    // Of tied embeddings PEFT trains the use that is named, and the other stays as it is.
     const auto& saved = modules_to_save_;
     if (std::find(saved.begin(), saved.end(), model_->output_site().name()) != saved.end())
         model_->untie_output();
-    for (const auto& name : module_tensors(modules_to_save_, *model_, words)) {
-        const auto& slots = model_->tensors().at(name);
-        if (slots.size() > 1)  // PEFT would train one use of it and leave the other
-            fail(ErrorKind::usage,
-                 "{}: \"{}\" is shared by several layers (tied embeddings), so it cannot be trained whole "
-                 "beside an adapter; --method full can",
-                 words.modules_to_save, name);
-        train_copy(*model_, parameters_, name, name, nn::ParameterGroup::head);
-    }
+    const auto tensors = module_tensors(saved, *model_, words);
+    if (std::find(tensors.begin(), tensors.end(), model_->embeddings().name) != tensors.end())
+        model_->untie_output();
+    for (const auto& name : tensors) train_copy(*model_, parameters_, name, name, nn::ParameterGroup::head);
     int several_passes = 0;
     for (size_t k = 0; k < parts_.size(); ++k) {
         auto& part = parts_[k];
@@ -172,13 +197,18 @@ void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batc
         const auto random = Random(seed).stream("adapter");
         auto make = [&] {
             if (part.method->takes_sites) choose_sites(part, words);
-            MethodContext context{*model_, part.sites, parameters_, k == 0 ? random : random.stream(k),
-                                  from_file};
+            MethodContext context{.model = *model_,
+                                  .sites = part.targeted.sites,
+                                  .parameters = parameters_,
+                                  .random = k == 0 ? random : random.stream(k),
+                                  .loading = from_file,
+                                  .embeddings = part.targeted.embeddings};
             if (run_batch) context.run_batch = [&] { run_batch(*model_); };
             return part.method->make(*part.options, context);
         };
-        part.adapter =
-            k == 0 || from_file ? make() : with_prefix(fmt::format("--and {}", part.method->name), make);
+        part.adapter = from_file ? in_words_of_file(*part.options, make)
+                       : k == 0  ? make()
+                                 : with_prefix(fmt::format("--and {}", part.method->name), make);
         check_order(part);
         check_weight(part);
         several_passes += part.adapter->forward_passes() > 1;
@@ -200,11 +230,12 @@ void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batc
 
 void AdaptedModel::choose_sites(Part& part, TargetWords words) {
     words.headless = part.headless;
-    part.sites = select(part.targets, *model_, words);
-    // A layer that is trained whole needs no adapter; PEFT ignores one there.
-    std::erase_if(part.sites,
-                  [&](const nn::Site* site) { return parameters_.find(site->name() + ".weight"); });
-    if (part.sites.empty())
+    words.embeddings = part.method->takes_embeddings;
+    auto& [sites, embeddings] = part.targeted = select(part.targets, *model_, words);
+    // What is trained whole needs no adapter; PEFT ignores one there.
+    std::erase_if(sites, [&](const nn::Site* site) { return parameters_.find(site->name() + ".weight"); });
+    embeddings = embeddings && !parameters_.find(model_->embeddings().name);
+    if (sites.empty() && !embeddings)
         fail(ErrorKind::usage, "{}: every layer that \"{}\" matches is trained whole already", words.modules,
              printable(part.targets.modules, kShownPattern));
 }
@@ -215,9 +246,9 @@ void AdaptedModel::check_order(const Part& part) const {
     for (const auto& earlier : parts_) {
         if (&earlier == &part) return;
         const bool shares = part.method->takes_sites
-                                ? std::any_of(part.sites.begin(), part.sites.end(),
+                                ? std::any_of(part.targeted.sites.begin(), part.targeted.sites.end(),
                                               [&](const nn::Site* site) { return holds(earlier, *site); })
-                                : !earlier.sites.empty();
+                                : !earlier.targeted.sites.empty();
         const bool trains_weights = !earlier.method->takes_sites && earlier.adapter->reads_weights();
         if (shares || trains_weights)
             fail(ErrorKind::usage,
@@ -248,25 +279,27 @@ void AdaptedModel::check_weight(const Part& part) const {
 }
 
 bool AdaptedModel::holds(const Part& part, const nn::Site& site) const {
-    return std::find(part.sites.begin(), part.sites.end(), &site) != part.sites.end();
+    return std::find(part.targeted.sites.begin(), part.targeted.sites.end(), &site) !=
+           part.targeted.sites.end();
 }
 
 void AdaptedModel::bind(const nn::Pass& pass) {
     for (nn::Site* site : sites_) site->forms = {}, site->weight_grad = {};
+    model_->embeddings().forms = {};
     for (auto& part : parts_) {
         if (part.weight == 0) continue;
         if (part.name.empty())
-            bind_sites(part, pass);
+            bind_targets(part, pass);
         else
             with_prefix(
-                part.name, [&] { bind_sites(part, pass); }, ErrorKind::adapter);
+                part.name, [&] { bind_targets(part, pass); }, ErrorKind::adapter);
     }
     bind_points(pass);
     bind_tokens(pass);
     model_->checkpoint_blocks(pass.checkpointed_blocks);
 }
 
-void AdaptedModel::bind_sites(Part& part, const nn::Pass& pass) {
+void AdaptedModel::bind_targets(Part& part, const nn::Pass& pass) {
     auto& adapter = *part.adapter;
     for (const nn::Site* site : sites_)
         if (!site->forms.output.empty() && adapter.reads_bias(*site))
@@ -276,7 +309,9 @@ void AdaptedModel::bind_sites(Part& part, const nn::Pass& pass) {
                 "changes the layer's output; put it first, or merge the others into the model before",
                 part.method->name, site->name());
     adapter.begin_pass(pass);
-    for (nn::Site* site : part.sites) {
+    auto& of_table = model_->embeddings().forms;
+    of_table = nn::composed(of_table, nn::weighted(adapter.embedding_forms(pass), part.weight), {});
+    for (nn::Site* site : part.targeted.sites) {
         auto forms = adapter.forms(*site, pass);
         if (part.weight != 1) forms = nn::weighted(forms, part.weight);
         site->forms =
@@ -323,6 +358,10 @@ void AdaptedModel::bind_tokens(const nn::Pass& pass) {
                  method_name());
         bound = rows;
     }
+    if (bound && !model_->embeddings().forms.empty())
+        fail(ErrorKind::usage,
+             "methods {}: the word embeddings are adapted, and some of them trained; take one of the two",
+             method_name());
     // As if it had been there before all methods.
     auto& head = model_->output_site();
     const bool adapted = std::find(sites_.begin(), sites_.end(), &head) != sites_.end();
@@ -368,7 +407,7 @@ at::Tensor AdaptedModel::extra_loss(const std::vector<at::Tensor>& logits) {
 
 bool AdaptedModel::wants_weight_grad() {
     return std::any_of(parts_.begin(), parts_.end(), [](Part& part) {
-        return std::any_of(part.sites.begin(), part.sites.end(),
+        return std::any_of(part.targeted.sites.begin(), part.targeted.sites.end(),
                            [&](const nn::Site* site) { return part.adapter->wants_weight_grad(*site); });
     });
 }
@@ -426,6 +465,11 @@ std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at:
     if (const auto* rows = model_->embeddings().rows) {
         auto& table = tensors.at(model_->embeddings().name);
         table = rows->in(table.to(wide));
+    }
+    if (const auto& embeddings = model_->embeddings(); !embeddings.forms.empty()) {
+        auto& table = tensors.at(embeddings.name);
+        if (model_->has_tied_output()) tensors[model_->output_site().name() + ".weight"] = table;
+        table = nn::merged(embeddings.forms, table.t().to(wide), {}).first.t();
     }
     for (const nn::Site* site : sites_) {
         const auto& bias = site->linear.bias;

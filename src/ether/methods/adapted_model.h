@@ -117,21 +117,27 @@ class AdaptedModel {
         bool headless = false;       // TargetWords::headless
         bool holds_modules = false;  // in its adapter, trained whole
         std::string scope = {};      // of its parameters
-        std::vector<nn::Site*> sites = {};
+        Selection targeted = {};
         std::unique_ptr<Adapter> adapter = {};
     };
     static Part part_of(const PartConfig& config);
     static Part part_of(const nlohmann::json& config);
 
-    // Parts and modules of an adapter's files; returns these modules.
-    std::vector<std::string> take(const NamedAdapter& adapter);
+    // What is in an adapter's files, but for what its parts say.
+    struct Taken {
+        std::string name;
+        std::vector<std::string> modules;  // trained whole
+        io::NamedTensors tensors;
+    };
+    Taken take(const NamedAdapter& adapter);
+    void read(const std::vector<NamedAdapter>& adapters, const std::vector<std::string>& more_modules);
     void save_modules(const std::vector<std::string>& modules);
     void build(uint64_t seed, bool from_file, const RunBatch& run_batch = {});
     void choose_sites(Part& part, TargetWords words);
-    void load(const NamedAdapter& adapter, const std::vector<std::string>& modules);
+    void load(const Taken& adapter);
     void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
-    void bind_sites(Part& part, const nn::Pass& pass);
+    void bind_targets(Part& part, const nn::Pass& pass);
     void bind_points(const nn::Pass& pass);
     void bind_tokens(const nn::Pass& pass);
     bool holds(const Part& part, const nn::Site& site) const;

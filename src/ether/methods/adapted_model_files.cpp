@@ -30,18 +30,18 @@ bool is_head_copy(const std::string& key) {
 }
 
 void add_method(const Method& method, MethodOptions& options, const Targets& targets,
-                const std::vector<nn::Site*>& sites, const nn::Model& model, nlohmann::json& config) {
+                const Selection& targeted, const nn::Model& model, nlohmann::json& config) {
     config["peft_type"] = method.peft_type;
-    if (method.takes_sites) to_config(targets, sites, model, config);
+    if (method.takes_sites) to_config(targets, targeted, model, config);
     for (const auto& field : options.fields()) config[field.config_key()] = field.to_json();
     options.to_config(config);
 }
 
 }  // namespace
 
-void AdaptedModel::load(const NamedAdapter& adapter, const std::vector<std::string>& modules) {
+void AdaptedModel::load(const Taken& adapter) {
     const at::NoGradGuard no_grad;
-    const auto& tensors = adapter.files.tensors;
+    const auto& tensors = adapter.tensors;
     std::set<std::string> used;
     auto read = [&](const nn::Parameter& parameter, const std::string& file_scope) {
         const auto name = parameter.bare(), full = file_scope + file_name(name);
@@ -70,8 +70,7 @@ void AdaptedModel::load(const NamedAdapter& adapter, const std::vector<std::stri
         used.insert(found->first);
     };
     std::set<std::string> whole;
-    if (!modules.empty())
-        for (const auto& name : module_tensors(modules, *model_, kSavedTargets)) whole.insert(name);
+    for (const auto& name : module_tensors(adapter.modules, *model_, kSavedTargets)) whole.insert(name);
     for (const auto& parameter : parameters_.all()) {
         if (!parameter.saved) continue;
         if (parameter.group == nn::ParameterGroup::head) {
@@ -148,7 +147,7 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
     if (parts_.size() > 1) files.config["peft_type"] = kCombined;
     for (const auto& part : parts_) {
         auto config = parts_.size() > 1 ? nlohmann::json::object() : files.config;
-        add_method(*part.method, *part.options, part.targets, part.sites, *model_, config);
+        add_method(*part.method, *part.options, part.targets, part.targeted, *model_, config);
         part.adapter->to_config(config);
         if (parts_.size() > 1)
             files.config["parts"].push_back(config);
@@ -172,7 +171,9 @@ io::AdapterFiles AdaptedModel::files_as(const Method& method, MethodOptions& opt
     io::AdapterFiles files;
     files.config = common_config(base);
     // The targets of several methods are told by the layers' paths.
-    add_method(method, options, parts_.size() > 1 ? Targets() : parts_.front().targets, sites_, *model_,
+    Selection targeted{sites_};
+    for (const auto& part : parts_) targeted.embeddings = targeted.embeddings || part.targeted.embeddings;
+    add_method(method, options, parts_.size() > 1 ? Targets() : parts_.front().targets, targeted, *model_,
                files.config);
     for (const auto& [name, tensor] : tensors) files.tensors.emplace_back(file_name(name), tensor);
     add_whole_modules(files);

@@ -8,50 +8,60 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/options.h"
+#include "ether/core/utf8.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/targets.h"
 #include "ether/nn/forms.h"
 
 namespace ether::methods {
 namespace {
 
+constexpr const char* kFeedforward = "feedforward_modules";
+
 struct Ia3Options : MethodOptions {
-    std::vector<std::string> feedforward;
+    std::string feedforward;
 
     Fields fields() override {
         return {
             {.name = "feedforward-modules",
              .value = &feedforward,
-             .help = "targets whose input is scaled, not their output: a list of names that end a module "
-                     "path (the paper: output.dense in a BERT, down_proj in a Llama)"},
+             .help = "targets whose input is scaled, not their output: names that end a module path (the "
+                     "paper: output.dense in a BERT, down_proj in a Llama), or a regular expression",
+             .joined = true},
         };
     }
 
-    // As PEFT matches them: by the path's end, not by whole parts.
-    bool is_feedforward(const nn::Site& site) const {
-        return std::any_of(feedforward.begin(), feedforward.end(),
-                           [&](const auto& name) { return site.name().ends_with(name); });
+    void from_config(nlohmann::json& config) override {
+        auto& modules = config[kFeedforward];
+        modules = modules.is_null() ? "" : expression_of(modules, kFeedforward);
     }
 };
 
 class Ia3 : public Adapter {
   public:
-    Ia3(const Ia3Options& options, const MethodContext& context) : options_(options) {
-        factors_.resize(context.model.sites().size());
+    Ia3(const Ia3Options& options, const MethodContext& context)
+        : names_(is_name_list(options.feedforward) ? split_list(options.feedforward)
+                                                   : std::vector<std::string>()),
+          factors_(context.model) {
+        const auto is_feedforward = feedforward_filter(options.feedforward);
         for (const nn::Site* site : context.sites) {
-            const bool feedforward = options.is_feedforward(*site);
-            targets_.push_back(site->name());
-            if (feedforward) feedforward_.push_back(site->name());
-            factors_[static_cast<size_t>(site->index)] = context.parameters.add(
+            const auto& path = site->name();
+            auto& [factor, on_input] = factors_[*site];
+            on_input = is_feedforward(path);
+            targets_.push_back(path);
+            if (on_input) feedforward_.push_back(path);
+            factor = context.parameters.add(
                 parameter_name(*site, "ia3_l"),
-                feedforward ? at::ones({1, site->linear.in()}) : at::ones({site->linear.out(), 1}));
+                on_input ? at::ones({1, site->linear.in()}) : at::ones({site->linear.out(), 1}));
         }
-        check_names();
+        check_feedforward(options.feedforward);
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+        const auto& [factor, on_input] = factors_[site];
         nn::SiteForms forms;
-        auto& side = options_.is_feedforward(site) ? forms.pre : forms.output;
-        side.emplace_back(nn::Scale{factors_[static_cast<size_t>(site.index)].flatten()});
+        (on_input ? forms.pre : forms.output).emplace_back(nn::Scale{factor.flatten()});
         return forms;
     }
 
@@ -60,30 +70,50 @@ class Ia3 : public Adapter {
     void to_config(nlohmann::json& config) const override {
         config.erase("bias");
         const auto& targets = config["target_modules"];
-        auto is_target = [&](const auto& name) {
-            return std::find(targets.begin(), targets.end(), name) != targets.end();
-        };
-        const bool subset = !targets.is_array() ||
-                            std::all_of(options_.feedforward.begin(), options_.feedforward.end(), is_target);
+        const bool subset = feedforward_.empty() == names_.empty() &&
+                            std::all_of(names_.begin(), names_.end(), [&](const auto& name) {
+                                return std::find(targets.begin(), targets.end(), name) != targets.end();
+                            });
+        config[kFeedforward] = names_;
         if (subset && !config.contains("layers_to_transform")) return;
         config.erase("layers_to_transform");
         config["target_modules"] = targets_;
-        config["feedforward_modules"] = feedforward_;
+        config[kFeedforward] = feedforward_;
     }
 
   private:
-    // A name that is no target would leave its layer's output scaled without a word.
-    void check_names() const {
-        for (const auto& name : options_.feedforward)
-            if (std::none_of(targets_.begin(), targets_.end(),
-                             [&](const auto& path) { return path.ends_with(name); }))
-                fail(ErrorKind::usage, "--feedforward-modules: no target is named \"{}\"{}", name,
-                     did_you_mean(name, targets_));
+    struct Factor {
+        at::Tensor factor;
+        bool on_input = false;
+    };
+
+    // As PEFT matches names: by the path's end, not by whole parts.
+    PathFilter feedforward_filter(const std::string& expression) const {
+        if (!is_name_list(expression)) return path_filter(expression, "--feedforward-modules");
+        return [this](const std::string& path) {
+            return std::any_of(names_.begin(), names_.end(),
+                               [&](const auto& name) { return path.ends_with(name); });
+        };
     }
 
-    const Ia3Options options_;
+    // One that is no target would leave its layer's output scaled without a word.
+    void check_feedforward(const std::string& expression) const {
+        auto is_target_end = [&](const auto& name) {
+            return std::any_of(targets_.begin(), targets_.end(),
+                               [&](const auto& path) { return path.ends_with(name); });
+        };
+        for (const auto& name : names_)
+            if (!is_target_end(name))
+                fail(ErrorKind::usage, "--feedforward-modules: no target is named \"{}\"{}",
+                     printable(name, kShownPattern), did_you_mean(name, targets_));
+        if (!is_name_list(expression) && feedforward_.empty())
+            fail(ErrorKind::usage, "--feedforward-modules: \"{}\" matches none of the targets, such as {}",
+                 printable(expression, kShownPattern), targets_.front());
+    }
+
+    const std::vector<std::string> names_;            // that end the paths of feedforward layers
     std::vector<std::string> targets_, feedforward_;  // module paths
-    std::vector<at::Tensor> factors_;                 // by site index
+    BySite<Factor> factors_;
 };
 
 // How a new adapter would start; a trained one holds its factors.

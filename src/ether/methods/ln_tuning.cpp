@@ -5,26 +5,34 @@
 
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
+#include "ether/core/options.h"
+#include "ether/core/utf8.h"
 #include "ether/methods/adapter_config.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/targets.h"
 
 namespace ether::methods {
 namespace {
 
+constexpr const char *kTargets = "target_modules", *kExcluded = "exclude_modules";
+
 struct LnTuningOptions : MethodOptions {
-    std::vector<std::string> norms;
+    std::string norms, excluded;
 
     void from_config(nlohmann::json& config) override {
-        if (const auto found = config.find("exclude_modules"); found != config.end() && !says_nothing(*found))
-            fail(ErrorKind::adapter, "adapter_config.json: exclude_modules is not supported for LN_TUNING");
+        for (const char* key : {kTargets, kExcluded})
+            config[key] = says_nothing(config[key]) ? "" : expression_of(config[key], key);
+        excluded = config[kExcluded].get<std::string>();
     }
 
     Fields fields() override {
         return {
             {.name = "norms",
              .value = &norms,
-             .help = "norms to train: names that end a module path (input_layernorm); empty: all",
-             .key = "target_modules"},
+             .help = "norms to train: names that end a module path (input_layernorm), or a regular "
+                     "expression; empty: all",
+             .key = kTargets,
+             .joined = true},
         };
     }
 };
@@ -39,25 +47,31 @@ class LnTuning : public Adapter {
             if (!name.ends_with(weight) || slots.front()->dim() != 1) continue;
             known.push_back(name.substr(0, name.size() - weight.size()));
         }
-        auto is_named = [](const std::string& path, const std::string& name) {
-            return path == name || path.ends_with("." + name);
+        auto names = known;
+        for (const auto& path : known) names.push_back(path.substr(path.rfind('.') + 1));
+        const auto& norms = options.norms;
+        auto need = [&](const std::string& expression) {
+            if (std::none_of(known.begin(), known.end(), path_filter(expression, kNorms)))
+                fail(ErrorKind::usage, "{}: no norm is named \"{}\"{}", kNorms,
+                     printable(expression, kShownPattern), did_you_mean(expression, names));
         };
-        for (const auto& name : options.norms)
-            if (std::none_of(known.begin(), known.end(),
-                             [&](const auto& path) { return is_named(path, name); }))
-                fail(ErrorKind::usage, "--norms: no norm is named \"{}\"{}", name, did_you_mean(name, known));
+        if (is_name_list(norms))
+            for (const auto& name : split_list(norms)) need(name);
+        else
+            need(norms);
+        const auto wanted = path_filter(norms, kNorms), unwanted = path_filter(options.excluded, kNorms);
         for (const auto& path : known)
-            if (options.norms.empty() || std::any_of(options.norms.begin(), options.norms.end(),
-                                                     [&](const auto& name) { return is_named(path, name); }))
-                train(path, context);
+            if ((norms.empty() || wanted(path)) && !unwanted(path)) train(path, context);
     }
 
     void to_config(nlohmann::json& config) const override {
-        config["target_modules"] = modules_;
+        config[kTargets] = modules_;
         config.erase("bias");
     }
 
   private:
+    static constexpr const char* kNorms = "--norms";
+
     void train(const std::string& path, const MethodContext& context) {
         for (const char* part : {".weight", ".bias"}) {
             const auto name = path + part;

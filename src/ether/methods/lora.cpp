@@ -3,7 +3,8 @@
 // a trained norm m, which starts as W's: diag(m / |W + s B A|) (W + s B A), the norms constant in backward
 // (section 4.3). Starts (lora_starts.h) whose B0 A0 is not zero train W + s (B A - B0 A0), which is PEFT's
 // change of the base, but on a base that stays as it is: their files hold [A; A0] and [B, -B0], a LoRA of
-// rank 2 r that needs nothing else. Keys and defaults as in PEFT's lora tuner.
+// rank 2 r that needs nothing else. The table of word embeddings is adapted as a linear layer of unit vectors
+// is, with A zero and B normal at the start. Keys and defaults as in PEFT's lora tuner.
 #include <ATen/Functions.h>
 
 #include <algorithm>
@@ -31,8 +32,8 @@ using at::Tensor;
 struct LoraOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 16, dropout = 0;
-    bool rslora = false, dora = false;
-    std::string bias = "none", start = "default";
+    bool rslora = false, dora = false, lora_bias = false;
+    std::string bias = "none", start = kDefaultStart;
     EvaOptions eva;
     NumbersByName ranks, alphas;
     std::vector<int64_t> tokens;
@@ -54,6 +55,7 @@ struct LoraOptions : MethodOptions {
              .value = &bias,
              .help = "biases to train as well: none, those of adapted layers, or all of the model",
              .choices = {"none", "lora_only", "all"}},
+            {.name = "lora-bias", .value = &lora_bias, .help = "a bias behind B, too"},
             {.name = "token-indices",
              .value = &tokens,
              .help = "numbers of tokens whose embeddings to train as well",
@@ -101,7 +103,7 @@ struct LoraOptions : MethodOptions {
                  "that this file does not tell; save the adapter with PEFT's "
                  "path_initial_model_for_weight_conversion, or merge it there",
                  printable(name, 40));
-        value = "default";
+        value = kDefaultStart;
     }
     // Others are written as the plain LoRA that they are (Lora::to_config).
     void to_config(nlohmann::json& config) const override {
@@ -115,19 +117,28 @@ struct LoraSite {
     Tensor a, b;
     Tensor a0, b0;                // of starts that move the base, else undefined
     double scale = 0, alpha = 0;  // alpha: where eva chose the rank
+    Tensor bias;                  // of B, where it has one
     // DoRA's: m (out), and the squared norms of W's rows.
     Tensor magnitude, squares;
 };
 
+// The table of embeddings as the weight of a linear layer, (d, V).
+Tensor as_weight(const nn::Embeddings& embeddings) { return embeddings.table.t(); }
+
 class Lora : public Adapter {
   public:
     Lora(const LoraOptions& options, const MethodContext& context)
-        : options_(options), targets_(context.sites), sites_(context.model) {
+        : options_(options),
+          targets_(context.sites),
+          sites_(context.model),
+          embeddings_(context.model.embeddings()) {
         check_start(options.start);
+        if (options.lora_bias && (options.dora || options.start != kDefaultStart))
+            fail(ErrorKind::usage, "--lora-bias: goes neither with --dora nor with --init-lora-weights");
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
         const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         if (options.start == kEva) {
-            add_by_data(ranks, alphas, context);
+            add_by_data(ranks.sites, alphas.sites, context);
         } else {
             for (const nn::Site* site : context.sites) {
                 const double scale = lora_scale(alphas[*site], ranks[*site], options.rslora);
@@ -137,28 +148,20 @@ class Lora : public Adapter {
                     context);
             }
         }
+        if (context.embeddings) add_embeddings(ranks.embeddings, alphas.embeddings, context);
         if (options.bias != "none") train_biases(options.bias == "all", targets_, context);
         if (!options.tokens.empty())
             tokens_.emplace(options.tokens, options.token_table, "token_adapter.", context);
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
-        const auto& lora = sites_[site];
-        if (!lora.a.defined()) return {};
-        Tensor factor, b = lora.b;
-        if (lora.magnitude.defined()) {
-            factor = lora.magnitude / row_norms(site);
-            b = factor.unsqueeze(1) * b;
-        }
         // Dropout acts in the low-rank branch alone. PEFT also drops x before W for the part of DoRA's factor
         // that differs from 1, which takes a second product with W.
-        auto forms = low_rank(lora.a, b, lora.scale, options_.dropout);
-        if (moves_base()) {
-            const auto b0 = factor.defined() ? factor.unsqueeze(1) * lora.b0 : lora.b0;
-            forms.delta.push_back({nn::LowRank{lora.a0, b0, -lora.scale}});
-        }
-        if (factor.defined()) forms.post.emplace_back(nn::Scale{factor});
-        return forms;
+        return forms_of(sites_[site], site.linear.weight, options_.dropout);
+    }
+
+    nn::SiteForms embedding_forms(const nn::Pass&) override {
+        return forms_of(table_, as_weight(embeddings_), 0);
     }
 
     const nn::TokenRows* tokens(const nn::Pass&) override { return tokens_ ? tokens_->rows() : nullptr; }
@@ -195,7 +198,8 @@ class Lora : public Adapter {
     }
 
   private:
-    static constexpr const char *kA = "lora_A.weight", *kB = "lora_B.weight";
+    static constexpr const char *kA = "lora_A.weight", *kB = "lora_B.weight",
+                                *kMagnitude = "lora_magnitude_vector";
 
     static void check_start(const std::string& start) {
         const auto known = lora_start_names();
@@ -223,7 +227,8 @@ class Lora : public Adapter {
 
     // Layers with ranks of their own, and without those that have none.
     void numbers_to_config(nlohmann::json& config) const {
-        methods::to_config(targets_, config);
+        auto& targets = config["target_modules"] = nlohmann::json::array();
+        for (const nn::Site* site : targets_) targets.push_back(site->name());
         auto &ranks = config["rank_pattern"] = nlohmann::json::object(),
              &alphas = config["alpha_pattern"] = nlohmann::json::object();
         for (const nn::Site* site : targets_) {
@@ -246,11 +251,54 @@ class Lora : public Adapter {
             lora.a0 = add("lora_A.start", start.a.clone(), false);
             lora.b0 = add("lora_B.start", start.b.clone(), false);
         }
+        if (options_.lora_bias) lora.bias = add("lora_B.bias", at::zeros({site.linear.out()}));
         if (!options_.dora) return;
-        const auto& weight = site.linear.weight;
+        lora.squares = row_squares(site.linear.weight);
+        lora.magnitude = add(kMagnitude, lora.squares.sqrt().to(at::kFloat));
+    }
+
+    void add_embeddings(int64_t rank, double alpha, const MethodContext& context) {
+        if (moves_base() || options_.start == kEva)
+            fail(ErrorKind::usage,
+                 "--init-lora-weights {}: is made for linear layers, and \"{}\" is a table of embeddings; "
+                 "leave one of them out",
+                 options_.start, embeddings_.module());
+        if (options_.lora_bias)
+            fail(ErrorKind::usage, "--lora-bias: \"{}\" is a table of embeddings, which has no bias",
+                 embeddings_.module());
+        auto add = [&](const std::string& name, const Tensor& value) {
+            return context.parameters.add(embeddings_.module() + "." + name, value);
+        };
+        const auto weight = as_weight(embeddings_);
+        const auto random = context.random.stream(embeddings_.module());
+        table_.scale = lora_scale(alpha, rank, options_.rslora);
+        table_.a = add("lora_embedding_A", at::zeros({rank, weight.size(1)}));
+        table_.b = add("lora_embedding_B", normal({weight.size(0), rank}, 1, random));
+        if (!options_.dora) return;
+        table_.squares = row_squares(weight);
+        table_.magnitude = add(kMagnitude, table_.squares.sqrt().to(at::kFloat));
+    }
+
+    static Tensor row_squares(const Tensor& weight) {
         const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        lora.squares = at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
-        lora.magnitude = add("lora_magnitude_vector", lora.squares.sqrt().to(at::kFloat));
+        return at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
+    }
+
+    nn::SiteForms forms_of(const LoraSite& lora, const Tensor& weight, double dropout) const {
+        if (!lora.a.defined()) return {};
+        Tensor factor, b = lora.b;
+        if (lora.magnitude.defined()) {
+            factor = lora.magnitude / row_norms(lora, weight);
+            b = factor.unsqueeze(1) * b;
+        }
+        auto forms = low_rank(lora.a, b, lora.scale, dropout);
+        if (moves_base()) {
+            const auto b0 = factor.defined() ? factor.unsqueeze(1) * lora.b0 : lora.b0;
+            forms.delta.push_back({nn::LowRank{lora.a0, b0, -lora.scale}});
+        }
+        if (factor.defined()) forms.post.emplace_back(nn::Scale{factor});
+        if (lora.bias.defined()) forms.output.emplace_back(nn::Shift{lora.scale * lora.bias});
+        return forms;
     }
 
     bool moves_base() const { return methods::moves_base(options_.start); }
@@ -275,13 +323,15 @@ class Lora : public Adapter {
     }
 
     // |W + s B A| by row, without forming B A: |w|^2 + 2 s (W A^T)_o . b_o + s^2 b_o (A A^T) b_o.
-    Tensor row_norms(const nn::Site& site) const {
+    Tensor row_norms(const LoraSite& lora, const Tensor& weight) const {
         const at::NoGradGuard no_grad;
-        const auto& lora = sites_[site];
         const auto [a, b] = whole(lora);
         const double s = lora.scale;
-        const auto weight = site.linear.weight.to(a.scalar_type());
-        const auto mixed = (nn::apply_form(nn::BlockDiagonal{a.t().unsqueeze(0)}, weight) * b).sum(1);
+        const auto wide = weight.to(a.scalar_type());
+        const auto product = wide.is_contiguous()  // a table of embeddings lies the other way round
+                                 ? nn::apply_form(nn::BlockDiagonal{a.t().unsqueeze(0)}, wide)
+                                 : wide.mm(a.t());
+        const auto mixed = (product * b).sum(1);
         const auto own = (b.mm(a.mm(a.t())) * b).sum(1);
         return (lora.squares + 2 * s * mixed + s * s * own).clamp_min(0).sqrt();
     }
@@ -290,6 +340,8 @@ class Lora : public Adapter {
     std::vector<nn::Site*> targets_;  // but for those that eva gives no rank
     std::optional<TrainedTokens> tokens_;
     BySite<LoraSite> sites_;
+    const nn::Embeddings& embeddings_;
+    LoraSite table_;  // of these
 };
 
 // Settings of features that are off, or of a start.
@@ -308,7 +360,10 @@ Method lora() {
             true,
             make_options<LoraOptions>,
             make_adapter<Lora, LoraOptions>,
-            ignores};
+            ignores,
+            /*targets=*/"all-linear",
+            /*wraps_layers=*/true,
+            /*takes_embeddings=*/true};
 }
 
 }  // namespace ether::methods

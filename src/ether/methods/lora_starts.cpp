@@ -41,7 +41,7 @@ LoraStart pissa(const Tensor& weight, int64_t rank, int64_t rounds, double scale
 }  // namespace
 
 std::vector<std::string> lora_start_names() {
-    return {"default", "gaussian", "orthogonal", "eva", "pissa", "olora"};
+    return {kDefaultStart, "gaussian", "orthogonal", kEva, "pissa", "olora"};
 }
 
 int64_t pissa_rounds(const std::string& name) {

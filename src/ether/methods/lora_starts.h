@@ -9,7 +9,7 @@
 
 namespace ether::methods {
 
-inline constexpr const char* kEva = "eva";
+inline constexpr const char *kDefaultStart = "default", *kEva = "eva";
 
 struct LoraStart {
     at::Tensor a, b;  // (r, in), (out, r): float32

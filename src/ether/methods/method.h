@@ -26,6 +26,8 @@ struct MethodOptions {
     virtual void from_config(nlohmann::json& /*config*/) {}
     // Puts what the fields have written there in PEFT's words.
     virtual void to_config(nlohmann::json& /*config*/) const {}
+    // Puts a file's tensors, where these settings have others there, in the names and shapes of parameters.
+    virtual void from_tensors(io::NamedTensors& /*tensors*/) const {}
 };
 
 // A step of a run whose gradients are there.
@@ -55,6 +57,9 @@ class Adapter {
 
     // The forms of one of the adapter's sites in this pass.
     virtual nn::SiteForms forms(const nn::Site&, const nn::Pass&) { return {}; }
+
+    // Likewise of the table of word embeddings, where it is a target.
+    virtual nn::SiteForms embedding_forms(const nn::Pass&) { return {}; }
 
     // What the adapter does at the points of a block in this pass, for methods that insert modules.
     virtual nn::BlockPoints points(int64_t /*layer*/, const nn::Pass&) { return {}; }
@@ -90,8 +95,9 @@ struct MethodContext {
     nn::Model& model;
     const std::vector<nn::Site*>& sites;  // the targets
     nn::ParameterStore& parameters;
-    Random random;         // of starting values
-    bool loading = false;  // values come from an adapter's file
+    Random random;            // of starting values
+    bool loading = false;     // values come from an adapter's file
+    bool embeddings = false;  // the table of word embeddings is a target, too
     // Runs the base on the next batch of training examples, over and over, for starts that look at what
     // layers read (Site::watch); empty where there are none.
     std::function<void()> run_batch = {};
@@ -109,6 +115,7 @@ struct Method {
     bool (*ignores)(const std::string& key, const nlohmann::json& value);
     const char* targets = "all-linear";  // where none are named
     bool wraps_layers = true;            // false: in PEFT's files modules' names have no "model." in front
+    bool takes_embeddings = false;       // targets may name the table of word embeddings
 };
 
 // Factories for Method of options and an adapter that is made from them.

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "ether/core/error.h"
 #include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
 #include "ether/ops/cayley/cayley.h"
@@ -37,6 +38,13 @@ struct OftOptions : MethodOptions {
              .high = 100,
              .key = "num_cayley_neumann_terms"},
         };
+    }
+
+    void from_config(nlohmann::json& config) override {
+        if (config.value("coft", nlohmann::json(false)) == true)
+            fail(ErrorKind::adapter,
+                 "adapter_config.json: coft = true: PEFT shrinks such an adapter's rotations anew at every "
+                 "pass, so that it has no one function; set it to false to read them as they were saved");
     }
 
     // As PEFT reads a file's settings: what does not divide the width is moved to the nearest that does.
@@ -106,9 +114,8 @@ class Oft : public Adapter {
 };
 
 // How a new adapter would start, what never acts in PEFT, and a constraint that is off.
-bool ignores(const std::string& key, const nlohmann::json& value) {
-    return key == "init_weights" || key == "module_dropout" || key == "eps" ||
-           (key == "coft" && value == false);
+bool ignores(const std::string& key, const nlohmann::json&) {
+    return key == "init_weights" || key == "module_dropout" || key == "eps" || key == "coft";
 }
 
 }  // namespace

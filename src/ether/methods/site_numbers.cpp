@@ -1,6 +1,5 @@
 #include "ether/methods/site_numbers.h"
 
-#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -11,41 +10,50 @@
 namespace ether::methods {
 
 template <typename Number>
-BySite<Number> site_numbers(const MethodContext& context, const char* option, const NumbersByName& numbers,
-                            Number otherwise) {
-    std::string told = context.loading ? "adapter_config.json: " : "--";
-    told += option;
-    if (context.loading) std::replace(told.begin(), told.end(), '-', '_');
-    BySite<Number> values(context.model);
-    for (const nn::Site* site : context.sites) values[*site] = otherwise;
-    BySite<const std::string*> chosen(context.model);
+SiteNumbers<Number> site_numbers(const MethodContext& context, const char* option,
+                                 const NumbersByName& numbers, Number otherwise) {
+    struct Pattern {
+        const std::string& expression;
+        PathFilter fits;
+        Number number;
+        bool fits_any = false;
+    };
+    std::vector<Pattern> patterns;
     for (const auto& [expression, number] : numbers) {
         if (std::is_integral_v<Number> && number != std::floor(number))
-            fail(ErrorKind::usage, "{}: \"{}\" has the value {}, expected a whole number", told,
+            fail(ErrorKind::usage, "--{}: \"{}\" has the value {}, expected a whole number", option,
                  printable(expression, kShownPattern), number);
-        const auto fits = path_end(expression, context.model, told.c_str());
-        bool fits_any = false;
-        for (const nn::Site* site : context.sites) {
-            if (!fits(*site)) continue;
-            fits_any = true;
-            auto& value = values[*site];
-            const auto wanted = static_cast<Number>(number);
-            if (chosen[*site] && value != wanted)
-                fail(ErrorKind::usage, "{}: \"{}\" and \"{}\" both fit {}, with different values", told,
-                     printable(*chosen[*site], kShownPattern), printable(expression, kShownPattern),
-                     site->name());
-            value = wanted;
-            chosen[*site] = &expression;
-        }
-        if (!fits_any && !context.loading)
-            fail(ErrorKind::usage, "{}: \"{}\" fits none of the adapted layers, such as {}", told,
-                 printable(expression, kShownPattern), context.sites.front()->name());
+        patterns.push_back({expression,
+                            path_end(expression, context.model, fmt::format("--{}", option).c_str()),
+                            static_cast<Number>(number)});
     }
+    auto number_at = [&](const std::string& path) {
+        const Pattern* chosen = nullptr;
+        for (auto& pattern : patterns) {
+            if (!pattern.fits(path)) continue;
+            pattern.fits_any = true;
+            if (!chosen) chosen = &pattern;
+            if (!context.loading && chosen->number != pattern.number)
+                fail(ErrorKind::usage, "--{}: \"{}\" and \"{}\" both fit {}, with different values", option,
+                     printable(chosen->expression, kShownPattern),
+                     printable(pattern.expression, kShownPattern), path);
+        }
+        return chosen ? chosen->number : otherwise;
+    };
+    SiteNumbers<Number> values{BySite<Number>(context.model), otherwise};
+    const auto table = context.model.embeddings().module();
+    for (const nn::Site* site : context.sites) values.sites[*site] = number_at(site->name());
+    if (context.embeddings) values.embeddings = number_at(table);
+    for (const auto& pattern : patterns)
+        if (!pattern.fits_any && !context.loading)
+            fail(ErrorKind::usage, "--{}: \"{}\" fits none of the adapted layers, such as {}", option,
+                 printable(pattern.expression, kShownPattern),
+                 context.sites.empty() ? table : context.sites.front()->name());
     return values;
 }
 
-template BySite<int64_t> site_numbers(const MethodContext&, const char*, const NumbersByName&, int64_t);
-template BySite<double> site_numbers(const MethodContext&, const char*, const NumbersByName&, double);
+template SiteNumbers<int64_t> site_numbers(const MethodContext&, const char*, const NumbersByName&, int64_t);
+template SiteNumbers<double> site_numbers(const MethodContext&, const char*, const NumbersByName&, double);
 
 Field rank_pattern_field(NumbersByName* ranks) {
     return {.name = "rank-pattern",

@@ -5,13 +5,22 @@
 
 namespace ether::methods {
 
-// An option's value at each of the context's sites: that of the first name or expression which fits the end
-// of its path, else `otherwise`. JSON keeps no order, so two that fit one site with different numbers are an
-// error; so is one that is typed and fits no site. option: a field's name, for messages. Number: int64_t (a
-// fraction is an error) or double.
+// An option's value at each target.
 template <typename Number>
-BySite<Number> site_numbers(const MethodContext& context, const char* option, const NumbersByName& numbers,
-                            Number otherwise);
+struct SiteNumbers {
+    BySite<Number> sites;
+    Number embeddings;
+
+    const Number& operator[](const nn::Site& site) const { return sites[site]; }
+};
+
+// The number of the first name or expression which fits the end of a target's path, else `otherwise`. Of a
+// file, whose keys PEFT sorts, the first in that order. Two that are typed and fit one target with different
+// numbers are an error; so is one that is typed and fits none. option: a field's name, for messages. Number:
+// int64_t (a fraction is an error) or double.
+template <typename Number>
+SiteNumbers<Number> site_numbers(const MethodContext& context, const char* option,
+                                 const NumbersByName& numbers, Number otherwise);
 
 // The fields: of ranks, and of scales (alpha).
 Field rank_pattern_field(NumbersByName* ranks);

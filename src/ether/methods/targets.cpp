@@ -39,15 +39,6 @@ bool ends_path(const std::string& path, const std::string& name) {
     return path == name || (path.ends_with(name) && path[path.size() - name.size() - 1] == '.');
 }
 
-// A list holds nothing but names and commas; anything else is a regular expression.
-bool is_list(const std::string& expression) {
-    return std::all_of(expression.begin(), expression.end(),
-                       [](unsigned char c) {
-                           return std::isalnum(c) || c == '_' || c == '.' || c == '-' || c == ',' || c == ' ';
-                       }) &&
-           expression.find(".*") == std::string::npos;
-}
-
 // An expression that PEFT reads as Python does, in ECMAScript's words: \A and \Z for a text's ends, groups
 // with names, and {,n}.
 std::string from_python(const std::string& expression) {
@@ -89,11 +80,10 @@ std::regex compiled(const std::string& expression, const char* option, const cha
     }
 }
 
-// A site's path as it was where the choice was made.
-std::string path_of(const nn::Site& site, const nn::Model& model, const TargetWords& words) {
+// A module's path as it was where the choice was made.
+std::string path_then(const std::string& path, const nn::Model& model, const TargetWords& words) {
     const auto& prefix = model.shape().prefix;
-    const bool shorter = words.headless && site.name().starts_with(prefix);
-    return shorter ? site.name().substr(prefix.size()) : site.name();
+    return words.headless && path.starts_with(prefix) ? path.substr(prefix.size()) : path;
 }
 
 std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
@@ -105,43 +95,37 @@ std::string last_parts(const nn::Model& model) {
     return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-using Matcher = std::function<bool(const nn::Site&)>;
+// Chooses among sites and, as no site (null), the table of embeddings.
+using Matcher = std::function<bool(const nn::Site*, const std::string& path)>;
 
 // option: of the words. must_match: what matches nothing is an error.
 Matcher matcher(const std::string& expression, const nn::Model& model, const TargetWords& words,
                 const char* option, bool must_match) {
     const bool keyword = words.typed ? is_keyword(expression) : option == words.modules && expression == kAll;
     if (keyword)
-        return [&model, expression](const nn::Site& site) { return fits_keyword(expression, site, model); };
+        return [&model, expression](const nn::Site* site, const std::string&) {
+            return site && fits_keyword(expression, *site, model);
+        };
     std::vector<std::string> known;
-    for (const auto& site : model.sites()) known.push_back(path_of(site, model, words));
-    if (!is_list(expression)) {
-        const auto pattern = compiled(expression, option);
-        const auto matches = [pattern](const std::string& path) { return std::regex_match(path, pattern); };
-        if (must_match && std::none_of(known.begin(), known.end(), matches))
-            fail(ErrorKind::usage,
-                 "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}", option,
-                 printable(expression, kShownPattern), model.shape().architecture,
-                 did_you_mean(expression, known), last_parts(model));
-        return
-            [matches, &model, words](const nn::Site& site) { return matches(path_of(site, model, words)); };
-    }
-    const auto names = split_list(expression);
-    for (const auto& name : names)
-        if (words.typed &&
-            std::none_of(known.begin(), known.end(), [&](const auto& path) { return ends_path(path, name); }))
-            fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option,
-                 printable(name, kShownPattern), last_parts(model));
-    return [names, &model, words](const nn::Site& site) {
-        const auto path = path_of(site, model, words);
-        return std::any_of(names.begin(), names.end(),
-                           [&](const auto& name) { return ends_path(path, name); });
-    };
+    for (const auto& site : model.sites()) known.push_back(path_then(site.name(), model, words));
+    if (words.embeddings) known.push_back(path_then(model.embeddings().module(), model, words));
+    const auto filter = path_filter(expression, option);
+    if (!is_name_list(expression) && must_match && std::none_of(known.begin(), known.end(), filter))
+        fail(ErrorKind::usage, "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
+             option, printable(expression, kShownPattern), model.shape().architecture,
+             did_you_mean(expression, known), last_parts(model));
+    if (is_name_list(expression) && words.typed)
+        for (const auto& name : split_list(expression))
+            if (std::none_of(known.begin(), known.end(),
+                             [&](const auto& path) { return ends_path(path, name); }))
+                fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option,
+                     printable(name, kShownPattern), last_parts(model));
+    return [filter](const nn::Site*, const std::string& path) { return filter(path); };
 }
 
 // Whether one of the names in a list is the whole path.
 bool is_listed(const std::string& path, const std::string& expression) {
-    if (!is_list(expression)) return false;
+    if (!is_name_list(expression)) return false;
     const auto names = split_list(expression);
     return std::find(names.begin(), names.end(), path) != names.end();
 }
@@ -171,28 +155,6 @@ std::set<int64_t> parse_layers(const std::string& layers, int64_t count, const T
     return result;
 }
 
-// What a file chooses by, as one expression. For PEFT a string is an expression, even if it looks like a
-// name, and a list holds names: one with other characters than a path's fits none of ours.
-std::string expression_of(const nlohmann::json& value, const char* key) {
-    if (value.is_string()) {
-        const auto text = value.get<std::string>();
-        return text.empty() || text == kAll || !is_list(text) ? text : fmt::format("(?:{})", text);
-    }
-    if (!value.is_array())
-        fail(ErrorKind::adapter,
-             "adapter_config.json: key \"{}\" is {}, expected a list of names or a string", key,
-             printable(value.dump(), kShownPattern));
-    std::vector<std::string> names;
-    for (const auto& name : value) {
-        if (!name.is_string())
-            fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" holds {}, expected names", key,
-                 printable(name.dump(), kShownPattern));
-        const auto text = name.get<std::string>();
-        if (text.find(',') == std::string::npos && is_list(text)) names.push_back(text);
-    }
-    return names.empty() && !value.empty() ? "(?:)" : fmt::format("{}", fmt::join(names, ","));
-}
-
 }  // namespace
 
 int64_t place_in_block(const nn::Site& site, const nn::Model& model) {
@@ -202,34 +164,56 @@ int64_t place_in_block(const nn::Site& site, const nn::Model& model) {
     return site.index - first;
 }
 
-std::vector<nn::Site*> select(const Targets& targets, nn::Model& model, const TargetWords& words) {
+// It holds nothing but names and commas.
+bool is_name_list(const std::string& expression) {
+    return std::all_of(expression.begin(), expression.end(),
+                       [](unsigned char c) {
+                           return std::isalnum(c) || c == '_' || c == '.' || c == '-' || c == ',' || c == ' ';
+                       }) &&
+           expression.find(".*") == std::string::npos;
+}
+
+PathFilter path_filter(const std::string& expression, const char* option) {
+    if (is_name_list(expression))
+        return [names = split_list(expression)](const std::string& path) {
+            return std::any_of(names.begin(), names.end(),
+                               [&](const auto& name) { return ends_path(path, name); });
+        };
+    return [pattern = compiled(expression, option)](const std::string& path) {
+        return std::regex_match(path, pattern);
+    };
+}
+
+Selection select(const Targets& targets, nn::Model& model, const TargetWords& words) {
     const auto wanted = matcher(targets.modules, model, words, words.modules, true);
     const auto excluded = targets.exclude.empty()
-                              ? [](const nn::Site&) { return false; }
+                              ? [](const nn::Site*, const std::string&) { return false; }
                               : matcher(targets.exclude, model, words, words.exclude, words.typed);
     const auto layers = parse_layers(targets.layers, model.shape().layers, words);
-    std::vector<nn::Site*> sites;
-    for (auto& site : model.sites()) {
-        const bool layer_fits = targets.layers.empty() || layers.contains(site.layer) ||
-                                (!words.typed && is_listed(path_of(site, model, words), targets.modules));
-        if (layer_fits && wanted(site) && !excluded(site)) sites.push_back(&site);
-    }
-    if (sites.empty())
+    auto chooses = [&](const nn::Site* site, const std::string& module) {
+        const auto path = path_then(module, model, words);
+        const bool layer_fits = targets.layers.empty() || layers.contains(site ? site->layer : -1) ||
+                                (!words.typed && is_listed(path, targets.modules));
+        return layer_fits && wanted(site, path) && !excluded(site, path);
+    };
+    Selection selection;
+    for (auto& site : model.sites())
+        if (chooses(&site, site.name())) selection.sites.push_back(&site);
+    selection.embeddings = words.embeddings && chooses(nullptr, model.embeddings().module());
+    if (selection.sites.empty() && !selection.embeddings)
         fail(ErrorKind::usage, "{}: \"{}\" leaves no linear layer{}{}; layers here end in {}", words.modules,
              printable(targets.modules, kShownPattern),
              targets.exclude.empty() ? "" : fmt::format(" after {}", words.exclude),
              targets.layers.empty() ? "" : fmt::format(" in {} {}", words.layers, targets.layers),
              last_parts(model));
-    return sites;
+    return selection;
 }
 
-std::function<bool(const nn::Site&)> path_end(const std::string& expression, const nn::Model& model,
-                                              const char* option) {
-    const bool is_name = expression.find_first_of(",.") == std::string::npos && is_list(expression);
-    if (is_name) return [expression](const nn::Site& site) { return ends_path(site.name(), expression); };
+PathFilter path_end(const std::string& expression, const nn::Model& model, const char* option) {
+    const bool is_name = expression.find_first_of(",.") == std::string::npos && is_name_list(expression);
+    if (is_name) return [expression](const std::string& path) { return ends_path(path, expression); };
     const auto pattern = compiled(expression, option, "(.*\\.)?({})");
-    return [pattern, prefix = model.shape().prefix](const nn::Site& site) {
-        const auto& path = site.name();
+    return [pattern, prefix = model.shape().prefix](const std::string& path) {
         return std::regex_match(path, pattern) ||
                (path.starts_with(prefix) && std::regex_match(path.substr(prefix.size()), pattern));
     };
@@ -261,12 +245,13 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
     return tensors;
 }
 
-void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+void to_config(const Selection& selection, const nn::Model& model, nlohmann::json& config) {
     auto& paths = config["target_modules"] = nlohmann::json::array();
-    for (const auto* site : sites) paths.push_back(site->name());
+    for (const auto* site : selection.sites) paths.push_back(site->name());
+    if (selection.embeddings) paths.push_back(model.embeddings().module());
 }
 
-void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, const nn::Model& model,
+void to_config(const Targets& targets, const Selection& selection, const nn::Model& model,
                nlohmann::json& config) {
     const bool whole_path =
         std::any_of(model.sites().begin(), model.sites().end(),
@@ -274,16 +259,38 @@ void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, cons
     // PEFT knows no keywords but all-linear, which it saves as paths itself; its expressions are Python's,
     // and match modules that are no linear layers, too; and it asks for no layers where a name is a whole
     // path.
-    const auto is_names = [](const std::string& text) { return is_list(text) && !is_keyword(text); };
+    const auto is_names = [](const std::string& text) { return is_name_list(text) && !is_keyword(text); };
     if (!is_names(targets.modules) || !is_names(targets.exclude) || (!targets.layers.empty() && whole_path))
-        return to_config(sites, config);
+        return to_config(selection, model, config);
     config["target_modules"] = split_list(targets.modules);
     if (!targets.exclude.empty()) config["exclude_modules"] = split_list(targets.exclude);
     if (targets.layers.empty()) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;
-    for (const auto* site : sites) numbers.insert(site->layer);
+    for (const auto* site : selection.sites) numbers.insert(site->layer);
     for (int64_t number : numbers) layers.push_back(number);
+}
+
+// What a file chooses by, as one expression. For PEFT a string is an expression, even if it looks like a
+// name, and a list holds names: one with other characters than a path's fits none of ours.
+std::string expression_of(const nlohmann::json& value, const char* key) {
+    if (value.is_string()) {
+        const auto text = value.get<std::string>();
+        return text.empty() || text == kAll || !is_name_list(text) ? text : fmt::format("(?:{})", text);
+    }
+    if (!value.is_array())
+        fail(ErrorKind::adapter,
+             "adapter_config.json: key \"{}\" is {}, expected a list of names or a string", key,
+             printable(value.dump(), kShownPattern));
+    std::vector<std::string> names;
+    for (const auto& name : value) {
+        if (!name.is_string())
+            fail(ErrorKind::adapter, "adapter_config.json: key \"{}\" holds {}, expected names", key,
+                 printable(name.dump(), kShownPattern));
+        const auto text = name.get<std::string>();
+        if (text.find(',') == std::string::npos && is_name_list(text)) names.push_back(text);
+    }
+    return names.empty() && !value.empty() ? "(?:)" : fmt::format("{}", fmt::join(names, ","));
 }
 
 Targets targets_from_config(const nlohmann::json& config) {

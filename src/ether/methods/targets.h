@@ -32,7 +32,8 @@ struct TargetWords {
     // Typed: the keywords are known, and every name must match. In a file: as PEFT reads it, which knows
     // "all-linear" alone, minds no further names if one matches, and no layers where a name is a whole path.
     bool typed;
-    bool headless = false;  // made on the base model without head: paths lack ModelShape::prefix
+    bool headless = false;    // made on the base model without head: paths lack ModelShape::prefix
+    bool embeddings = false;  // the table of word embeddings may be chosen, too, by its path or names
 };
 inline constexpr TargetWords kTypedTargets = {"--targets", "--exclude", "--layers", "--modules-to-save",
                                               true};
@@ -42,29 +43,43 @@ inline constexpr TargetWords kSavedTargets = {
 
 inline constexpr size_t kShownPattern = 120;  // bytes of an expression in a message
 
-// The chosen sites in the model's order. An expression that matches nothing is an error with the nearest
-// names, so is a typed name that matches nothing, and so is a regular expression of more than 1,000
-// characters.
-std::vector<nn::Site*> select(const Targets& targets, nn::Model& model,
-                              const TargetWords& words = kTypedTargets);
+// What was chosen: sites in the model's order, and whether the table of word embeddings is among it.
+struct Selection {
+    std::vector<nn::Site*> sites;
+    bool embeddings = false;
+};
 
-// Whether a name or regular expression fits the end of a site's path, as PEFT asks of the keys of its
+// An expression that matches nothing is an error with the nearest names, so is a typed name that matches
+// nothing, and so is a regular expression of more than 1,000 characters.
+Selection select(const Targets& targets, nn::Model& model, const TargetWords& words = kTypedTargets);
+
+// Whether an expression is a list of names, and no regular expression.
+bool is_name_list(const std::string& expression);
+
+// Whether a list of names that end a module's path, or a regular expression, chooses a path. option: for
+// messages.
+using PathFilter = std::function<bool(const std::string& path)>;
+PathFilter path_filter(const std::string& expression, const char* option);
+
+// A choice of modules in an adapter_config.json, a string or a list of names, as one such expression.
+std::string expression_of(const nlohmann::json& value, const char* key);
+
+// Whether a name or regular expression fits the end of a module's path, as PEFT asks of the keys of its
 // patterns: the whole path, or what follows one of its dots; with or without the base model's name in the
 // path, which an adapter made on the base model lacks. An error as in `select` where it is not regular.
-std::function<bool(const nn::Site&)> path_end(const std::string& expression, const nn::Model& model,
-                                              const char* option);
+PathFilter path_end(const std::string& expression, const nn::Model& model, const char* option);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
                                         const TargetWords& words = kTypedTargets);
 
-// PEFT's keys target_modules, exclude_modules and layers_to_transform, which choose these sites of the model
-// there, too: by their paths where PEFT would read the words otherwise.
-void to_config(const Targets& targets, const std::vector<nn::Site*>& sites, const nn::Model& model,
+// PEFT's keys target_modules, exclude_modules and layers_to_transform, which choose the same of the model
+// there, too: by whole paths where PEFT would read the words otherwise.
+void to_config(const Targets& targets, const Selection& selection, const nn::Model& model,
                nlohmann::json& config);
-// target_modules: these sites' whole paths.
-void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config);
+// target_modules: whole paths.
+void to_config(const Selection& selection, const nn::Model& model, nlohmann::json& config);
 Targets targets_from_config(const nlohmann::json& config);
 
 }  // namespace ether::methods

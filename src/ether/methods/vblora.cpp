@@ -5,10 +5,12 @@
 // widths.
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
+#include "ether/nn/weights.h"
 
 namespace ether::methods {
 namespace {
@@ -17,9 +19,21 @@ using at::Tensor;
 
 constexpr int64_t kLongestDefault = 256;
 
+// What stands in a file in the place of logits, where only the largest are kept: which, and all but the last
+// of their softmax.
+constexpr std::string_view kIndices = "_topk_indices", kWeights = "_topk_weights";
+// Logits that PEFT has as minus infinity: of a vector that was left out, and the least of one that was not.
+constexpr double kLeftOut = -1e4, kLeastWeight = 1e-38;
+
+// The smallest type that PEFT has for numbers of so many vectors.
+at::ScalarType index_type(int64_t vectors) {
+    return vectors < 1 << 8 ? at::kByte : vectors < 1 << 15 ? at::kShort : at::kInt;
+}
+
 struct VbloraOptions : MethodOptions {
     int64_t rank = 4, vectors = 256, length = 0, top = 2;
     double dropout = 0, bound = 0.02, deviation = 0.1;
+    bool only_largest = false;
 
     Fields fields() override {
         return {
@@ -49,7 +63,43 @@ struct VbloraOptions : MethodOptions {
              .low = 0,
              .high = 1e3},
             dropout_field(&dropout, "vblora_dropout"),
+            {.name = "save-only-topk-weights",
+             .value = &only_largest,
+             .help = "a smaller file, of the mixtures and not their logits; training on from it keeps each "
+                     "piece's vectors"},
         };
+    }
+
+    void from_tensors(io::NamedTensors& tensors) const override {
+        if (!only_largest) return;
+        io::NamedTensors result;
+        for (const auto& [name, tensor] : tensors) {
+            if (name.ends_with(kWeights)) continue;
+            if (!name.ends_with(kIndices)) {
+                result.emplace_back(name, tensor);
+                continue;
+            }
+            const auto logits = name.substr(0, name.size() - kIndices.size());
+            const auto wanted = logits + std::string(kWeights);
+            const auto found = std::find_if(tensors.begin(), tensors.end(),
+                                            [&](const auto& entry) { return entry.first == wanted; });
+            const auto indices = tensor.to(at::kLong);
+            if (found == tensors.end() || found->second.dim() != 3 || indices.dim() != 3 ||
+                found->second.size(0) != indices.size(0) || found->second.size(1) != indices.size(1) ||
+                found->second.size(2) != top - 1 || indices.size(2) != top ||
+                (indices.numel() > 0 &&
+                 (indices.min().item<int64_t>() < 0 || indices.max().item<int64_t>() >= vectors)))
+                fail(ErrorKind::adapter,
+                     "adapter tensor \"{}\" {} and \"{}\" are not the numbers of {} of {} vectors each, and "
+                     "all but one of their weights",
+                     name, nn::shape_text(tensor.sizes()), wanted, top, vectors);
+            const auto& weights = found->second;
+            const auto all = at::cat({weights, 1 - weights.sum(-1, /*keepdim=*/true)}, -1);
+            result.emplace_back(logits,
+                                at::full({indices.size(0), indices.size(1), vectors}, kLeftOut, all.options())
+                                    .scatter(-1, indices, all.clamp_min(kLeastWeight).log()));
+        }
+        tensors = std::move(result);
     }
 };
 
@@ -84,6 +134,22 @@ class Vblora : public Adapter {
     }
 
     void to_config(nlohmann::json& config) const override { config["vector_length"] = length_; }
+
+    void to_tensors(io::NamedTensors& tensors) const override {
+        if (!options_.only_largest) return;
+        io::NamedTensors result;
+        for (const auto& [name, tensor] : tensors) {
+            if (tensor.dim() != 3) {  // the bank
+                result.emplace_back(name, tensor);
+                continue;
+            }
+            const auto [largest, indices] = tensor.topk(options_.top);
+            result.emplace_back(name + std::string(kIndices), indices.to(index_type(options_.vectors)));
+            result.emplace_back(name + std::string(kWeights),
+                                largest.softmax(-1).narrow(-1, 0, options_.top - 1).contiguous());
+        }
+        tensors = std::move(result);
+    }
 
   private:
     struct Logits {

@@ -83,12 +83,17 @@ SiteForms composed(const SiteForms& first, const SiteForms& second, const at::Te
 
 SiteForms weighted(const SiteForms& forms, double weight) {
     if (weight == 1 || forms.empty()) return forms;
-    if (!forms.pre.empty() || !forms.post.empty() || !forms.output.empty())
+    const bool only_shifts = std::all_of(forms.output.begin(), forms.output.end(), [](const Form& form) {
+        return std::holds_alternative<Shift>(form);
+    });
+    if (!forms.pre.empty() || !forms.post.empty() || !only_shifts)
         fail(ErrorKind::adapter,
-             "only additions to a weight can be taken in part, and this adapter reflects, rotates or scales "
+             "only additions to a weight or bias can be taken in part, and this adapter reflects, rotates or "
+             "scales "
              "a layer's "
              "features; give it the weight 1");
     SiteForms result = forms;
+    for (auto& form : result.output) form = Shift{std::get<Shift>(form).offset * weight};
     for (auto& chain : result.delta) {
         const auto last = std::find_if(chain.rbegin(), chain.rend(), can_be_scaled);
         ETHER_ASSERT(last != chain.rend());

@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include "ether/core/error.h"
+
 namespace ether::nn {
 
 TokenRows::TokenRows(const at::Tensor& ids, at::Tensor rows, int64_t vocabulary)
@@ -34,7 +36,17 @@ SiteForms TokenRows::as_forms(const at::Tensor& table) const {
 }
 
 at::Tensor Embeddings::operator()(const at::Tensor& token_ids) const {
-    return rows ? rows->embed(table, token_ids) : at::embedding(table, token_ids);
+    auto x = rows ? rows->embed(table, token_ids) : at::embedding(table, token_ids);
+    const auto dtype = x.scalar_type();
+    x = apply_chain(forms.output, apply_chain(forms.post, x, {}), {});
+    for (const auto& chain : forms.delta) {
+        const auto* first = chain.empty() ? nullptr : std::get_if<LowRank>(&chain.front());
+        ETHER_ASSERT(first);
+        // A unit vector through A is one of its columns.
+        const auto low = at::embedding(first->a.t(), token_ids).mul(first->scale).to(first->b.scalar_type());
+        x = x + apply_chain(Chain(chain.begin() + 1, chain.end()), low.mm(first->b.t()), {});
+    }
+    return x.to(dtype);
 }
 
 }  // namespace ether::nn

@@ -33,10 +33,16 @@ class TokenRows {
 };
 
 struct Embeddings {
-    std::string name;                 // of the table among the model's tensors
-    at::Tensor table;                 // (V, d)
-    const TokenRows* rows = nullptr;  // bound by the adapter before each pass
+    std::string name;  // of the table among the model's tensors
+    at::Tensor table;  // (V, d)
+    // Bound by the adapter before each pass: rows, and forms of a linear layer whose weight is the table's
+    // transpose and whose input is a token as a unit vector: additions that begin with a LowRank, and what
+    // acts on its output. They leave a tied output layer as it is.
+    const TokenRows* rows = nullptr;
+    SiteForms forms = {};
 
+    // The module that holds the table: its name without ".weight".
+    std::string module() const { return name.substr(0, name.rfind('.')); }
     // (T) int64 -> (T, d)
     at::Tensor operator()(const at::Tensor& token_ids) const;
 };

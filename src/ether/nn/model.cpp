@@ -125,6 +125,7 @@ void Model::unbind() {
     }
     for (auto& points : points_) points = {};
     embeddings_.rows = nullptr;
+    embeddings_.forms = {};
 }
 
 }  // namespace ether::nn

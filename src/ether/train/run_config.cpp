@@ -76,9 +76,9 @@ Fields RunConfig::fields() {
         {.name = "targets",
          .value = &targets,
          .help = "layers to adapt: all-linear (with a BERT's pooler, as in PEFT), attention, query-value, "
-                 "mlp, mlp-output "
-                 "(each block's last), names that end a module path (query,value), or a regular expression "
-                 "of whole paths; where none are named, the method's own: " +
+                 "mlp, mlp-output (each block's last), names that end a module path (query,value; for lora "
+                 "also the word embeddings, embed_tokens), or a regular expression of whole paths; where "
+                 "none are named, the method's own: " +
                  own_targets(),
          .joined = true},
         {.name = "and",
