@@ -90,9 +90,9 @@ ordered_json describe_model(const std::filesystem::path& folder) {
 ordered_json describe_adapter(const std::filesystem::path& folder) {
     const auto files = io::read_adapter(folder);
     ordered_json object = {{"kind", "adapter"}};
-    int64_t values = 0;
+    int64_t values = 0;  // integers are places of values
     for (const auto& [name, tensor] : files.tensors) {
-        values += tensor.numel();
+        if (tensor.is_floating_point()) values += tensor.numel();
         object["tensors"].push_back({{"name", name},
                                      {"shape", tensor.sizes().vec()},
                                      {"dtype", io::dtype_name(tensor.scalar_type())}});

@@ -112,6 +112,8 @@ TEST(Targets, InAFileAsPeftReadsThem) {
     EXPECT_FAILS(adapter, "expected block numbers", read({{"layers_to_transform", {-1}}}));
 }
 
+using Options = std::map<std::string, std::string>;
+
 TEST(Targets, WrittenSoThatPeftChoosesTheSame) {
     auto config = [](const Targets& targets) {
         return AdaptedModel(test::kLlamaTied.load(), AdapterConfig{.method = "lora", .targets = targets})
@@ -130,10 +132,22 @@ TEST(Targets, WrittenSoThatPeftChoosesTheSame) {
         EXPECT_FALSE(written.contains("layers_to_transform"));
         EXPECT_FALSE(written.contains("exclude_modules"));
     }
-    const auto plain = config({.modules = "q_proj,v_proj", .exclude = "v_proj", .layers = "0"});
+    const auto plain = config({.modules = "q_proj,v_proj", .layers = "0"});
     EXPECT_EQ(plain["target_modules"], nlohmann::json({"q_proj", "v_proj"}));
-    EXPECT_EQ(plain["exclude_modules"], nlohmann::json({"v_proj"}));
     EXPECT_EQ(plain["layers_to_transform"], nlohmann::json({0}));
+    // Some configurations of PEFT's know no exclude_modules, or no layers.
+    const auto without = config({.modules = "q_proj,v_proj", .exclude = "v_proj", .layers = "0"});
+    EXPECT_EQ(without["target_modules"], q0);
+    EXPECT_FALSE(without.contains("exclude_modules"));
+    for (const auto& [method, options] : {std::pair{"ia3", Options{}},
+                                          {"shira", Options{{"rank", "1"}}},
+                                          {"road", Options{{"group-size", "2"}}}}) {
+        const AdapterConfig wanted{
+            .method = method, .options = options, .targets = {.modules = "q_proj", .layers = "0"}};
+        const auto named = AdaptedModel(test::kLlamaTied.load(), wanted).files("base").config;
+        EXPECT_EQ(named["target_modules"], q0) << method;
+        EXPECT_FALSE(named.contains("layers_to_transform") || named.contains("bias")) << method;
+    }
 }
 
 TEST(Targets, RegularExpressionsEnd) {
@@ -359,6 +373,71 @@ TEST(LnTuning, NamesAndExpressionsChooseNorms) {
     files.config["target_modules"] = {"input_layernorn"};
     EXPECT_FAILS(adapter, "adapter_config.json: target_modules: no norm is named \"input_layernorn\"",
                  AdaptedModel(test::kLlamaTied.load(), files));
+}
+
+// PEFT's dropouts of LoHa and LoKr: rows of a layer's change, or all of it, are left out of a training step.
+TEST(DeltaDropout, LeavesOutRowsAndLayers) {
+    for (const char* method : {"loha", "lokr"}) {
+        auto change = [&](const Options& options, bool training, uint64_t seed) {
+            AdaptedModel adapted(
+                test::kLlamaTied.load(),
+                {.method = method, .options = options, .targets = {.modules = "up_proj", .layers = "0"}});
+            for (const auto& parameter : adapted.parameters().trained()) parameter.value.detach().add_(0.1);
+            const data::Batch nothing;
+            adapted.bind({.batch = nothing, .training = training, .random = Random(seed)});
+            const auto& site = *adapted.sites().front();
+            const auto zero = at::zeros({site.linear.out(), site.linear.in()});
+            return nn::merged(site.forms, zero, {}).first;
+        };
+        const auto whole = change({}, true, 1);
+        const Options rows{{"rank-dropout", "0.5"}}, layer{{"module-dropout", "0.5"}};
+        EXPECT_TRUE(at::equal(change(rows, false, 1), whole)) << method;
+        const auto part = change(rows, true, 1);
+        const auto kept = part.abs().sum(1).ne(0);
+        const double share = kept.to(at::kDouble).mean().item<double>();
+        EXPECT_TRUE(share > 0.2 && share < 0.8) << share;
+        const double factor = std::string(method) == "loha" ? 1 / share : 1;  // LoHa's is scaled
+        EXPECT_TRUE(near(part, whole * kept.unsqueeze(1) * factor, 1e-5)) << method;
+        int dropped = 0;
+        for (uint64_t seed = 0; seed < 40; ++seed) {
+            const auto found = change(layer, true, seed);
+            const bool none = !found.any().item<bool>();
+            EXPECT_TRUE(none || at::equal(found, whole));
+            dropped += none;
+        }
+        EXPECT_TRUE(dropped > 8 && dropped < 32) << dropped;
+    }
+}
+
+// PEFT's `bias`, of every method that has it there.
+TEST(Biases, AreTrainedSavedAndMergedBesideAMethod) {
+    for (const auto& [method, only] : {std::pair{"hra", "hra_only"},
+                                       {"miss", "MiSS_only"},
+                                       {"adalora", "lora_only"},
+                                       {"lora", "lora_only"}}) {
+        for (const char* choice : {only, "all"}) {
+            AdaptedModel adapted(
+                test::kBert.load(),
+                {.method = method, .options = {{"bias", choice}}, .targets = {.modules = "query"}});
+            const auto* own =
+                adapted.parameters().find("bert.encoder.layer.0.attention.self.query.base_layer.bias");
+            ASSERT_TRUE(own) << method;
+            EXPECT_EQ(adapted.parameters().find("bert.encoder.layer.0.output.dense.bias") != nullptr,
+                      std::string(choice) == "all");
+            own->value.detach().add_(0.5);
+            const auto batch = test::kBert.batch();
+            const auto logits = adapted.logits({.batch = batch});
+            auto files = adapted.files("base");
+            EXPECT_EQ(files.config["bias"], choice);
+            if (std::string(choice) != "all") files.config["bias"] = "other_only";  // as PEFT reads it
+            AdaptedModel again(test::kBert.load(), files);
+            EXPECT_TRUE(at::equal(again.logits({.batch = batch}), logits)) << method;
+            const auto merged = test::kBert.load();
+            for (const auto& [name, tensor] : adapted.merged_tensors(at::kFloat))
+                merged->replace(name, tensor);
+            EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 1e-5)) << method;
+        }
+    }
 }
 
 // PEFT's save_only_topk_weights.

@@ -81,10 +81,11 @@ TEST(LoraStart, WhatCannotBeIsSaid) {
     auto make = [](std::map<std::string, std::string> options) {
         AdaptedModel(test::kBert.load(), lora(std::move(options)));
     };
-    EXPECT_FAILS(usage,
-                 "\"pisa\" is not known, expected one of default, gaussian, orthogonal, eva, pissa, olora, "
-                 "pissa_niter_4; did you mean \"pissa\"?",
-                 make({{"init-lora-weights", "pisa"}}));
+    EXPECT_FAILS(
+        usage,
+        "\"pisa\" is not known, expected one of default, gaussian, orthogonal, eva, pissa, olora, mica, "
+        "pissa_niter_4; did you mean \"pissa\"?",
+        make({{"init-lora-weights", "pisa"}}));
     for (const char* rounds : {"pissa_niter_", "pissa_niter_0", "pissa_niter_-1", "pissa_niter_4x"})
         EXPECT_FAILS(usage, "is not known", make({{"init-lora-weights", rounds}}));
     EXPECT_FAILS(usage, "needs an even rank, got 3",
@@ -111,12 +112,54 @@ TEST(SiteNumbers, NamesAndExpressionsAsInPeft) {
               R"({".*0\\.self_attn\\.[ko]_proj":5,"layers.1.mlp.up_proj":4,"q_proj":3})");
 }
 
-TEST(SiteNumbers, FitPathsWithoutTheModelsName) {
-    AdaptedModel adapted(test::kBert.load(),
-                         lora({{"rank-pattern", R"(^encoder\.layer\.0\.attention\.self\.query=3)"}}));
-    EXPECT_EQ(
-        adapted.parameters().find("bert.encoder.layer.0.attention.self.query.lora_A.weight")->value.size(0),
-        3);
+// MiCA: B is what W hardly uses, and stays.
+TEST(LoraStart, MicaTrainsAAlone) {
+    AdaptedModel adapted(test::kLlamaTied.load(), lora({{"init-lora-weights", "mica"}, {"rank", "3"}}));
+    const auto& site = *adapted.sites().front();
+    auto value = [&](const AdaptedModel& model, const char* end) {
+        return *model.parameters().find(site.name() + end);
+    };
+    const auto b = value(adapted, ".lora_B.weight").value;
+    EXPECT_TRUE(near(b.t().mm(b), at::eye(3), 1e-5));
+    const auto s = std::get<1>(at::linalg_svd(site.linear.weight));
+    EXPECT_NEAR(site.linear.weight.t().mm(b).norm().item<double>(),
+                s.slice(0, s.size(0) - 3).norm().item<double>(), 1e-4);
+    EXPECT_FALSE(value(adapted, ".lora_B.weight").trained);
+    EXPECT_FALSE(value(adapted, ".lora_A.weight").value.any().item<bool>());
+    const auto files = adapted.files("base");
+    EXPECT_EQ(files.config["init_lora_weights"], "mica");
+    EXPECT_FALSE(value(AdaptedModel(test::kLlamaTied.load(), files), ".lora_B.weight").trained);
+}
+
+// PEFT changes the base for these starts, and saves an output layer so; or the embeddings with it.
+TEST(LoraStart, AnOutputLayerThatPeftChanged) {
+    auto files =
+        AdaptedModel(test::kLlamaTied.load(), {.method = "lora", .targets = {.modules = "lm_head,q_proj"}})
+            .files("base");
+    files.config["init_lora_weights"] = "PiSSA";
+    EXPECT_FAILS(adapter, "init_lora_weights = \"pissa\" changed \"lm_head\"",
+                 AdaptedModel(test::kLlamaTied.load(), files));
+}
+
+// Of an adapter that was made on the base model without head, whose paths lack its name.
+TEST(SiteNumbers, FitPathsAsTheyWereWhereTheAdapterWasMade) {
+    auto files = AdaptedModel(test::kBert.load(), lora({})).files("base");
+    files.config["target_modules"] = "all-linear";
+    const auto alpha = [&](const char* expression) {
+        files.config["alpha_pattern"] = {{expression, 80}};
+        AdaptedModel adapted(test::kBert.load(), files);
+        const data::Batch nothing;
+        adapted.bind({.batch = nothing});
+        return std::get<nn::LowRank>(adapted.sites().front()->forms.delta.front().front()).scale * 8;
+    };
+    const char *shorter = R"(^encoder\.layer\.0\.attention\.self\.query)",
+               *longer = R"(^bert\.encoder\.layer\.0\.attention\.self\.query)";
+    EXPECT_EQ(alpha(shorter), 16);
+    EXPECT_EQ(alpha(longer), 80);
+    for (auto& [name, tensor] : files.tensors)
+        if (const auto at = name.find("bert."); at != std::string::npos) name.erase(at, 5);
+    EXPECT_EQ(alpha(shorter), 80);
+    EXPECT_EQ(alpha(longer), 16);
 }
 
 // PEFT sorts a file's keys, and takes the first that fits.
@@ -146,6 +189,8 @@ TEST(SiteNumbers, WhatCannotBeIsSaid) {
     EXPECT_FAILS(usage, "\"query\" and \"self.query\" both fit", make("query=2,self.query=3"));
     EXPECT_NO_THROW(make("query=2,self.query=2"));
     EXPECT_FAILS(usage, "--rank-pattern: \"(query\" is not a regular expression", make("(query=2"));
+    EXPECT_FAILS(usage, "--rank-pattern: \"quer[[:alpha:]]\" is not a regular expression",
+                 make("quer[[:alpha:]]=2"));
     auto files = io::read_adapter("tests/fixtures/peft/bert_lora");
     files.config["rank_pattern"] = {{"quer(y", 3}};
     EXPECT_FAILS(adapter, "adapter_config.json: rank_pattern: \"quer(y\" is not a regular expression",

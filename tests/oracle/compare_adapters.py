@@ -10,7 +10,7 @@ import peft
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from oracle import (ENCODERS, FAMILIES, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
+from oracle import (ENCODERS, FAMILIES, TOLERANCE, auto_class, difference, draw_examples, draw_model, draw_tokens, ether,
                     ether_logits, finish, mean_loss, python_logits, report, rng_for, workplace)
 
 NORMS = {"bert": ["LayerNorm"], "roberta": ["LayerNorm"]}
@@ -19,7 +19,7 @@ SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vec
          "miss": ["--rank", 4], "adalora": ["--rank", 4, "--target-rank", 2], "lora dora": ["--dora"], "lora pissa": ["--init-lora-weights", "pissa", "--rank", 2], "lora olora": ["--init-lora-weights", "olora", "--rank", 2],
          "lora patterns": ["--targets", r".*\.(query|value|q_proj|v_proj)", "--rslora", "--bias", "lora_only", "--layers", "0",
                            "--rank-pattern", "(query|q_proj)=3", "--alpha-pattern", "(value|v_proj)=2"],
-         "lora eva": ["--init-lora-weights", "eva", "--rank", 2], "lora bias": ["--lora-bias", "--targets", "{query}"],
+         "lora eva": ["--init-lora-weights", "eva", "--rank", 2], "hra bias": ["--bias", "all"], "lora mica": ["--init-lora-weights", "mica", "--rank", 2], "lora bias": ["--lora-bias", "--targets", "{query}"],
          "lora embeddings": ["--targets", "{table},{query}"],
          "lora dora embeddings": ["--targets", "{table},{query}", "--dora"], "lora table": ["--modules-to-save", "{table}"],
          "vblora largest": ["--vector-length", 4, "--num-vectors", 7, "--save-only-topk-weights"],
@@ -29,15 +29,23 @@ SMALL = {"oft": ["--block-size", 4], "naive": ["--blocks", 4], "vblora": ["--vec
          "ether+ and three": ["--targets", "attention", "--and", "lora --rank 2 --targets attention; magnitude --targets attention; ia3"]}
 LOW_RANK = ("ether", "ether+", "hra", "lora", "lora embeddings", "lora pissa", "lora olora", "lora eva", "vera", "delora", "adalora", "lorta", "loha", "randlora", "vblora", "fourierft", "miss",
             "waveft", "c3a", "hira", "gralora", "lokr", "shira", "pafi", "id3")
-PEFT_METHODS = ("lora", "lora patterns", "lora bias", "lora embeddings", "lora dora embeddings", "lora table", "vblora largest", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
+PEFT_METHODS = ("lora", "lora patterns", "lora bias", "lora embeddings", "lora dora embeddings", "lora table", "lora mica", "vblora largest", "lora dora", "lora pissa", "lora olora", "lora eva", "lora tokens", "trainable-tokens", "hra", "hra bias", "oft", "ia3", "vera", "delora", "adalora", "ln-tuning", "loha", "randlora", "vblora", "fourierft",
                 "miss", "boft", "road", "waveft", "c3a", "hira", "gralora", "lokr", "shira", "prefix")
 
 
+# PEFT's words for the biases of adapted layers.
+BIASES = {method: f"{method}_only" for method in ("hra", "oft", "vera", "delora", "randlora", "vblora", "boft", "waveft", "c3a", "gralora")} | {
+    "adalora": "lora_only", "fourierft": "fourier_only", "miss": "MiSS_only"}
+
+# What these start with is large, and is taken away again: in PEFT from the base's weights, which are then rounded.
+LOGITS_TOLERANCE = {"lora olora": 1e-4, "lora pissa": 1e-4}
 # Of AdamW's way: where a gradient is no more than rounding, its step is as long as others, and may lead elsewhere.
 STEPS_TOLERANCE = 5e-3
 # AdaLoRA counts steps otherwise, PEFT's gradients of C3A are another function's, and PiSSA's and OLoRA's bases differ
 # (docs/methods.md); PEFT trains no head beside trainable tokens.
-STEPS_DIFFER = {"adalora", "c3a", "lora pissa", "lora olora", "trainable-tokens", "vblora largest"}
+STEPS_DIFFER = {"adalora", "c3a", "lora pissa", "lora olora", "trainable-tokens", "vblora largest", "hra bias"}
+# Starts that are made from the model or data, and end in a file as plain LoRA; and by design (docs/methods.md).
+STARTS_DIFFER = {"lora pissa", "lora olora", "lora eva", "vblora largest", "prefix"}
 
 
 def options_of(method, family):
@@ -77,6 +85,7 @@ def draw_config(method, family, rng):
         "lora dora embeddings": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, use_dora=True)),
         "lora table": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, modules_to_save=[table])),
         "lora tokens": (peft.LoraConfig, dict(r=rank, lora_alpha=alpha, trainable_token_indices=[5, 9])),
+        "hra bias": (peft.HRAConfig, dict(r=rank, bias=rng.choice(["all", "hra_only"]))),
         "hra": (peft.HRAConfig, dict(r=rank, apply_GS=rng.random() < 0.5)),
         "oft": (peft.OFTConfig, dict(oft_block_size=rng.choice([4, 8]), block_share=rng.random() < 0.5,
                                      use_cayley_neumann=rng.random() < 0.5, num_cayley_neumann_terms=rank)),
@@ -97,7 +106,10 @@ def draw_config(method, family, rng):
         "lokr": (peft.LoKrConfig, dict(r=rank, alpha=alpha, decompose_both=rng.random() < 0.5, decompose_factor=rng.choice([-1, 2, 4]))),
         "shira": (peft.ShiraConfig, dict(r=rng.randint(1, 2), random_seed=rng.choice([None, alpha]))),
         "miss": (peft.MissConfig, dict(r=rng.randint(1, 4), mini_r=4, init_weights=rng.choice([True, "mini"]))),
+        "lora mica": (peft.LoraConfig, dict(r=2, lora_alpha=alpha, init_lora_weights="mica")),
     }[method]
+    if method in BIASES and rng.random() < 0.4:
+        options["bias"] = rng.choice(["all", BIASES[method]])
     targets = rng.choice(["all-linear", rng.sample(names, rng.randint(1, len(names)))])
     if method == "lora patterns":
         norm = "LayerNorm" if family in ENCODERS else "input_layernorm"
@@ -121,7 +133,7 @@ def peft_to_ether(method, family, rng, folder):
     model.save_pretrained(folder / "peft" / method)
     rows, tokens = draw_tokens(rng, folder)
     ours = ether_logits(rows, tokens, folder / "base", "--adapter", folder / "peft" / method)
-    report(f"{family}: {method} of PEFT's", difference(ours, python_logits(model, rows)))
+    report(f"{family}: {method} of PEFT's", difference(ours, python_logits(model, rows)), LOGITS_TOLERANCE.get(method, TOLERANCE))
 
 
 def trained(family, method, rng, folder):
@@ -140,7 +152,7 @@ def ether_to_peft(method, family, rng, folder):
     rows, tokens = draw_tokens(rng, folder)
     ours = ether_logits(rows, tokens, folder / "base", "--adapter", out)
     model = peft.PeftModel.from_pretrained(auto_class(family)(folder / "base"), out)
-    report(f"{family}: {method} of ours in PEFT", difference(python_logits(model, rows), ours))
+    report(f"{family}: {method} of ours in PEFT", difference(python_logits(model, rows), ours), LOGITS_TOLERANCE.get(method, TOLERANCE))
 
 
 def merged(family, method, rng, folder):
@@ -149,7 +161,33 @@ def merged(family, method, rng, folder):
     ours = ether_logits(rows, tokens, folder / "base", "--adapter", out)
     ether("merge", "--model", folder / "base", "--adapter", out, "--out", folder / "merged" / method)
     report(f"{family}: {method} merged, in transformers",
-           difference(python_logits(auto_class(family)(folder / "merged" / method), rows), ours))
+           difference(python_logits(auto_class(family)(folder / "merged" / method), rows), ours), LOGITS_TOLERANCE.get(method, TOLERANCE))
+
+
+def started(family, method, folder, start, ours):
+    """How far the moments of an adapter's first values are from those of PEFT's for the same configuration, in standard errors; what
+    PEFT starts with one value must be that value. Values of one kind are taken together, so that there are many."""
+    config = peft.PeftConfig.from_pretrained(start)
+    config.inference_mode = False
+    if method == "adalora":
+        config.rank_pattern = None  # of the run's end
+    torch.manual_seed(len(method))
+    model = peft.get_peft_model(auto_class(family)(folder / "base"), config)
+    base = {"base_model.model." + name for name in auto_class(family)(folder / "base").state_dict()}
+    theirs = {name: tensor for name, tensor in peft.get_peft_model_state_dict(model).items()
+              if name.replace(".base_layer.", ".") not in base and name in ours}  # a tied head's copies are not
+    assert theirs
+    worst = 0
+    for kind in {name.rsplit(".", 2)[-1] if not name.endswith(".weight") else name.rsplit(".", 2)[1] for name in theirs}:
+        names = [name for name in theirs if name == kind or f".{kind}" in name]
+        a, b = (torch.cat([values[name].double().flatten() for name in names]) for values in (theirs, ours))
+        if a.var(correction=0) == 0:
+            worst = max(worst, 0 if torch.equal(a, b) else float("inf"))
+            continue
+        for power in (1, 2, 4):
+            error = ((a ** power).var() + (b ** power).var()).div(a.numel()).sqrt()
+            worst = max(worst, ((a ** power).mean() - (b ** power).mean()).abs().div(error).item())
+    report(f"{family}: {method}, first values in standard errors", worst, tolerance=5)
 
 
 def stepped(family, method, rng, folder):
@@ -173,6 +211,10 @@ def stepped(family, method, rng, folder):
     start.mkdir()
     (start / "adapter_config.json").write_text((run / "adapter_config.json").read_text())
     save_file(values(0), start / "adapter_model.safetensors")
+    if method not in STARTS_DIFFER:
+        started(family, method, folder, start, values(0))
+    if method in STEPS_DIFFER:
+        return
     if method == "prefix":  # PEFT trains none that comes from a file
         config = peft.PeftConfig.from_pretrained(start)
         config.inference_mode = False
@@ -246,8 +288,7 @@ for family in (sys.argv[1].split(",") if len(sys.argv) > 1 else FAMILIES):
         for method in PEFT_METHODS:
             peft_to_ether(method, family, rng, folder)
             ether_to_peft(method, family, rng, folder)
-            if method not in STEPS_DIFFER:
-                stepped(family, method, rng, folder)
+            stepped(family, method, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
         for method in (*(method for method in PEFT_METHODS if method != "prefix"), "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):

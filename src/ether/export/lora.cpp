@@ -84,8 +84,8 @@ std::vector<Changed> changed_layers(const methods::AdaptedModel& adapted) {
     return layers;
 }
 
-// A layer's change of its weight.
-LowRank change_of(const Changed& layer, const std::string& method, bool svd) {
+// A layer's change of its weight, in exact factors: of the rank that their sizes tell.
+LowRank factors_of(const Changed& layer, const std::string& method, bool svd) {
     const auto forms = in_float64(layer.forms);
     const auto weight = layer.weight.detach().to(at::kDouble);
     if (auto change = low_rank_change(forms, weight)) return *change;
@@ -105,6 +105,12 @@ LowRank change_of(const Changed& layer, const std::string& method, bool svd) {
 
 double relative(double lost_square, double square) {
     return square > 0 ? std::sqrt(lost_square / square) : 0;
+}
+
+// A layer's change of its weight. Where sizes tell no small rank, it may have one all the same.
+LowRank change_of(const Changed& layer, const std::string& method, bool svd) {
+    const auto change = factors_of(layer, method, svd);
+    return change.rank() < std::min(layer.weight.size(0), layer.weight.size(1)) ? change : compact(change);
 }
 
 // All changes at no more than the rank asked for.

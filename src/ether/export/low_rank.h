@@ -14,6 +14,10 @@ struct LowRank {
 // Any change (out, in), exactly, at the rank that needs: the smaller of its sizes.
 LowRank factored(const at::Tensor& change);
 
+// The same change at the rank that it has to float32's precision, where that is at most what servers take
+// (512); else as it is. Found by random probes of its range (Halko et al., arXiv 0909.4061).
+LowRank compact(const LowRank& change);
+
 // The nearest product of at most that rank in Frobenius' norm (Eckart and Young), and that norm's squares.
 struct Truncated {
     LowRank factors;  // each singular value lies half in A, half in B

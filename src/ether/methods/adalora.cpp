@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -20,6 +21,8 @@ using at::Tensor;
 using RankPattern = std::map<std::string, std::vector<bool>>;  // by site: the triplets that are left
 
 struct AdaloraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "lora_only";
+
     int64_t rank = 12, target = 8, initial = 0, final = 0, interval = 1, total = 0;
     double alpha = 8, dropout = 0, beta1 = 0.85, beta2 = 0.85, orthogonality = 0.5;
     RankPattern pattern;  // of a loaded adapter
@@ -33,7 +36,7 @@ struct AdaloraOptions : MethodOptions {
              .low = 0,
              .high = 1 << 16,
              .key = "target_r"},
-            alpha_field(&alpha, "lora_alpha", "scale: alpha / rank"),
+            alpha_field(&alpha, "lora_alpha", "scale: alpha / rank; 0: of 1"),
             {.name = "tinit",
              .value = &initial,
              .help = "steps before any is zeroed",
@@ -131,8 +134,10 @@ class Adalora : public Adapter {
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
         const auto& triplets = triplets_[place_[site]];
-        return low_rank(triplets.a.value * triplets.e.value, triplets.b.value,
-                        options_.alpha / (static_cast<double>(options_.rank) + 1e-5), options_.dropout);
+        const auto rank = static_cast<double>(options_.rank);
+        const double alpha = options_.alpha > 0 ? options_.alpha : rank;
+        return low_rank(triplets.a.value * triplets.e.value, triplets.b.value, alpha / (rank + 1e-5),
+                        options_.dropout);
     }
 
     Tensor extra_loss(const std::vector<Tensor>&) override {
@@ -242,7 +247,7 @@ class Adalora : public Adapter {
 // How a new adapter would start, keys of LoRA that mean nothing here, and settings of features that are off.
 bool ignores(const std::string& key, const nlohmann::json&) {
     return key == "init_lora_weights" || key == "r" || key == "use_rslora" || key == "megatron_core" ||
-           key == "qalora_group_size";
+           key == "qalora_group_size" || key == "alpha_pattern";
 }
 
 }  // namespace
@@ -253,8 +258,8 @@ Method adalora() {
             "LoRA that gives its rank to the layers which need it",
             1e-2,
             true,
-            make_options<AdaloraOptions>,
-            make_adapter<Adalora, AdaloraOptions>,
+            make_options_with_bias<AdaloraOptions>,
+            make_adapter_with_bias<Adalora, AdaloraOptions>,
             ignores};
 }
 

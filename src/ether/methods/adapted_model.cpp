@@ -202,7 +202,8 @@ void AdaptedModel::build(uint64_t seed, bool from_file, const RunBatch& run_batc
                                   .parameters = parameters_,
                                   .random = k == 0 ? random : random.stream(k),
                                   .loading = from_file,
-                                  .embeddings = part.targeted.embeddings};
+                                  .embeddings = part.targeted.embeddings,
+                                  .headless = part.headless};
             if (run_batch) context.run_batch = [&] { run_batch(*model_); };
             return part.method->make(*part.options, context);
         };

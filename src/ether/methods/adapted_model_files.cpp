@@ -135,7 +135,6 @@ nlohmann::json AdaptedModel::common_config(const std::string& base) const {
                           : has_head || !is_wrapped()                 ? nlohmann::json("SEQ_CLS")
                                                                       : nlohmann::json();
     config["inference_mode"] = true;
-    config["bias"] = "none";
     config["modules_to_save"] =
         modules_to_save_.empty() ? nlohmann::json() : nlohmann::json(modules_to_save_);
     return config;

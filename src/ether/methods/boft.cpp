@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
 #include "ether/ops/cayley/cayley.h"
@@ -21,6 +22,8 @@ namespace {
 using at::Tensor;
 
 struct BoftOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "boft_only";
+
     BlockDivision division{.size = 4};
     int64_t factors = 1;
     double dropout = 0;
@@ -139,8 +142,8 @@ Method boft() {
             "products of sparse rotations of a layer's input, and a factor for each output",
             1e-2,
             true,
-            make_options<BoftOptions>,
-            make_adapter<Boft, BoftOptions>,
+            make_options_with_bias<BoftOptions>,
+            make_adapter_with_bias<Boft, BoftOptions>,
             ignores};
 }
 

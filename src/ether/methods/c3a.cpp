@@ -9,6 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
 
@@ -20,6 +21,8 @@ using at::Tensor;
 constexpr int64_t kLargestDefault = 256;
 
 struct C3aOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "c3a_only";
+
     int64_t block_size = 0;
     NumbersByName block_sizes;
 
@@ -46,7 +49,8 @@ class C3a : public Adapter {
         : block_size_(options.block_size ? options.block_size
                                          : common_divisor(context.sites, kLargestDefault)),
           kernels_(context.model) {
-        const auto sizes = site_numbers(context, "block-size-pattern", options.block_sizes, block_size_);
+        const auto sizes =
+            site_numbers(context, "block-size-pattern", options.block_sizes, block_size_, kPathEndUngrouped);
         for (const nn::Site* site : context.sites) {
             const int64_t b = sizes[*site], in = site->linear.in(), out = site->linear.out();
             const char* option = b == block_size_ ? "block-size" : "block-size-pattern";
@@ -92,8 +96,8 @@ Method c3a() {
             "additions made of circulant blocks",
             3e-1,
             true,
-            make_options<C3aOptions>,
-            make_adapter<C3a, C3aOptions>,
+            make_options_with_bias<C3aOptions>,
+            make_adapter_with_bias<C3a, C3aOptions>,
             ignores};
 }
 

@@ -5,6 +5,7 @@
 // models.
 #include <ATen/Functions.h>
 
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
 
@@ -14,6 +15,8 @@ namespace {
 using at::Tensor;
 
 struct DeloraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "delora_only";
+
     int64_t rank = 8;
     double boundary = 1, dropout = 0;
     NumbersByName ranks, boundaries;
@@ -86,8 +89,8 @@ Method delora() {
             "low-rank additions of unit vectors under a trained bound",
             2e-3,
             true,
-            make_options<DeloraOptions>,
-            make_adapter<Delora, DeloraOptions>,
+            make_options_with_bias<DeloraOptions>,
+            make_adapter_with_bias<Delora, DeloraOptions>,
             ignores};
 }
 

@@ -4,6 +4,7 @@
 // generator and does not save them.
 #include <ATen/Functions.h>
 
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/random_spectrum.h"
 
@@ -11,7 +12,9 @@ namespace ether::methods {
 namespace {
 
 struct FourierftOptions : SpectrumOptions {
-    FourierftOptions() : SpectrumOptions(1000, 150, 1e6) {}
+    static constexpr const char* kBiasOnly = "fourier_only";
+
+    FourierftOptions() : SpectrumOptions(1000, 150, 1e6) { pattern_form = kPathEndUngrouped; }
 };
 
 class Fourierft : public Adapter {
@@ -70,8 +73,8 @@ Method fourierft() {
             "a few frequencies of a change of the whole weight",
             5e-2,
             true,
-            make_options<FourierftOptions>,
-            make_adapter<Fourierft, FourierftOptions>,
+            make_options_with_bias<FourierftOptions>,
+            make_adapter_with_bias<Fourierft, FourierftOptions>,
             ignores};
 }
 

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -17,6 +18,8 @@ namespace {
 using at::Tensor;
 
 struct GraloraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "gralora_only";
+
     int64_t rank = 32, pieces = 2, hybrid = 0;
     double alpha = 64, dropout = 0;
 
@@ -106,8 +109,8 @@ Method gralora() {
             "low-rank additions to each of a weight's k x k blocks",
             2e-3,
             true,
-            make_options<GraloraOptions>,
-            make_adapter<Gralora, GraloraOptions>,
+            make_options_with_bias<GraloraOptions>,
+            make_adapter_with_bias<Gralora, GraloraOptions>,
             ignores};
 }
 

@@ -38,6 +38,7 @@ class Hiwi : public Adapter {
     Hiwi(const HiwiOptions& options, const MethodContext& context)
         : scale_(options.scale),
           on_weights_(options.on == "weight"),
+          has_network_(!context.loading),
           targets_(context.sites),
           sites_(context.model) {
         for (const nn::Site* site : context.sites) {
@@ -58,7 +59,7 @@ class Hiwi : public Adapter {
         return forms;
     }
 
-    bool reads_weights() const override { return on_weights_; }
+    bool reads_weights() const override { return on_weights_ && has_network_; }
     bool reads_bias(const nn::Site& site) const override { return sites_[site].base.defined(); }
 
     void to_tensors(io::NamedTensors& tensors) const override {
@@ -139,7 +140,7 @@ class Hiwi : public Adapter {
     }
 
     const double scale_;
-    const bool on_weights_;
+    const bool on_weights_, has_network_;
     const std::vector<nn::Site*> targets_;
     BySite<Site> sites_;
 };

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/ops/unit/unit.h"
 
@@ -19,6 +20,8 @@ namespace {
 using at::Tensor;
 
 struct HraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "hra_only";
+
     int64_t rank = 8;
     bool orthonormal = false;
 
@@ -76,8 +79,8 @@ Method hra() {
             "a chain of Householder reflections of a layer's input",
             1e-2,
             true,
-            make_options<HraOptions>,
-            make_adapter<Hra, HraOptions>,
+            make_options_with_bias<HraOptions>,
+            make_adapter_with_bias<Hra, HraOptions>,
             ignores};
 }
 

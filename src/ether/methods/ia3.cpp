@@ -68,7 +68,6 @@ class Ia3 : public Adapter {
     // PEFT's IA3Config knows no block numbers, and wants feedforward_modules to be among target_modules:
     // where either stands in the way, both are whole paths.
     void to_config(nlohmann::json& config) const override {
-        config.erase("bias");
         const auto& targets = config["target_modules"];
         const bool subset = feedforward_.empty() == names_.empty() &&
                             std::all_of(names_.begin(), names_.end(), [&](const auto& name) {

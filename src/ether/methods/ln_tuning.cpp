@@ -64,10 +64,7 @@ class LnTuning : public Adapter {
             if ((norms.empty() || wanted(path)) && !unwanted(path)) train(path, context);
     }
 
-    void to_config(nlohmann::json& config) const override {
-        config[kTargets] = modules_;
-        config.erase("bias");
-    }
+    void to_config(nlohmann::json& config) const override { config[kTargets] = modules_; }
 
   private:
     static constexpr const char* kNorms = "--norms";

@@ -4,6 +4,7 @@
 // loha tuner.
 #include <ATen/ops/zeros.h>
 
+#include "ether/methods/delta_dropout.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
 
@@ -16,20 +17,21 @@ struct LohaOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 8;
     NumbersByName ranks, alphas;
+    DeltaDropout dropout{.scaled = true};
 
     Fields fields() override {
-        return {
-            rank_field(&rank, "r, the width of each of the four factors"),
-            alpha_field(&alpha, "alpha"),
-            rank_pattern_field(&ranks),
-            alpha_pattern_field(&alphas),
-        };
+        auto fields = dropout.fields();
+        fields.insert(fields.begin(), {rank_field(&rank, "r, the width of each of the four factors"),
+                                       alpha_field(&alpha, "alpha"), rank_pattern_field(&ranks),
+                                       alpha_pattern_field(&alphas)});
+        return fields;
     }
 };
 
 class Loha : public Adapter {
   public:
-    Loha(const LohaOptions& options, const MethodContext& context) : factors_(context.model) {
+    Loha(const LohaOptions& options, const MethodContext& context)
+        : dropout_(options.dropout), factors_(context.model) {
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
         const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         for (const nn::Site* site : context.sites) {
@@ -47,10 +49,11 @@ class Loha : public Adapter {
         }
     }
 
-    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         const auto& [w1_a, w1_b, w2_a, w2_b, scale] = factors_[site];
-        return low_rank((w1_b.unsqueeze(1) * w2_b).flatten(0, 1),
-                        (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1), scale, 0);
+        return dropout_(low_rank((w1_b.unsqueeze(1) * w2_b).flatten(0, 1),
+                                 (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1), scale, 0),
+                        site, pass);
     }
 
   private:
@@ -58,13 +61,13 @@ class Loha : public Adapter {
         Tensor w1_a, w1_b, w2_a, w2_b;
         double scale = 0;
     };
+    const DeltaDropout dropout_;
     BySite<Factors> factors_;
 };
 
-// How a new adapter would start, what acts in training alone, and what is about convolutions.
+// How a new adapter would start, and what is about convolutions.
 bool ignores(const std::string& key, const nlohmann::json&) {
-    return key == "init_weights" || key == "rank_dropout" || key == "module_dropout" ||
-           key == "use_effective_conv2d";
+    return key == "init_weights" || key == "use_effective_conv2d";
 }
 
 }  // namespace

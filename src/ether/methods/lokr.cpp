@@ -5,6 +5,7 @@
 // and defaults as in PEFT's lokr tuner.
 #include <ATen/Functions.h>
 
+#include "ether/methods/delta_dropout.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/site_numbers.h"
 
@@ -18,9 +19,10 @@ struct LokrOptions : MethodOptions {
     double alpha = 8;
     bool both = false;
     NumbersByName ranks, alphas;
+    DeltaDropout dropout;
 
     Fields fields() override {
-        return {
+        Fields fields = {
             rank_field(&rank, "r, the rank of factors that are larger than twice r"),
             alpha_field(&alpha, "alpha"),
             rank_pattern_field(&ranks),
@@ -31,7 +33,13 @@ struct LokrOptions : MethodOptions {
              .help = "width of the smaller factor, or the largest it may have; -1: near the square root",
              .low = -1,
              .high = 1 << 20},
+            {.name = "rank-dropout-scale",
+             .value = &dropout.scaled,
+             .help = "scale up the outputs that --rank-dropout leaves"},
         };
+        const auto more = dropout.fields();
+        fields.insert(fields.end(), more.begin(), more.end());
+        return fields;
     }
 
     // PEFT's factorisation of a width into (smaller, larger).
@@ -66,7 +74,8 @@ Tensor transposition(int64_t rows, int64_t columns, at::Device device) {
 
 class Lokr : public Adapter {
   public:
-    Lokr(const LokrOptions& options, const MethodContext& context) : products_(context.model) {
+    Lokr(const LokrOptions& options, const MethodContext& context)
+        : dropout_(options.dropout), products_(context.model) {
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
         const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         for (const nn::Site* site : context.sites) {
@@ -92,13 +101,13 @@ class Lokr : public Adapter {
         }
     }
 
-    nn::SiteForms forms(const nn::Site& site, const nn::Pass&) override {
+    nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         const auto& [w1, w2, to_columns, to_rows, scale] = products_[site];
         auto along = [](const Tensor& weight) { return nn::BlockDiagonal{weight.t().unsqueeze(0)}; };
         nn::SiteForms forms;
         forms.delta.push_back(
             {along(w2.value()), nn::Permute{to_columns}, along(w1.value() * scale), nn::Permute{to_rows}});
-        return forms;
+        return dropout_(std::move(forms), site, pass);
     }
 
   private:
@@ -107,13 +116,13 @@ class Lokr : public Adapter {
         Tensor to_columns, to_rows;
         double scale = 0;
     };
+    const DeltaDropout dropout_;
     BySite<Product> products_;
 };
 
-// How a new adapter would start, what acts in training alone, and what is about convolutions.
+// How a new adapter would start, and what is about convolutions.
 bool ignores(const std::string& key, const nlohmann::json&) {
-    return key == "init_weights" || key == "rank_dropout" || key == "module_dropout" ||
-           key == "rank_dropout_scale" || key == "use_effective_conv2d";
+    return key == "init_weights" || key == "use_effective_conv2d";
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,7 @@
 #include "ether/core/error.h"
 #include "ether/core/near_name.h"
 #include "ether/core/utf8.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/eva.h"
 #include "ether/methods/lora_starts.h"
 #include "ether/methods/methods.h"
@@ -33,7 +35,8 @@ struct LoraOptions : MethodOptions {
     int64_t rank = 8;
     double alpha = 16, dropout = 0;
     bool rslora = false, dora = false, lora_bias = false;
-    std::string bias = "none", start = kDefaultStart;
+    BiasChoice bias{"lora_only"};
+    std::string start = kDefaultStart;
     EvaOptions eva;
     NumbersByName ranks, alphas;
     std::vector<int64_t> tokens;
@@ -51,10 +54,7 @@ struct LoraOptions : MethodOptions {
              .help = "train the norm of each row of W + s B A, too (DoRA)",
              .key = "use_dora"},
             dropout_field(&dropout, "lora_dropout"),
-            {.name = "bias",
-             .value = &bias,
-             .help = "biases to train as well: none, those of adapted layers, or all of the model",
-             .choices = {"none", "lora_only", "all"}},
+            bias.field(),
             {.name = "lora-bias", .value = &lora_bias, .help = "a bias behind B, too"},
             {.name = "token-indices",
              .value = &tokens,
@@ -65,7 +65,7 @@ struct LoraOptions : MethodOptions {
              .value = &start,
              .help =
                  "how A and B start: default (kaiming-uniform, 0), gaussian, orthogonal, from the training "
-                 "data: eva, or from W: pissa, pissa_niter_4 (faster), olora"},
+                 "data: eva, from W: pissa, pissa_niter_4 (faster), olora, or from W with B as it is: mica"},
             {.name = "eva-rho",
              .value = &eva.rho,
              .help = "eva: how many times its rank a layer may get, at others' cost",
@@ -91,11 +91,16 @@ struct LoraOptions : MethodOptions {
             token_table = indices.begin().key();
             indices = nlohmann::json(*indices.begin());
         }
+        bias.from_config(config);
         auto& value = config["init_lora_weights"];
-        if (value == "olora" || value == "pissa") return;
-        const auto name = value.is_string() ? value.get<std::string>() : "";
-        constexpr std::array<std::string_view, 5> kLeaveTheBase = {"", "gaussian", "orthogonal", "eva",
-                                                                   "mica"};
+        auto name = value.is_string() ? value.get<std::string>() : "";
+        std::transform(name.begin(), name.end(), name.begin(),
+                       [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+        if (name == "olora" || name == "pissa" || name == kMica) {
+            value = name;
+            return;
+        }
+        constexpr std::array<std::string_view, 4> kLeaveTheBase = {"", "gaussian", "orthogonal", kEva};
         if (std::find(kLeaveTheBase.begin(), kLeaveTheBase.end(), name) == kLeaveTheBase.end())
             fail(ErrorKind::adapter,
                  "adapter_config.json: init_lora_weights = \"{}\": PEFT has changed the base's weights in a "
@@ -108,9 +113,18 @@ struct LoraOptions : MethodOptions {
     // Others are written as the plain LoRA that they are (Lora::to_config).
     void to_config(nlohmann::json& config) const override {
         for (const char* key : {"eva_rho", "eva_whiten"}) config.erase(key);
-        const bool is_peft_name = start == "gaussian" || start == "orthogonal";
+        const bool is_peft_name = start == "gaussian" || start == "orthogonal" || start == kMica;
         config["init_lora_weights"] = is_peft_name ? nlohmann::json(start) : nlohmann::json(true);
     }
+
+    // What PEFT made of the base's output layer, which it saves beside the adapter, is made anew.
+    void from_tensors(io::NamedTensors& tensors) const override {
+        if (moves_base(start))
+            std::erase_if(tensors, [](const auto& entry) { return entry.first.ends_with(kChangedBase); });
+    }
+
+  private:
+    static constexpr std::string_view kChangedBase = ".base_layer.weight";
 };
 
 struct LoraSite {
@@ -142,14 +156,15 @@ class Lora : public Adapter {
         } else {
             for (const nn::Site* site : context.sites) {
                 const double scale = lora_scale(alphas[*site], ranks[*site], options.rslora);
+                const bool is_there = context.loading && options.start == kMica;
                 add(*site, scale,
-                    lora_start(options.start, *site, ranks[*site], scale,
+                    lora_start(is_there ? kDefaultStart : options.start, *site, ranks[*site], scale,
                                context.random.stream(site->name())),
                     context);
             }
         }
         if (context.embeddings) add_embeddings(ranks.embeddings, alphas.embeddings, context);
-        if (options.bias != "none") train_biases(options.bias == "all", targets_, context);
+        train_biases(options.bias, targets_, context);
         if (!options.tokens.empty())
             tokens_.emplace(options.tokens, options.token_table, "token_adapter.", context);
     }
@@ -170,7 +185,7 @@ class Lora : public Adapter {
     bool reads_weights() const override { return options_.dora || moves_base(); }
     bool reads_bias(const nn::Site& site) const override {
         const bool is_target = std::find(targets_.begin(), targets_.end(), &site) != targets_.end();
-        return options_.bias == "all" || (options_.bias == "lora_only" && is_target);
+        return options_.bias.all() || (!options_.bias.none() && is_target);
     }
 
     void to_config(nlohmann::json& config) const override {
@@ -227,8 +242,7 @@ class Lora : public Adapter {
 
     // Layers with ranks of their own, and without those that have none.
     void numbers_to_config(nlohmann::json& config) const {
-        auto& targets = config["target_modules"] = nlohmann::json::array();
-        for (const nn::Site* site : targets_) targets.push_back(site->name());
+        methods::to_config(targets_, config);
         auto &ranks = config["rank_pattern"] = nlohmann::json::object(),
              &alphas = config["alpha_pattern"] = nlohmann::json::object();
         for (const nn::Site* site : targets_) {
@@ -240,16 +254,24 @@ class Lora : public Adapter {
 
     void add(const nn::Site& site, double scale, const LoraStart& start, const MethodContext& context) {
         auto& lora = sites_[site];
+        if (context.loading && moves_base() && site.is_output && context.model.has_tied_output())
+            fail(
+                ErrorKind::adapter,
+                "adapter_config.json: init_lora_weights = \"{}\" changed \"{}\", whose weight is the table "
+                "of "
+                "word embeddings as well; merge the adapter with PEFT (merge_and_unload) and give the result "
+                "as --model",
+                options_.start, site.name());
         lora.scale = scale;
-        auto add = [&](const char* name, const Tensor& value, bool trained = true) {
+        auto add = [&](const char* name, const Tensor& value, bool trained = true, bool saved = true) {
             return context.parameters.add(parameter_name(site, name), value, nn::ParameterGroup::adapter,
-                                          trained, /*saved=*/trained);
+                                          trained, saved);
         };
         lora.a = add(kA, start.a);
-        lora.b = add(kB, start.b);
+        lora.b = add(kB, start.b, /*trained=*/options_.start != kMica);
         if (moves_base()) {
-            lora.a0 = add("lora_A.start", start.a.clone(), false);
-            lora.b0 = add("lora_B.start", start.b.clone(), false);
+            lora.a0 = add("lora_A.start", start.a.clone(), /*trained=*/false, /*saved=*/false);
+            lora.b0 = add("lora_B.start", start.b.clone(), /*trained=*/false, /*saved=*/false);
         }
         if (options_.lora_bias) lora.bias = add("lora_B.bias", at::zeros({site.linear.out()}));
         if (!options_.dora) return;
@@ -258,7 +280,7 @@ class Lora : public Adapter {
     }
 
     void add_embeddings(int64_t rank, double alpha, const MethodContext& context) {
-        if (moves_base() || options_.start == kEva)
+        if (moves_base() || options_.start == kEva || options_.start == kMica)
             fail(ErrorKind::usage,
                  "--init-lora-weights {}: is made for linear layers, and \"{}\" is a table of embeddings; "
                  "leave one of them out",
@@ -309,19 +331,6 @@ class Lora : public Adapter {
         return {at::cat({lora.a, lora.a0}), at::cat({lora.b, -lora.b0}, 1)};
     }
 
-    static void train_biases(bool all, const std::vector<nn::Site*>& targets, const MethodContext& context) {
-        const std::string suffix = ".bias";
-        for (const auto& [name, slots] : context.model.tensors()) {
-            if (!name.ends_with(suffix) || context.parameters.find(name)) continue;
-            const auto module = name.substr(0, name.size() - suffix.size());
-            const bool adapted = std::any_of(targets.begin(), targets.end(),
-                                             [&](const nn::Site* site) { return site->name() == module; });
-            if (!adapted && !all) continue;
-            train_copy(context.model, context.parameters, name,
-                       module + (adapted ? ".base_layer" : "") + suffix);
-        }
-    }
-
     // |W + s B A| by row, without forming B A: |w|^2 + 2 s (W A^T)_o . b_o + s^2 b_o (A A^T) b_o.
     Tensor row_norms(const LoraSite& lora, const Tensor& weight) const {
         const at::NoGradGuard no_grad;
@@ -346,8 +355,7 @@ class Lora : public Adapter {
 
 // Settings of features that are off, or of a start.
 bool ignores(const std::string& key, const nlohmann::json&) {
-    return key == "eva_config" || key == "megatron_core" || key == "qalora_group_size" ||
-           key == "arrow_config";
+    return key == "eva_config" || key == "megatron_core" || key == "qalora_group_size";
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ LoraStart pissa(const Tensor& weight, int64_t rank, int64_t rounds, double scale
 }  // namespace
 
 std::vector<std::string> lora_start_names() {
-    return {kDefaultStart, "gaussian", "orthogonal", kEva, "pissa", "olora"};
+    return {kDefaultStart, "gaussian", "orthogonal", kEva, "pissa", "olora", kMica};
 }
 
 int64_t pissa_rounds(const std::string& name) {
@@ -60,18 +60,22 @@ LoraStart lora_start(const std::string& name, const nn::Site& site, int64_t rank
     const int64_t in = site.linear.in(), out = site.linear.out();
     ETHER_ASSERT(name != kEva);
     if (name == "orthogonal") return orthogonal(site, rank, random);
-    if (!moves_base(name))
+    if (!moves_base(name) && name != kMica)
         return {name == "gaussian" ? normal({rank, in}, 1 / static_cast<double>(rank), random)
                                    : kaiming_uniform({rank, in}, random),
                 at::zeros({out, rank})};
     if (rank > std::min(in, out))
         fail(ErrorKind::usage, "--init-lora-weights {}: {} has no more than {} singular values, rank is {}",
              name, site.name(), std::min(in, out), rank);
-    if (scale == 0)
+    if (scale == 0 && name != kMica)
         fail(ErrorKind::usage, "--init-lora-weights {}: needs a scale above 0, but {} has --alpha 0", name,
              site.name());
     const at::NoGradGuard no_grad;
     const auto weight = site.linear.weight.to(at::kFloat);
+    if (name == kMica) {
+        const auto u = std::get<0>(at::linalg_svd(weight, /*full_matrices=*/false));
+        return {at::zeros({rank, in}), u.narrow(1, u.size(1) - rank, rank).contiguous()};
+    }
     if (name != "olora") return pissa(weight, rank, pissa_rounds(name), scale, random);
     const auto [q, r] = at::linalg_qr(weight);
     return {r.narrow(0, 0, rank).contiguous(), q.narrow(1, 0, rank).contiguous()};

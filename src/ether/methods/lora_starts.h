@@ -9,7 +9,7 @@
 
 namespace ether::methods {
 
-inline constexpr const char *kDefaultStart = "default", *kEva = "eva";
+inline constexpr const char *kDefaultStart = "default", *kEva = "eva", *kMica = "mica";
 
 struct LoraStart {
     at::Tensor a, b;  // (r, in), (out, r): float32
@@ -20,7 +20,8 @@ struct LoraStart {
 // "pissa" (arXiv 2404.02948): the r largest singular values s_i and vectors of W, scale B A = U S V^T, each
 // factor with sqrt(s_i / scale); "pissa_niter_N": nearly those, by N rounds of subspace iteration (Halko et
 // al., arXiv 0909.4061), for wide layers. "olora" (arXiv 2406.01775): A the first r rows of R, B the first
-// columns of Q, of W = Q R. Not for kEva, whose starts need all layers' inputs (eva.h).
+// columns of Q, of W = Q R. "mica" (arXiv 2604.01694): A zero, B the left singular vectors of W's r smallest
+// singular values, which stay as they are. Not for kEva, whose starts need all layers' inputs (eva.h).
 LoraStart lora_start(const std::string& name, const nn::Site& site, int64_t rank, double scale,
                      const Random& random);
 

@@ -98,6 +98,7 @@ struct MethodContext {
     Random random;            // of starting values
     bool loading = false;     // values come from an adapter's file
     bool embeddings = false;  // the table of word embeddings is a target, too
+    bool headless = false;    // the file's paths lack ModelShape::prefix
     // Runs the base on the next batch of training examples, over and over, for starts that look at what
     // layers read (Site::watch); empty where there are none.
     std::function<void()> run_batch = {};

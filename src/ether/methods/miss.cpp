@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -16,6 +17,8 @@ namespace {
 using at::Tensor;
 
 struct MissOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "MiSS_only";
+
     int64_t rank = 64, mini_rank = 1;
     double dropout = 0;
     bool mini = false;
@@ -92,8 +95,8 @@ Method miss() {
             "one change for every r-th column of a layer's weight",
             1e-3,
             true,
-            make_options<MissOptions>,
-            make_adapter<Miss, MissOptions>,
+            make_options_with_bias<MissOptions>,
+            make_adapter_with_bias<Miss, MissOptions>,
             ignores_nothing};
 }
 

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/block_division.h"
 #include "ether/methods/methods.h"
 #include "ether/ops/cayley/cayley.h"
@@ -18,6 +19,8 @@ namespace {
 using at::Tensor;
 
 struct OftOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "oft_only";
+
     BlockDivision division{.size = 32};
     int64_t terms = 5;
     bool share = false, neumann = true;
@@ -126,8 +129,8 @@ Method oft() {
             "rotations of a layer's input, block by block",
             1e-3,
             true,
-            make_options<OftOptions>,
-            make_adapter<Oft, OftOptions>,
+            make_options_with_bias<OftOptions>,
+            make_adapter_with_bias<Oft, OftOptions>,
             ignores};
 }
 

@@ -68,7 +68,6 @@ class Prefix : public Adapter {
     }
 
     void to_config(nlohmann::json& config) const override {
-        config.erase("bias");
         config[kLayers] = shape_.layers;
         config[kHeads] = shape_.kv_heads;
         config[kWidth] = shape_.kv_heads * shape_.head_dim;

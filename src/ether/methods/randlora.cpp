@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -19,6 +20,8 @@ namespace {
 using at::Tensor;
 
 struct RandloraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "randlora_only";
+
     int64_t rank = 32;
     double alpha = 640, dropout = 0;
 
@@ -107,8 +110,8 @@ Method randlora() {
             "additions of full rank by factors around random bases that all layers share",
             1e-3,
             true,
-            make_options<RandloraOptions>,
-            make_adapter<Randlora, RandloraOptions>,
+            make_options_with_bias<RandloraOptions>,
+            make_adapter_with_bias<Randlora, RandloraOptions>,
             ignores};
 }
 

@@ -31,8 +31,8 @@ Fields SpectrumOptions::fields() {
 }
 
 void RandomSpectrum::draw_places(const SpectrumOptions& options, const MethodContext& context) {
-    const auto counts =
-        site_numbers(context, "n-frequency-pattern", options.frequency_pattern, options.frequencies);
+    const auto counts = site_numbers(context, "n-frequency-pattern", options.frequency_pattern,
+                                     options.frequencies, options.pattern_form);
     std::map<std::pair<int64_t, int64_t>, at::Tensor> drawn;  // they depend on these two alone
     for (const nn::Site* site : context.sites) {
         const int64_t entries = site->linear.weight.numel();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "ether/methods/method.h"
+#include "ether/methods/targets.h"
 
 namespace ether::methods {
 
@@ -18,6 +19,7 @@ struct SpectrumOptions : MethodOptions {
     NumbersByName frequency_pattern;
     double scaling;
     const double largest_scaling;
+    const char* pattern_form = kPathEnd;
 
     Fields fields() override;
 };

@@ -7,6 +7,7 @@
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/targets.h"
 
 namespace ether::methods {
 namespace {
@@ -35,7 +36,7 @@ struct RoadOptions : MethodOptions {
 class Road : public Adapter {
   public:
     Road(const RoadOptions& options, const MethodContext& context)
-        : options_(options), rotations_(context.model) {
+        : options_(options), targets_(context.sites), rotations_(context.model) {
         if (options.group_size % 2 != 0)
             fail(ErrorKind::usage, "--group-size: {} is odd; outputs are rotated in pairs",
                  options.group_size);
@@ -69,11 +70,14 @@ class Road : public Adapter {
         return forms;
     }
 
+    void to_config(nlohmann::json& config) const override { name_layers(targets_, config); }
+
   private:
     struct Rotation {
         Tensor theta, alpha;
     };
     const RoadOptions options_;
+    const std::vector<nn::Site*> targets_;
     BySite<Rotation> rotations_;
 };
 

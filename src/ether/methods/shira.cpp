@@ -8,6 +8,7 @@
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
+#include "ether/methods/targets.h"
 
 namespace ether::methods {
 namespace {
@@ -34,7 +35,8 @@ struct ShiraOptions : MethodOptions {
 
 class Shira : public Adapter {
   public:
-    Shira(const ShiraOptions& options, const MethodContext& context) : entries_(context.model) {
+    Shira(const ShiraOptions& options, const MethodContext& context)
+        : targets_(context.sites), entries_(context.model) {
         for (const nn::Site* site : context.sites) {
             const int64_t in = site->linear.in(), out = site->linear.out(), count = options.rank * (in + out);
             if (count > in * out)
@@ -62,6 +64,8 @@ class Shira : public Adapter {
         return branch(nn::Overlay{{entries.pattern}, entries.values});
     }
 
+    void to_config(nlohmann::json& config) const override { name_layers(targets_, config); }
+
   private:
     struct Entries {
         Tensor values, places;  // (k), (2, k) int32: row and column
@@ -79,6 +83,7 @@ class Shira : public Adapter {
         return std::make_shared<ops::SparsePattern>(places, site.linear.out(), site.linear.in());
     }
 
+    const std::vector<nn::Site*> targets_;
     BySite<Entries> entries_;
 };
 

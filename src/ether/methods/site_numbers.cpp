@@ -5,13 +5,12 @@
 
 #include "ether/core/error.h"
 #include "ether/core/utf8.h"
-#include "ether/methods/targets.h"
 
 namespace ether::methods {
 
 template <typename Number>
 SiteNumbers<Number> site_numbers(const MethodContext& context, const char* option,
-                                 const NumbersByName& numbers, Number otherwise) {
+                                 const NumbersByName& numbers, Number otherwise, const char* form) {
     struct Pattern {
         const std::string& expression;
         PathFilter fits;
@@ -23,11 +22,11 @@ SiteNumbers<Number> site_numbers(const MethodContext& context, const char* optio
         if (std::is_integral_v<Number> && number != std::floor(number))
             fail(ErrorKind::usage, "--{}: \"{}\" has the value {}, expected a whole number", option,
                  printable(expression, kShownPattern), number);
-        patterns.push_back({expression,
-                            path_end(expression, context.model, fmt::format("--{}", option).c_str()),
+        patterns.push_back({expression, path_end(expression, ("--" + std::string(option)).c_str(), form),
                             static_cast<Number>(number)});
     }
-    auto number_at = [&](const std::string& path) {
+    auto number_at = [&](const std::string& module) {
+        const auto path = path_then(module, context.model, context.headless);
         const Pattern* chosen = nullptr;
         for (auto& pattern : patterns) {
             if (!pattern.fits(path)) continue;
@@ -52,8 +51,10 @@ SiteNumbers<Number> site_numbers(const MethodContext& context, const char* optio
     return values;
 }
 
-template SiteNumbers<int64_t> site_numbers(const MethodContext&, const char*, const NumbersByName&, int64_t);
-template SiteNumbers<double> site_numbers(const MethodContext&, const char*, const NumbersByName&, double);
+template SiteNumbers<int64_t> site_numbers(const MethodContext&, const char*, const NumbersByName&, int64_t,
+                                           const char*);
+template SiteNumbers<double> site_numbers(const MethodContext&, const char*, const NumbersByName&, double,
+                                          const char*);
 
 Field rank_pattern_field(NumbersByName* ranks) {
     return {.name = "rank-pattern",

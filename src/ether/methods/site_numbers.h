@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ether/methods/method.h"
+#include "ether/methods/targets.h"
 
 namespace ether::methods {
 
@@ -16,11 +17,11 @@ struct SiteNumbers {
 
 // The number of the first name or expression which fits the end of a target's path, else `otherwise`. Of a
 // file, whose keys PEFT sorts, the first in that order. Two that are typed and fit one target with different
-// numbers are an error; so is one that is typed and fits none. option: a field's name, for messages. Number:
-// int64_t (a fraction is an error) or double.
+// numbers are an error; so is one that is typed and fits none. option: a field's name, for messages. form: as
+// in path_end. Number: int64_t (a fraction is an error) or double.
 template <typename Number>
 SiteNumbers<Number> site_numbers(const MethodContext& context, const char* option,
-                                 const NumbersByName& numbers, Number otherwise);
+                                 const NumbersByName& numbers, Number otherwise, const char* form = kPathEnd);
 
 // The fields: of ranks, and of scales (alpha).
 Field rank_pattern_field(NumbersByName* ranks);

@@ -70,6 +70,9 @@ std::regex compiled(const std::string& expression, const char* option, const cha
         fail(ErrorKind::usage, "{}: the regular expression has {} characters, more than {}; name the layers",
              option, expression.size(), kLongestPattern);
     try {
+        // Classes like [[:digit:]], which Python takes for something else.
+        if (expression.find("[[:") != std::string::npos)
+            throw std::regex_error(std::regex_constants::error_ctype);
         return std::regex(fmt::format(fmt::runtime(form), from_python(expression)),
                           std::regex::ECMAScript | std::regex::nosubs | std::regex_constants::__polynomial);
     } catch (const std::regex_error& error) {
@@ -78,12 +81,6 @@ std::regex compiled(const std::string& expression, const char* option, const cha
              "back-references): {}",
              option, printable(expression, kShownPattern), error.what());
     }
-}
-
-// A module's path as it was where the choice was made.
-std::string path_then(const std::string& path, const nn::Model& model, const TargetWords& words) {
-    const auto& prefix = model.shape().prefix;
-    return words.headless && path.starts_with(prefix) ? path.substr(prefix.size()) : path;
 }
 
 std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
@@ -107,8 +104,8 @@ Matcher matcher(const std::string& expression, const nn::Model& model, const Tar
             return site && fits_keyword(expression, *site, model);
         };
     std::vector<std::string> known;
-    for (const auto& site : model.sites()) known.push_back(path_then(site.name(), model, words));
-    if (words.embeddings) known.push_back(path_then(model.embeddings().module(), model, words));
+    for (const auto& site : model.sites()) known.push_back(path_then(site.name(), model, words.headless));
+    if (words.embeddings) known.push_back(path_then(model.embeddings().module(), model, words.headless));
     const auto filter = path_filter(expression, option);
     if (!is_name_list(expression) && must_match && std::none_of(known.begin(), known.end(), filter))
         fail(ErrorKind::usage, "{}: \"{}\" matches no linear layer of this {} model{}; layers here end in {}",
@@ -191,7 +188,7 @@ Selection select(const Targets& targets, nn::Model& model, const TargetWords& wo
                               : matcher(targets.exclude, model, words, words.exclude, words.typed);
     const auto layers = parse_layers(targets.layers, model.shape().layers, words);
     auto chooses = [&](const nn::Site* site, const std::string& module) {
-        const auto path = path_then(module, model, words);
+        const auto path = path_then(module, model, words.headless);
         const bool layer_fits = targets.layers.empty() || layers.contains(site ? site->layer : -1) ||
                                 (!words.typed && is_listed(path, targets.modules));
         return layer_fits && wanted(site, path) && !excluded(site, path);
@@ -209,14 +206,16 @@ Selection select(const Targets& targets, nn::Model& model, const TargetWords& wo
     return selection;
 }
 
-PathFilter path_end(const std::string& expression, const nn::Model& model, const char* option) {
+PathFilter path_end(const std::string& expression, const char* option, const char* form) {
     const bool is_name = expression.find_first_of(",.") == std::string::npos && is_name_list(expression);
     if (is_name) return [expression](const std::string& path) { return ends_path(path, expression); };
-    const auto pattern = compiled(expression, option, "(.*\\.)?({})");
-    return [pattern, prefix = model.shape().prefix](const std::string& path) {
-        return std::regex_match(path, pattern) ||
-               (path.starts_with(prefix) && std::regex_match(path.substr(prefix.size()), pattern));
-    };
+    const auto pattern = compiled(expression, option, form);
+    return [pattern](const std::string& path) { return std::regex_match(path, pattern); };
+}
+
+std::string path_then(const std::string& path, const nn::Model& model, bool headless) {
+    const auto& prefix = model.shape().prefix;
+    return headless && path.starts_with(prefix) ? path.substr(prefix.size()) : path;
 }
 
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
@@ -245,10 +244,13 @@ std::vector<std::string> module_tensors(const std::vector<std::string>& modules,
     return tensors;
 }
 
-void to_config(const Selection& selection, const nn::Model& model, nlohmann::json& config) {
+void name_layers(const std::vector<nn::Site*>& sites, nlohmann::json& config) {
+    if (config.erase("layers_to_transform") > 0) to_config(sites, config);
+}
+
+void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config) {
     auto& paths = config["target_modules"] = nlohmann::json::array();
-    for (const auto* site : selection.sites) paths.push_back(site->name());
-    if (selection.embeddings) paths.push_back(model.embeddings().module());
+    for (const auto* site : sites) paths.push_back(site->name());
 }
 
 void to_config(const Targets& targets, const Selection& selection, const nn::Model& model,
@@ -257,13 +259,15 @@ void to_config(const Targets& targets, const Selection& selection, const nn::Mod
         std::any_of(model.sites().begin(), model.sites().end(),
                     [&](const nn::Site& site) { return is_listed(site.name(), targets.modules); });
     // PEFT knows no keywords but all-linear, which it saves as paths itself; its expressions are Python's,
-    // and match modules that are no linear layers, too; and it asks for no layers where a name is a whole
-    // path.
-    const auto is_names = [](const std::string& text) { return is_name_list(text) && !is_keyword(text); };
-    if (!is_names(targets.modules) || !is_names(targets.exclude) || (!targets.layers.empty() && whole_path))
-        return to_config(selection, model, config);
+    // and match modules that are no linear layers, too; some of its methods know no exclude_modules; and it
+    // asks for no layers where a name is a whole path.
+    const bool names = is_name_list(targets.modules) && !is_keyword(targets.modules);
+    if (!names || !targets.exclude.empty() || (!targets.layers.empty() && whole_path)) {
+        to_config(selection.sites, config);
+        if (selection.embeddings) config["target_modules"].push_back(model.embeddings().module());
+        return;
+    }
     config["target_modules"] = split_list(targets.modules);
-    if (!targets.exclude.empty()) config["exclude_modules"] = split_list(targets.exclude);
     if (targets.layers.empty()) return;
     auto& layers = config["layers_to_transform"] = nlohmann::json::array();
     std::set<int64_t> numbers;

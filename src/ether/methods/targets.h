@@ -53,6 +53,9 @@ struct Selection {
 // nothing, and so is a regular expression of more than 1,000 characters.
 Selection select(const Targets& targets, nn::Model& model, const TargetWords& words = kTypedTargets);
 
+// A module's path as it was where an adapter was made; headless: see TargetWords.
+std::string path_then(const std::string& path, const nn::Model& model, bool headless);
+
 // Whether an expression is a list of names, and no regular expression.
 bool is_name_list(const std::string& expression);
 
@@ -65,21 +68,24 @@ PathFilter path_filter(const std::string& expression, const char* option);
 std::string expression_of(const nlohmann::json& value, const char* key);
 
 // Whether a name or regular expression fits the end of a module's path, as PEFT asks of the keys of its
-// patterns: the whole path, or what follows one of its dots; with or without the base model's name in the
-// path, which an adapter made on the base model lacks. An error as in `select` where it is not regular.
-PathFilter path_end(const std::string& expression, const nn::Model& model, const char* option);
+// patterns: the whole path, or what follows one of its dots. form: how PEFT puts the key into an expression.
+// An error as in `select` where it is not regular.
+inline constexpr const char *kPathEnd = "(.*\\.)?({})", *kPathEndUngrouped = ".*\\.{}";
+PathFilter path_end(const std::string& expression, const char* option, const char* form = kPathEnd);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.
 std::vector<std::string> module_tensors(const std::vector<std::string>& modules, const nn::Model& model,
                                         const TargetWords& words = kTypedTargets);
 
-// PEFT's keys target_modules, exclude_modules and layers_to_transform, which choose the same of the model
+// PEFT's keys target_modules and layers_to_transform, which choose the same of the model
 // there, too: by whole paths where PEFT would read the words otherwise.
 void to_config(const Targets& targets, const Selection& selection, const nn::Model& model,
                nlohmann::json& config);
+// Of a method whose PEFT configuration knows no block numbers: what they chose, by whole paths.
+void name_layers(const std::vector<nn::Site*>& sites, nlohmann::json& config);
 // target_modules: whole paths.
-void to_config(const Selection& selection, const nn::Model& model, nlohmann::json& config);
+void to_config(const std::vector<nn::Site*>& sites, nlohmann::json& config);
 Targets targets_from_config(const nlohmann::json& config);
 
 }  // namespace ether::methods

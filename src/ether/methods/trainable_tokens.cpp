@@ -45,6 +45,7 @@ class TrainableTokens : public Adapter {
 
     void to_config(nlohmann::json& config) const override {
         config["target_modules"] = nlohmann::json::array({table_});
+        if (config["modules_to_save"].is_null()) config.erase("modules_to_save");
     }
 
   private:

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ether/core/error.h"
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/nn/weights.h"
 
@@ -31,6 +32,8 @@ at::ScalarType index_type(int64_t vectors) {
 }
 
 struct VbloraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "vblora_only";
+
     int64_t rank = 4, vectors = 256, length = 0, top = 2;
     double dropout = 0, bound = 0.02, deviation = 0.1;
     bool only_largest = false;
@@ -41,7 +44,7 @@ struct VbloraOptions : MethodOptions {
              .value = &rank,
              .help = "r, the width of A and B",
              .low = 1,
-             .high = 64,
+             .high = 1 << 16,
              .key = "r"},
             {.name = "num-vectors", .value = &vectors, .help = "of the shared bank", .low = 1, .high = 4096},
             {.name = "vector-length",
@@ -182,8 +185,8 @@ Method vblora() {
             "low-rank additions composed of vectors from one shared bank",
             1e-2,
             true,
-            make_options<VbloraOptions>,
-            make_adapter<Vblora, VbloraOptions>,
+            make_options_with_bias<VbloraOptions>,
+            make_adapter_with_bias<Vblora, VbloraOptions>,
             ignores_nothing};
 }
 

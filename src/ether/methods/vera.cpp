@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
 namespace ether::methods {
@@ -17,6 +18,8 @@ namespace {
 using at::Tensor;
 
 struct VeraOptions : MethodOptions {
+    static constexpr const char* kBiasOnly = "vera_only";
+
     int64_t rank = 256, key = 0;
     double initial = 0.1, dropout = 0;
     bool save_projection = true;
@@ -96,8 +99,8 @@ Method vera() {
             "factors around random matrices that all layers share",
             3e-2,
             true,
-            make_options<VeraOptions>,
-            make_adapter<Vera, VeraOptions>,
+            make_options_with_bias<VeraOptions>,
+            make_adapter_with_bias<Vera, VeraOptions>,
             ignores};
 }
 

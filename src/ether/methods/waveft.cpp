@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 #include "ether/methods/random_spectrum.h"
 
@@ -16,6 +17,8 @@ namespace {
 using at::Tensor;
 
 struct WaveftOptions : SpectrumOptions {
+    static constexpr const char* kBiasOnly = "waveft_only";
+
     WaveftOptions() : SpectrumOptions(2592, 25, 1e9) {}
 
     bool idwt = true;
@@ -103,8 +106,8 @@ Method waveft() {
             "a few wavelet coefficients of a change of the whole weight",
             1e-3,
             true,
-            make_options<WaveftOptions>,
-            make_adapter<Waveft, WaveftOptions>,
+            make_options_with_bias<WaveftOptions>,
+            make_adapter_with_bias<Waveft, WaveftOptions>,
             ignores};
 }
 

@@ -1,0 +1,80 @@
+// The base model's biases, trained beside what a method changes: PEFT's option `bias`, of the methods that
+// have it there.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ether/methods/method.h"
+
+namespace ether::methods {
+
+// The option: "none", PEFT's word for those of the adapted layers ("lora_only"), or "all" of the model.
+class BiasChoice {
+  public:
+    explicit BiasChoice(const char* only) : only_(only) {}
+
+    Field field() { return {"bias", &value_, kHelp, {}, {}, {"none", only_, "all"}}; }
+    // PEFT takes every word that ends so for that of its method.
+    void from_config(nlohmann::json& config) const;
+
+    bool none() const { return value_ == "none"; }
+    bool all() const { return value_ == "all"; }
+
+  private:
+    static constexpr const char* kHelp =
+        "biases to train as well: none, those of adapted layers, or all of the model";
+    const char* only_;
+    std::string value_ = "none";
+};
+
+// Copies in the biases' places, which are trained, under PEFT's names. targets: the adapted layers.
+void train_biases(const BiasChoice& choice, const std::vector<nn::Site*>& targets,
+                  const MethodContext& context);
+
+// A method's options and this one; Options::kBiasOnly is the word for its layers.
+template <typename Options>
+struct WithBias : Options {
+    BiasChoice bias{Options::kBiasOnly};
+
+    Fields fields() override {
+        auto fields = Options::fields();
+        fields.push_back(bias.field());
+        return fields;
+    }
+    void from_config(nlohmann::json& config) override {
+        Options::from_config(config);
+        bias.from_config(config);
+    }
+};
+
+// A method's adapter that trains biases, too.
+template <typename MethodAdapter, typename Options>
+class AndBiases : public MethodAdapter {
+  public:
+    AndBiases(const WithBias<Options>& options, const MethodContext& context)
+        : MethodAdapter(options, context), bias_(options.bias), targets_(context.sites) {
+        train_biases(bias_, targets_, context);
+    }
+
+    bool reads_bias(const nn::Site& site) const override {
+        return MethodAdapter::reads_bias(site) || bias_.all() ||
+               (!bias_.none() && std::find(targets_.begin(), targets_.end(), &site) != targets_.end());
+    }
+
+  private:
+    const BiasChoice bias_;
+    const std::vector<nn::Site*> targets_;
+};
+
+// Factories of both for Method.
+template <typename Options>
+std::unique_ptr<MethodOptions> make_options_with_bias() {
+    return std::make_unique<WithBias<Options>>();
+}
+template <typename MethodAdapter, typename Options>
+std::unique_ptr<Adapter> make_adapter_with_bias(const MethodOptions& options, const MethodContext& context) {
+    return make_adapter<AndBiases<MethodAdapter, Options>, WithBias<Options>>(options, context);
+}
+
+}  // namespace ether::methods
