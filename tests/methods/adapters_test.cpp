@@ -412,7 +412,7 @@ TEST(DeltaDropout, LeavesOutRowsAndLayers) {
 // PEFT's `bias`, of every method that has it there.
 TEST(Biases, AreTrainedSavedAndMergedBesideAMethod) {
     for (const auto& [method, only] : {std::pair{"hra", "hra_only"},
-                                       {"miss", "MiSS_only"},
+                                       {"delora", "delora_only"},
                                        {"adalora", "lora_only"},
                                        {"lora", "lora_only"}}) {
         for (const char* choice : {only, "all"}) {

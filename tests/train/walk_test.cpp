@@ -225,6 +225,44 @@ TEST_P(Walk, TrainsSavesLoadsMerges) {
     EXPECT_TRUE(test::near(merged->logits({.batch = batch}), trained, 1e-5));
 }
 
+// Along one direction of all trained values at once, in float64: central differences of the loss against its
+// gradient.
+TEST_P(Walk, GradientsAgreeWithDifferences) {
+    if (lacks_what_is_trained() ||
+        (std::string(method.name) == "unipelt" && fixture.head == nn::Head::causal_lm))
+        return;
+    AdaptedModel adapted(fixture.load(at::kDouble), config());
+    std::vector<at::Tensor> values, directions;
+    uint64_t drawn = 0;
+    for (const auto& parameter : adapted.parameters().all()) {
+        at::Tensor value = parameter.value;
+        if (value.is_floating_point()) value.set_data(value.detach().to(at::kDouble));
+        if (!parameter.trained) continue;
+        const auto draw = [&](double size) {
+            return methods::normal(value.sizes(), size, Random(7).stream(++drawn)).to(at::kDouble);
+        };
+        value.detach().add_(draw(0.02));
+        values.push_back(value);
+        directions.push_back(draw(1));
+    }
+    auto loss = [&] { return fixture.loss(adapted.logits({.batch = batch}), batch); };
+    loss().backward();
+    const at::NoGradGuard no_grad;
+    double along = 0;
+    for (size_t i = 0; i < values.size(); ++i)
+        if (const auto& gradient = values[i].grad(); gradient.defined())
+            along += (gradient * directions[i]).sum().item<double>();
+    auto moved = [&](double step) {
+        for (size_t i = 0; i < values.size(); ++i) values[i].add_(directions[i], step);
+        return loss().item<double>();
+    };
+    constexpr double kStep = 1e-7;
+    const double up = moved(kStep), down = moved(-2 * kStep);
+    // DoRA's norms count as constants (arXiv 2402.09353, section 4.3).
+    if (std::string(method.name) == "magnitude") return;
+    EXPECT_NEAR((up - down) / (2 * kStep), along, 1e-5 * std::max(1e-2, std::abs(along)));
+}
+
 std::vector<size_t> method_indices() {
     std::vector<size_t> indices(methods::all_methods().size());
     for (size_t i = 0; i < indices.size(); ++i) indices[i] = i;
