@@ -41,11 +41,14 @@ PEERS = {
     "hira": ("HiraConfig", dict(r=32), []),
     "shira": ("ShiraConfig", dict(r=32), []),
     "miss": ("MissConfig", dict(r=64), []),
+    "prefix": ("PrefixTuningConfig", dict(num_virtual_tokens=10, task_type="CAUSAL_LM", target_modules=None), []),
+    "trainable-tokens": ("TrainableTokensConfig", dict(token_indices=list(range(16)), target_modules=["embed_tokens"]),
+                         ["--token-indices", ",".join(map(str, range(16)))]),
     "ln-tuning": ("LNTuningConfig", dict(target_modules=["input_layernorm", "post_attention_layernorm", "norm"]), []),
 }
 # Those without a peer in PEFT.
 OWN = {"ether": [], "ether+": [], "ether --blocks 32": ["--blocks", "32"], "ether+ --blocks 32": ["--blocks", "32"], "none": [], "naive": ["--blocks", "32"],
-       "oft-paper": ["--blocks", "32"], "lorta": [], "red": [], "pafi": [], "id3": [], "magnitude": [], "bottleneck": [], "prefix": [],
+       "oft-paper": ["--blocks", "32"], "lorta": [], "red": [], "pafi": [], "id3": [], "magnitude": [], "bottleneck": [], "hiwi": ["--on", "weight"],
        "unipelt": ["--gates", "none"], "full": []}
 
 def main():

@@ -36,9 +36,10 @@ def last_json(command):
 
 
 def peer_step(model, dtype, sizes, kind="LoraConfig", options={"r": 8, "lora_alpha": 16}, device="cpu"):
-    """PEFT's step with a configuration of that class; sizes: batch, tokens, steps, as text."""
+    """PEFT's step with a configuration of that class; sizes: batch, tokens, steps, as text. An option that is None is left out."""
+    settings = {"target_modules": TARGETS.split(",")} | options
     return last_json([sys.executable, str(ROOT / "bench/peer.py"), model, dtype, *sizes, device, kind,
-                      json.dumps({"target_modules": TARGETS.split(",")} | options)])
+                      json.dumps({key: value for key, value in settings.items() if value is not None})])
 
 
 def our_step(ether, model, dtype, sizes, method, options=(), device="cpu"):

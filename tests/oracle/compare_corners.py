@@ -53,6 +53,10 @@ def compared(name, family, config, rng, folder, headless=False, train=None, chan
     report(f"{family}: {name}", difference(ours, python_logits(base if headless else model, rows)))
 
 
+def targets_of(family):
+    return "intermediate.dense" if family in ENCODERS else "up_proj"
+
+
 def from_peft(family, rng, folder):
     name = ATTENTION[family]
     encoder = family in ENCODERS
@@ -65,9 +69,23 @@ def from_peft(family, rng, folder):
     path = f"{family if encoder else 'model'}.{block.replace('0', str(last))}.{name}"
     compared("a whole path beside layers", family, lora([path, name], layers_to_transform=[0]), rng, folder)
     compared("a pattern whose dots match anything", family, lora([name], alpha_pattern={block.replace("_", ".") + "." + name: 40}), rng, folder)
+    for headless in (False, True):  # an expression for the paths of the other one fits nothing
+        where = f"{block}.{name}".replace(".", r"\.")
+        prefix = family if encoder else "model"
+        for start in ("^", rf"^{prefix}\."):
+            compared(f"a pattern from {start}{', no head' if headless else ''}", family,
+                     peft.LoraConfig(task_type=None if headless else task, target_modules=[name], alpha_pattern={start + where: 64}, **LORA), rng, folder,
+                     headless)
+    compared("two patterns that fit", family, lora([name], alpha_pattern={f".*{name}": 40, name: 4}), rng, folder)
+    compared("a C3A pattern of two", family, peft.C3AConfig(task_type=task, target_modules=[name, targets_of(family)], block_size=4,
+                                                            block_size_pattern={f"{name}|{targets_of(family)}": 2}), rng, folder)
+    compared("AdaLoRA without alpha", family, peft.AdaLoraConfig(task_type=task, target_modules=[name], init_r=3, target_r=2, lora_alpha=0, total_step=9),
+             rng, folder)
+    if not encoder and not json.loads((folder / "base" / "config.json").read_text())["tie_word_embeddings"]:
+        compared("PiSSA of the head", family, lora([name, "lm_head"], init_lora_weights="pissa"), rng, folder)
     compared("no lora_alpha", family, lora([name], lora_alpha=8), rng, folder, change_file=lambda config: config.pop("lora_alpha"))
     whole = ["pooler"] if family == "bert" else ["classifier"] if encoder else ["self_attn"]
-    targets = ["intermediate.dense"] if encoder else ["up_proj"]
+    targets = [targets_of(family)]
     compared("biases and whole modules", family, lora(targets, bias="all", modules_to_save=whole), rng, folder)
     compared("saved embeddings", family, lora([name]), rng, folder, save_embedding_layers=True)
     compared("no head", family, peft.LoraConfig(target_modules=rf".*layers?\.\d+\..*({name}|dense|up_proj)",
@@ -86,6 +104,8 @@ def to_peft(family, rng, folder):
     for name, words in {
             "c3a on a layer and the head": ["c3a", "--block-size", 4, "--targets", "q_proj,lm_head", "--layers", "0"],
             "fourierft on a layer by its path": ["fourierft", "--n-frequency", 8, "--targets", f"{path},v_proj", "--layers", "0"],
+            "c3a but for a layer": ["c3a", "--block-size", 4, "--targets", "q_proj,down_proj", "--exclude", "down_proj"],
+            "vera but for a layer": ["vera", "--rank", 4, "--targets", "q_proj,down_proj", "--exclude", "down_proj"],
             "c3a but for a keyword": ["c3a", "--block-size", 4, "--targets", "q_proj,up_proj", "--exclude", "mlp"],
             "c3a by an expression but for a keyword": ["c3a", "--block-size", 4, "--targets", ".*(q_proj|up_proj)", "--exclude", "attention"]}.items():
         out = folder / name.replace(" ", "-")
