@@ -410,12 +410,18 @@ TEST(DeltaDropout, LeavesOutRowsAndLayers) {
 }
 
 // PEFT's `bias`, of every method that has it there.
+TEST(Biases, OtherWordsAreNotKnown) {
+    EXPECT_FAILS(
+        usage, "--bias: \"some\" is not known, expected none, adapted or all",
+        AdaptedModel(test::kBert.load(), AdapterConfig{.method = "hra", .options = {{"bias", "some"}}}));
+}
+
 TEST(Biases, AreTrainedSavedAndMergedBesideAMethod) {
     for (const auto& [method, only] : {std::pair{"hra", "hra_only"},
                                        {"delora", "delora_only"},
                                        {"adalora", "lora_only"},
                                        {"lora", "lora_only"}}) {
-        for (const char* choice : {only, "all"}) {
+        for (const std::string choice : {"adapted", "all"}) {
             AdaptedModel adapted(
                 test::kBert.load(),
                 {.method = method, .options = {{"bias", choice}}, .targets = {.modules = "query"}});
@@ -423,13 +429,13 @@ TEST(Biases, AreTrainedSavedAndMergedBesideAMethod) {
                 adapted.parameters().find("bert.encoder.layer.0.attention.self.query.base_layer.bias");
             ASSERT_TRUE(own) << method;
             EXPECT_EQ(adapted.parameters().find("bert.encoder.layer.0.output.dense.bias") != nullptr,
-                      std::string(choice) == "all");
+                      choice == "all");
             own->value.detach().add_(0.5);
             const auto batch = test::kBert.batch();
             const auto logits = adapted.logits({.batch = batch});
             auto files = adapted.files("base");
-            EXPECT_EQ(files.config["bias"], choice);
-            if (std::string(choice) != "all") files.config["bias"] = "other_only";  // as PEFT reads it
+            EXPECT_EQ(files.config["bias"], choice == "all" ? "all" : only);
+            if (choice != "all") files.config["bias"] = "other_only";  // as PEFT reads it
             AdaptedModel again(test::kBert.load(), files);
             EXPECT_TRUE(at::equal(again.logits({.batch = batch}), logits)) << method;
             const auto merged = test::kBert.load();

@@ -3,16 +3,30 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "ether/core/error.h"
+#include "ether/core/utf8.h"
+
 namespace ether::methods {
 
-void BiasChoice::from_config(nlohmann::json& config) const {
-    const auto found = config.find("bias");
-    if (found != config.end() && found->is_string() && found->get<std::string>().ends_with("_only"))
-        *found = only_;
+Field BiasChoice::field() {
+    return {.name = "bias",
+            .value = &value_,
+            .help = "biases to train as well: none, adapted (those of adapted layers), or all of the model"};
+}
+
+void BiasChoice::to_config(nlohmann::json& config) const {
+    if (adapted()) config["bias"] = only_;
+}
+
+void BiasChoice::check() const {
+    if (!none() && !all() && !adapted())
+        fail(ErrorKind::usage, "--bias: \"{}\" is not known, expected none, adapted or all",
+             printable(value_));
 }
 
 void train_biases(const BiasChoice& choice, const std::vector<nn::Site*>& targets,
                   const MethodContext& context) {
+    choice.check();
     if (choice.none()) return;
     constexpr std::string_view suffix = ".bias";
     for (const auto& [name, slots] : context.model.tensors()) {

@@ -2,6 +2,8 @@
 // have it there.
 #pragma once
 
+#include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,21 +11,23 @@
 
 namespace ether::methods {
 
-// The option: "none", PEFT's word for those of the adapted layers ("lora_only"), or "all" of the model.
+// The option: "none", "adapted" (those of the adapted layers; also PEFT's words, "lora_only" and its like),
+// or "all" of the model.
 class BiasChoice {
   public:
+    // only: the method's word in PEFT's files for those of the adapted layers.
     explicit BiasChoice(const char* only) : only_(only) {}
 
-    Field field() { return {"bias", &value_, kHelp, {}, {}, {"none", only_, "all"}}; }
-    // PEFT takes every word that ends so for that of its method.
-    void from_config(nlohmann::json& config) const;
+    Field field();
+    void to_config(nlohmann::json& config) const;
 
     bool none() const { return value_ == "none"; }
     bool all() const { return value_ == "all"; }
+    bool adapted() const { return value_ == "adapted" || value_.ends_with("_only"); }
+    // An error where it is no such word.
+    void check() const;
 
   private:
-    static constexpr const char* kHelp =
-        "biases to train as well: none, those of adapted layers, or all of the model";
     const char* only_;
     std::string value_ = "none";
 };
@@ -42,9 +46,9 @@ struct WithBias : Options {
         fields.push_back(bias.field());
         return fields;
     }
-    void from_config(nlohmann::json& config) override {
-        Options::from_config(config);
-        bias.from_config(config);
+    void to_config(nlohmann::json& config) const override {
+        Options::to_config(config);
+        bias.to_config(config);
     }
 };
 
@@ -59,7 +63,7 @@ class AndBiases : public MethodAdapter {
 
     bool reads_bias(const nn::Site& site) const override {
         return MethodAdapter::reads_bias(site) || bias_.all() ||
-               (!bias_.none() && std::find(targets_.begin(), targets_.end(), &site) != targets_.end());
+               (bias_.adapted() && std::find(targets_.begin(), targets_.end(), &site) != targets_.end());
     }
 
   private:

@@ -91,7 +91,6 @@ struct LoraOptions : MethodOptions {
             token_table = indices.begin().key();
             indices = nlohmann::json(*indices.begin());
         }
-        bias.from_config(config);
         auto& value = config["init_lora_weights"];
         auto name = value.is_string() ? value.get<std::string>() : "";
         std::transform(name.begin(), name.end(), name.begin(),
@@ -112,6 +111,7 @@ struct LoraOptions : MethodOptions {
     }
     // Others are written as the plain LoRA that they are (Lora::to_config).
     void to_config(nlohmann::json& config) const override {
+        bias.to_config(config);
         for (const char* key : {"eva_rho", "eva_whiten"}) config.erase(key);
         const bool is_peft_name = start == "gaussian" || start == "orthogonal" || start == kMica;
         config["init_lora_weights"] = is_peft_name ? nlohmann::json(start) : nlohmann::json(true);
@@ -185,7 +185,7 @@ class Lora : public Adapter {
     bool reads_weights() const override { return options_.dora || moves_base(); }
     bool reads_bias(const nn::Site& site) const override {
         const bool is_target = std::find(targets_.begin(), targets_.end(), &site) != targets_.end();
-        return options_.bias.all() || (!options_.bias.none() && is_target);
+        return options_.bias.all() || (options_.bias.adapted() && is_target);
     }
 
     void to_config(nlohmann::json& config) const override {
