@@ -120,6 +120,8 @@ class AdaptedModel {
         Selection targeted = {};
         std::unique_ptr<Adapter> adapter = {};
     };
+    // "parts.0.", of the k-th of several methods; a single one has none.
+    static std::string scope_of(size_t k, size_t parts);
     static Part part_of(const PartConfig& config);
     static Part part_of(const nlohmann::json& config);
 

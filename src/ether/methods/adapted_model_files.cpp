@@ -8,6 +8,7 @@
 #include "ether/core/error.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/methods/adapter_config.h"
+#include "ether/methods/registry.h"
 #include "ether/methods/trained_tokens.h"
 #include "ether/nn/weights.h"
 
@@ -29,6 +30,37 @@ bool is_head_copy(const std::string& key) {
                                       key.find(".modules_to_save.") != std::string::npos);
 }
 
+std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
+    if (peft_type_of(config) != kCombined) return {config};
+    const auto parts = config.value("parts", nlohmann::json());
+    if (!parts.is_array() || parts.empty())
+        fail(ErrorKind::adapter,
+             "{}: key \"parts\" is {}, expected the list of configurations of a {} adapter",
+             io::kAdapterConfigFile, parts.dump(), kCombined);
+    for (const auto& [key, value] : config.items())
+        if (key != "parts" && !is_common(key) && !says_nothing(value))
+            fail(ErrorKind::adapter, "{}: key \"{}\" = {} is not supported beside \"parts\"",
+                 io::kAdapterConfigFile, key, value.dump());
+    if (const auto bias = config.value("bias", nlohmann::json("none")); bias != "none")
+        fail(ErrorKind::adapter, "{}: bias = {} is not supported beside \"parts\", expected \"none\"",
+             io::kAdapterConfigFile, bias.dump());
+    for (const auto& part : parts)
+        if (part.is_object() && !says_nothing(part.value("modules_to_save", nlohmann::json())))
+            fail(ErrorKind::adapter,
+                 "{}: \"modules_to_save\" stands in one of the parts, expected beside them",
+                 io::kAdapterConfigFile);
+    return parts;
+}
+
+// Whether an adapter was made on the base model without a head, so that its names of blocks lack the prefix.
+bool is_headless(const io::AdapterFiles& files, const nn::Model& model) {
+    const auto& block = model.sites().front().name();  // "model.layers.0.self_attn.q_proj"
+    const auto begin = model.shape().prefix.size();
+    const auto path = "base_model.model." + block.substr(begin, block.find('0') - begin);
+    return std::any_of(files.tensors.begin(), files.tensors.end(),
+                       [&](const auto& entry) { return entry.first.find(path) != std::string::npos; });
+}
+
 void add_method(const Method& method, MethodOptions& options, const Targets& targets,
                 const Selection& targeted, const nn::Model& model, nlohmann::json& config) {
     config["peft_type"] = method.peft_type;
@@ -38,6 +70,77 @@ void add_method(const Method& method, MethodOptions& options, const Targets& tar
 }
 
 }  // namespace
+
+const Method& method_of(const nlohmann::json& config) {
+    return method_of_peft_type(peft_type_of(configs_in(config).front()));
+}
+
+AdaptedModel::Part AdaptedModel::part_of(const nlohmann::json& config) {
+    const Method& method = method_of_peft_type(peft_type_of(config));
+    return {&method, options_from_config(method, config), targets_from_config(config)};
+}
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files)
+    : AdaptedModel(std::move(model), std::vector{NamedAdapter{"", files}}) {}
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const std::vector<NamedAdapter>& adapters)
+    : model_(std::move(model)), parameters_(model_->device()) {
+    read(adapters, {});
+}
+
+AdaptedModel::AdaptedModel(std::unique_ptr<nn::Model> model, const io::AdapterFiles& files,
+                           const std::vector<std::string>& modules_to_save)
+    : model_(std::move(model)), parameters_(model_->device()) {
+    auto more = modules_to_save;
+    more.insert(more.end(), model_->new_modules().begin(), model_->new_modules().end());
+    read({NamedAdapter{"", files}}, more);
+}
+
+void AdaptedModel::read(const std::vector<NamedAdapter>& adapters,
+                        const std::vector<std::string>& more_modules) {
+    std::vector<Taken> taken;
+    int64_t values = 0;
+    for (const auto& adapter : adapters) {
+        taken.push_back(take(adapter));
+        for (const auto& [key, tensor] : taken.back().tensors) values += tensor.numel();
+    }
+    for (const auto& module : more_modules)
+        for (const auto& name : model_->module_tensors(module))
+            values += model_->tensors().at(name).front()->numel();
+    save_modules(more_modules);
+    parameters_.expect_saved(values);
+    build(0, /*from_file=*/true);
+    for (const auto& adapter : taken) load(adapter);
+}
+
+AdaptedModel::Taken AdaptedModel::take(const NamedAdapter& adapter) {
+    const auto& [name, files, weight] = adapter;
+    Taken taken{name, modules_from_config(files.config, *model_), files.tensors};
+    for (const auto& module : taken.modules)
+        if (!parts_.empty() &&
+            std::find(modules_to_save_.begin(), modules_to_save_.end(), module) != modules_to_save_.end())
+            fail(ErrorKind::adapter,
+                 "{}: holds a trained \"{}\", as another of the adapters does; only one of them may be taken",
+                 name, module);
+    save_modules(taken.modules);
+    const auto configs = configs_in(files.config);
+    const bool headless = is_headless(files, *model_);
+    for (size_t k = 0; k < configs.size(); ++k) {
+        auto& part = parts_.emplace_back(part_of(configs[k]));
+        part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
+        part.holds_modules = !taken.modules.empty();
+        part.headless = headless;
+        auto& all = taken.tensors;
+        const auto first_own = std::stable_partition(all.begin(), all.end(), [&](const auto& entry) {
+            return !entry.first.starts_with(part.file_scope);
+        });
+        io::NamedTensors own(first_own, all.end());
+        all.erase(first_own, all.end());
+        part.options->from_tensors(own);
+        all.insert(all.end(), own.begin(), own.end());
+    }
+    return taken;
+}
 
 void AdaptedModel::load(const Taken& adapter) {
     const at::NoGradGuard no_grad;

@@ -255,13 +255,11 @@ class Lora : public Adapter {
     void add(const nn::Site& site, double scale, const LoraStart& start, const MethodContext& context) {
         auto& lora = sites_[site];
         if (context.loading && moves_base() && site.is_output && context.model.has_tied_output())
-            fail(
-                ErrorKind::adapter,
-                "adapter_config.json: init_lora_weights = \"{}\" changed \"{}\", whose weight is the table "
-                "of "
-                "word embeddings as well; merge the adapter with PEFT (merge_and_unload) and give the result "
-                "as --model",
-                options_.start, site.name());
+            fail(ErrorKind::adapter,
+                 "adapter_config.json: init_lora_weights = \"{}\" changed \"{}\", whose weight is the table "
+                 "of word embeddings as well; merge the adapter with PEFT (merge_and_unload) and give the "
+                 "result as --model",
+                 options_.start, site.name());
         lora.scale = scale;
         auto add = [&](const char* name, const Tensor& value, bool trained = true, bool saved = true) {
             return context.parameters.add(parameter_name(site, name), value, nn::ParameterGroup::adapter,
