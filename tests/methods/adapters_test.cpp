@@ -462,7 +462,7 @@ TEST(Vblora, KeepsTheLargestMixturesAlone) {
     EXPECT_EQ(tensors.at(logits + "_topk_weights").size(2), 2);
     const auto batch = test::kLlamaTied.batch();
     AdaptedModel again(test::kLlamaTied.load(), files);
-    EXPECT_TRUE(near(again.logits({.batch = batch}), adapted.logits({.batch = batch}), 1e-6));
+    EXPECT_TRUE(near(again.logits({.batch = batch}), adapted.logits({.batch = batch}), 3e-6));
     for (auto& [name, tensor] : files.tensors)
         if (name == logits + "_topk_indices") tensor.fill_(300);
     EXPECT_FAILS(adapter, "are not the numbers of 3 of 300 vectors each",
@@ -531,7 +531,7 @@ TEST(Targets, TiedEmbeddingsTrainedWholeLeaveTheHead) {
     const auto merged = test::kLlamaTied.load();
     merged->untie_output();
     for (const auto& [name, tensor] : adapted.merged_tensors(at::kFloat)) merged->replace(name, tensor);
-    EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 1e-6));
+    EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 3e-6));
 }
 
 class Files : public testing::Test {

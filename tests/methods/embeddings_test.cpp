@@ -44,7 +44,7 @@ TEST(LoraOnEmbeddings, StartsAsTheBaseSavesAndMerges) {
                                                       {{"dora", dora ? "true" : "false"}}));
             const auto batch = fixture.batch();
             EXPECT_TRUE(
-                near(adapted.logits({.batch = batch}), fixture.load()->logits({.batch = batch}), 1e-6));
+                near(adapted.logits({.batch = batch}), fixture.load()->logits({.batch = batch}), 3e-6));
             change(adapted);
             const auto logits = adapted.logits({.batch = batch});
             EXPECT_FALSE(near(logits, fixture.load()->logits({.batch = batch}), 1e-2));
@@ -111,7 +111,7 @@ TEST(LoraOnEmbeddings, AddsUpWithOthersAndInPart) {
     const auto logits = both.logits({.batch = batch});
     EXPECT_TRUE(near(merged_of(both, test::kLlamaTied)->logits({.batch = batch}), logits, 1e-5));
     both.activate({{"b", 1}});
-    EXPECT_TRUE(near(both.logits({.batch = batch}), second.logits({.batch = batch}), 1e-6));
+    EXPECT_TRUE(near(both.logits({.batch = batch}), second.logits({.batch = batch}), 3e-6));
 }
 
 TEST(LoraOnEmbeddings, RanksByNameAndConfigurations) {
