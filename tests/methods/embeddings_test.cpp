@@ -7,6 +7,7 @@
 #include "ether/methods/adapted_model.h"
 #include "fixture_models.h"
 #include "io/test_files.h"
+#include "methods/merged.h"
 
 namespace ether::methods {
 namespace {
@@ -24,16 +25,6 @@ void change(AdaptedModel& adapted) {
     for (const auto& parameter : adapted.parameters().trained())
         parameter.value.detach().add_(at::arange(parameter.value.numel()).cos().view_as(parameter.value),
                                       0.1);
-}
-
-std::unique_ptr<nn::Model> merged_of(AdaptedModel& adapted, const FixtureModel& fixture) {
-    auto merged = fixture.load();
-    const auto tensors = adapted.merged_tensors(at::kFloat);
-    const auto head = merged->output_site().name() + ".weight";
-    for (const auto& [name, tensor] : tensors)
-        if (name == head) merged->untie_output();
-    for (const auto& [name, tensor] : tensors) merged->replace(name, tensor);
-    return merged;
 }
 
 TEST(LoraOnEmbeddings, StartsAsTheBaseSavesAndMerges) {

@@ -6,6 +6,7 @@
 #include "ether/methods/adapted_model.h"
 #include "fixture_models.h"
 #include "io/test_files.h"
+#include "methods/merged.h"
 
 namespace ether::methods {
 namespace {
@@ -57,10 +58,7 @@ TEST(TrainableTokens, StandBesideOtherMethods) {
     AdaptedModel again(test::kLlamaTied.load(), adapted.files("base"));
     EXPECT_TRUE(at::equal(again.logits({.batch = batch}), logits));
     // The head is changed beyond the table, so it has a weight of its own.
-    const auto merged = test::kLlamaTied.load();
-    merged->untie_output();
-    for (const auto& [name, tensor] : adapted.merged_tensors(at::kFloat)) merged->replace(name, tensor);
-    EXPECT_TRUE(near(merged->logits({.batch = batch}), logits, 3e-6));
+    EXPECT_TRUE(near(merged_of(adapted, test::kLlamaTied)->logits({.batch = batch}), logits, 3e-6));
     config.also = {{.method = "trainable-tokens", .options = {{"token-indices", "3"}}}};
     EXPECT_FAILS(usage, "two of them train embeddings",
                  AdaptedModel(test::kLlamaTied.load(), config).logits({.batch = batch}));

@@ -7,6 +7,15 @@
 #include "ether/methods/method.h"
 
 namespace ether::exporting {
+namespace {
+
+// The largest `rank` singular values, each half in A, half in B, between bases (out, k) and (k, in).
+LowRank halves(const at::Tensor& left, const at::Tensor& s, const at::Tensor& right, int64_t rank) {
+    const auto root = s.narrow(0, 0, rank).sqrt();
+    return {root.unsqueeze(1) * right.narrow(0, 0, rank), left.narrow(1, 0, rank) * root};
+}
+
+}  // namespace
 
 LowRank factored(const at::Tensor& change) {
     const int64_t out = change.size(0), in = change.size(1);
@@ -30,8 +39,8 @@ LowRank compact(const LowRank& change) {
     const auto tails = s.square().flip(0).cumsum(0).flip(0).sqrt();
     const int64_t rank = tails.gt(most_lost).sum().item<int64_t>();
     if (rank >= change.rank() || rank > kMostServed) return change;
-    const auto root = s.narrow(0, 0, rank).sqrt();
-    return {root.unsqueeze(1) * vt.narrow(0, 0, rank), range.mm(u.narrow(1, 0, rank)) * root};
+    const auto [a, b] = halves(u, s, vt, rank);
+    return {a, range.mm(b)};
 }
 
 Truncated truncated(const LowRank& change, int64_t rank) {
@@ -39,9 +48,8 @@ Truncated truncated(const LowRank& change, int64_t rank) {
     const auto [right, right_core] = at::linalg_qr(change.a.t());
     const auto [u, s, vt] = at::linalg_svd(left_core.mm(right_core.t()), /*full_matrices=*/false);
     const int64_t kept = std::min(rank, s.size(0));
-    const auto root = s.narrow(0, 0, kept).sqrt();
-    return {.factors = {(root.unsqueeze(1) * vt.narrow(0, 0, kept)).mm(right.t()),
-                        left.mm(u.narrow(1, 0, kept) * root)},
+    const auto [a, b] = halves(u, s, vt, kept);
+    return {.factors = {a.mm(right.t()), left.mm(b)},
             .square = s.square().sum().item<double>(),
             .lost_square = s.narrow(0, kept, s.size(0) - kept).square().sum().item<double>()};
 }

@@ -24,6 +24,10 @@ class BiasChoice {
     bool none() const { return value_ == "none"; }
     bool all() const { return value_ == "all"; }
     bool adapted() const { return value_ == "adapted" || value_.ends_with("_only"); }
+    // Whether a layer's bias is among them. targets: the adapted layers.
+    bool covers(const nn::Site& site, const std::vector<nn::Site*>& targets) const {
+        return all() || (adapted() && std::find(targets.begin(), targets.end(), &site) != targets.end());
+    }
     // An error where it is no such word.
     void check() const;
 
@@ -62,8 +66,7 @@ class AndBiases : public MethodAdapter {
     }
 
     bool reads_bias(const nn::Site& site) const override {
-        return MethodAdapter::reads_bias(site) || bias_.all() ||
-               (bias_.adapted() && std::find(targets_.begin(), targets_.end(), &site) != targets_.end());
+        return MethodAdapter::reads_bias(site) || bias_.covers(site, targets_);
     }
 
   private:

@@ -183,10 +183,7 @@ class Lora : public Adapter {
 
     // DoRA takes the norms of W's rows, other starts its largest parts.
     bool reads_weights() const override { return options_.dora || moves_base(); }
-    bool reads_bias(const nn::Site& site) const override {
-        const bool is_target = std::find(targets_.begin(), targets_.end(), &site) != targets_.end();
-        return options_.bias.all() || (options_.bias.adapted() && is_target);
-    }
+    bool reads_bias(const nn::Site& site) const override { return options_.bias.covers(site, targets_); }
 
     void to_config(nlohmann::json& config) const override {
         if (options_.start == kEva) numbers_to_config(config);
