@@ -126,7 +126,7 @@ class Inspect(ProgramTest):
 
 class Config(ProgramTest):
     def test_a_file_repeats_a_run_and_the_command_line_wins(self):
-        run = self.train("run", "--modules-to-save", "pooler", "--no-bucketing", "--lr", "0.25", "--method", "lora", "--rank", 2)
+        run = self.train("run", "--modules-to-save", "pooler", "--bucketing", "--lr", "0.25", "--method", "lora", "--rank", 2)
         ether("train", "--config", run / "run.toml", "--out", self.folder / "again", "--lr", "0.5")
         lines = [(folder / "run.toml").read_text().splitlines() for folder in (run, self.folder / "again")]
         self.assertEqual([pair for pair in zip(*lines) if pair[0] != pair[1]],

@@ -30,7 +30,7 @@ struct RunConfig {
     std::string schedule = "linear";
     double epochs = 2;
     int64_t max_steps = 0, batch = 32, accumulate = 1, max_length = 0;
-    bool bucketing = true;
+    bool bucketing = false;
 
     int64_t eval_every = 0, eval_batch = 64, patience = 0, save_every = 0, keep = 2;
     int64_t seed = 0, threads = 0;
