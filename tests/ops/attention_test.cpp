@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "ether/ops/gemm/tile.h"
 #include "gradcheck.h"
 
 namespace ether::ops {
@@ -103,6 +104,31 @@ TEST_P(Attention, GradientWithTheSameDropoutMask) {
                                 {{"q", q}, {"k", k}, {"v", v}}, {.entries = 8}));
 }
 
+// Each value that meets another was rounded to 8 bits, and so is the result: errors relative to the largest.
+TEST_P(Attention, BfloatFollowsDouble) {
+    for (const double dropout : {0.0, 0.3}) {
+        auto options = options_of(c);
+        options.dropout = dropout;
+        options.random = Random(11);
+        const auto upstream = normal({total(c.queries), c.heads * c.head_dim}, 4, at::kBFloat16);
+        auto results = [&](at::ScalarType dtype) {
+            Tensors in;
+            for (const auto& x : {q, k, v})
+                in.push_back(x.to(at::kBFloat16).to(dtype).detach().requires_grad_(true));
+            const auto y = run(in[0], in[1], in[2], options);
+            EXPECT_EQ(y.scalar_type(), dtype);
+            y.backward(upstream.to(dtype));
+            return Tensors{y.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
+        };
+        const auto exact = results(at::kDouble), rounded = results(at::kBFloat16);
+        for (size_t i = 0; i < exact.size(); ++i) {
+            const double largest = std::max(1.0, exact[i].abs().max().item<double>());
+            EXPECT_TRUE(near(rounded[i].to(at::kDouble), exact[i], largest / 32))
+                << i << ", dropout " << dropout;
+        }
+    }
+}
+
 const Lengths kRagged = {1, 63, 64, 65, 130};
 
 INSTANTIATE_TEST_SUITE_P(
@@ -148,14 +174,40 @@ TEST(AttentionDropout, HeadsAndSequencesDrawDifferently) {
     EXPECT_FALSE(at::allclose(y.narrow(0, 0, 30), y.narrow(0, 30, 30)));
 }
 
-TEST(AttentionTypes, BfloatIsWidened) {
+TEST(AttentionTypes, BfloatIsRoundedOnceOrTwice) {
     const Case c{"", {17}, {17}, 2, 2, 8, true, 0};
     const auto q = normal({17, 16}, 1, at::kBFloat16), k = normal({17, 16}, 2, at::kBFloat16),
                v = normal({17, 16}, 3, at::kBFloat16);
     const auto y = attention(q, k, v, offsets({17}), offsets({17}), options_of(c));
     EXPECT_EQ(y.scalar_type(), at::kBFloat16);
     EXPECT_TRUE(near(y, reference(c, q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble)),
-                     7.9e-3));  // one rounding
+                     1.6e-2));  // of the result, and of probabilities
+}
+
+// Products of pairs at all sizes of blocks and rests, by whichever instructions this machine has, on operands
+// that begin anywhere.
+TEST(TileProduct, PairsAgreeWithFloats) {
+    const auto rounded = [](int64_t rows, int64_t columns, uint64_t seed) {
+        return normal({rows, columns}, seed, at::kBFloat16).to(at::kFloat).contiguous();
+    };
+    for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 13})
+        for (const int64_t n : {1, 3, 4, 7, 8, 16, 31, 48, 64, 100})
+            for (const int64_t k : {1, 2, 7, 32}) {
+                const auto a = rounded(m, 2 * k, 1), b = rounded(2 * k, n, 2), c = rounded(m, n, 3);
+                std::vector<Pair> left(static_cast<size_t>(m * k)), right(static_cast<size_t>(k * n + 1));
+                for (int64_t i = 0; i < m * k; ++i)
+                    left[static_cast<size_t>(i)] = {a.const_data_ptr<float>()[2 * i],
+                                                    a.const_data_ptr<float>()[2 * i + 1]};
+                for (int64_t i = 0; i < k; ++i)
+                    for (int64_t j = 0; j < n; ++j)
+                        right[static_cast<size_t>(i * n + j + 1)] = {b[2 * i][j].item<float>(),
+                                                                     b[2 * i + 1][j].item<float>()};
+                auto y = c.clone();
+                tile_product(m, n, k, 0.5F, {left.data(), k}, {right.data() + 1, n},
+                             {y.mutable_data_ptr<float>(), n}, true);
+                EXPECT_TRUE(near(y, c + 0.5 * a.mm(b), 1e-6 * static_cast<double>(2 * k + 8)))
+                    << m << " " << n << " " << k;
+            }
 }
 
 }  // namespace

@@ -82,17 +82,23 @@ ETHER_INLINE Vector<P, bytes> load(const X* p, FirstLanes<bytes> lanes) {
     return v;
 }
 
-// The lanes that count to p; bfloat16 rounds to the nearest, ties to even, and keeps NaN.
+// Rounded to the nearest bfloat16, ties to even; NaN stays NaN. In the low halves.
+template <typename V>
+ETHER_INLINE auto bfloat16_bits(const V& v) {
+    using Words = Vector<uint32_t, sizeof(V)>;
+    const auto words = (Words)v;
+    const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16, nan = Words{} + 0x7fc0;
+    return v == v ? rounded : nan;
+}
+
+// The lanes that count to p; bfloat16 is rounded.
 template <typename P, int bytes, typename X>
 ETHER_INLINE void store(X* p, const Vector<P, bytes>& v, AllLanes<bytes>) {
     if constexpr (std::is_same_v<X, P>) {
         std::memcpy(p, &v, sizeof(v));
     } else {
         static_assert(std::is_same_v<X, c10::BFloat16> && std::is_same_v<P, float>);
-        using Words = Vector<uint32_t, bytes>;
-        const auto words = (Words)v;
-        const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16, nan = Words{} + 0x7fc0;
-        const auto halves = __builtin_convertvector(v == v ? rounded : nan, Vector<uint16_t, bytes / 2>);
+        const auto halves = __builtin_convertvector(bfloat16_bits(v), Vector<uint16_t, bytes / 2>);
         std::memcpy(p, &halves, sizeof(halves));
     }
 }

@@ -9,6 +9,7 @@
 #include "ether/ops/attention/kernel.h"
 #include "ether/ops/composed.h"
 #include "ether/ops/dispatch.h"
+#include "ether/ops/gemm/gemm.h"
 
 namespace ether::ops {
 namespace {
@@ -32,12 +33,12 @@ AttentionShape shape_of(const at::Tensor& q, const at::Tensor& query_offsets, co
             options.dropout_row};
 }
 
-// Calls body(float{} or double{}); operands are widened before.
-template <typename Body>
-void dispatch_wide(const at::Tensor& q, Body&& body) {
-    dispatch(q.scalar_type(), "attention", [&](auto type) {
-        if constexpr (std::is_floating_point_v<decltype(type)>) body(type);
-    });
+// What the operands are held in: their own dtype, but for bfloat16 where this machine multiplies float32
+// faster, or a head's values make no pairs.
+at::ScalarType held_dtype(const at::Tensor& q, const AttentionOptions& options, bool on_gpu) {
+    const auto own = q.scalar_type();
+    const bool in_pairs = q.size(1) / options.heads % 2 == 0 && product_dtype(own, q.device()) == own;
+    return on_gpu || in_pairs ? own : accumulate_dtype(own);
 }
 
 // The greatest length of a sequence, where nobody has told it yet.
@@ -49,7 +50,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     static at::Tensor forward(AutogradContext* context, const at::Tensor& q_input, const at::Tensor& k_input,
                               const at::Tensor& v_input, const at::Tensor& query_offsets,
                               const at::Tensor& key_offsets, const AttentionOptions& options, bool on_gpu) {
-        const auto own = q_input.scalar_type(), wide = accumulate_dtype(own), dtype = on_gpu ? own : wide;
+        const auto own = q_input.scalar_type(), wide = accumulate_dtype(own),
+                   dtype = held_dtype(q_input, options, on_gpu);
         const auto q = q_input.to(dtype).contiguous(), k = k_input.to(dtype).contiguous(),
                    v = v_input.to(dtype).contiguous();
         auto out = at::empty_like(q);
@@ -59,11 +61,11 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         if (on_gpu)
             gpu_attention_forward(shape, longest, q, k, v, out, lse);
         else
-            dispatch_wide(q, [&](auto type) {
+            dispatch(q.scalar_type(), "attention", [&](auto type) {
                 using T = decltype(type);
                 attention_forward<T>(shape, q.const_data_ptr<T>(), k.const_data_ptr<T>(),
                                      v.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
-                                     lse.mutable_data_ptr<T>());
+                                     lse.mutable_data_ptr<accumulate_t<T>>());
             });
         context->save_for_backward({q_input, k_input, v_input, out, lse, query_offsets, key_offsets});
         auto& data = context->saved_data;
@@ -101,10 +103,10 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                                    grad_out, grad_q, grad_k, grad_v);
             return {grad_q, grad_k, grad_v, {}, {}, {}, {}};
         }
-        dispatch_wide(q, [&](auto type) {
+        dispatch(q.scalar_type(), "attention", [&](auto type) {
             using T = decltype(type);
             attention_backward<T>(shape, q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(),
-                                  out.const_data_ptr<T>(), lse.const_data_ptr<T>(),
+                                  out.const_data_ptr<T>(), lse.const_data_ptr<accumulate_t<T>>(),
                                   grad_out.const_data_ptr<T>(), grad_q.mutable_data_ptr<T>(),
                                   grad_k.mutable_data_ptr<T>(), grad_v.mutable_data_ptr<T>());
         });

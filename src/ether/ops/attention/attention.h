@@ -23,8 +23,9 @@ struct AttentionOptions {
 };
 
 // q: (Tq, heads * head_dim), k, v: (Tk, kv_heads * head_dim); query_offsets, key_offsets: (B + 1) int32. The
-// last query of a sequence is aligned with its last key. bfloat16 operands are widened, the result is
-// narrowed again.
+// last query of a sequence is aligned with its last key. Sums are in the accumulation dtype; of bfloat16
+// operands probabilities meet v as bfloat16 where products do (gemm.h, product_dtype), and as float32
+// elsewhere.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& query_offsets, const at::Tensor& key_offsets,
                      const AttentionOptions& options);

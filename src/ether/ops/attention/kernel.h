@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "ether/ops/attention/operands.h"
+
 namespace ether::ops {
 
 struct AttentionShape {
@@ -20,14 +22,16 @@ struct AttentionShape {
     int64_t dropout_row;  // what the first query's row counts as in the dropout's mask
 };
 
+// S: float, double, or c10::BFloat16 with an even head_dim, whose products have operands of bfloat16
+// (probabilities and their gradients too) and sums of float32.
 // out (query tokens, heads * head_dim) and lse (query tokens, heads), the logarithm of each row's softmax
 // denominator.
-template <typename T>
-void attention_forward(const AttentionShape& shape, const T* q, const T* k, const T* v, T* out, T* lse);
+template <typename S>
+void attention_forward(const AttentionShape& shape, const S* q, const S* k, const S* v, S* out, Wide<S>* lse);
 
 // Gradients are overwritten.
-template <typename T>
-void attention_backward(const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
-                        const T* lse, const T* grad_out, T* grad_q, T* grad_k, T* grad_v);
+template <typename S>
+void attention_backward(const AttentionShape& shape, const S* q, const S* k, const S* v, const S* out,
+                        const Wide<S>* lse, const S* grad_out, S* grad_q, S* grad_k, S* grad_v);
 
 }  // namespace ether::ops

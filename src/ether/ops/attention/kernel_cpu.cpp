@@ -42,7 +42,8 @@ class Layout {
         Tile tile{sequence, first_row, std::min(kTile, queries(sequence) - first_row), 0, keys(sequence), 0};
         tile.diagonal = keys(sequence) - queries(sequence) + first_row;
         if (shape_.causal) tile.key_end = std::min(tile.key_end, tile.diagonal + tile.rows);
-        if (shape_.window) tile.key_begin = std::max<int64_t>(0, tile.diagonal - shape_.window + 1);
+        // Even, so that pairs of keys are the same for all tiles.
+        if (shape_.window) tile.key_begin = std::max<int64_t>(0, tile.diagonal - shape_.window + 1) / 2 * 2;
         return tile;
     }
     // Keys [begin, end) that row r of the tile sees, counted from tile.key_begin.
@@ -57,9 +58,8 @@ class Layout {
         return (shape_.query_offsets[tile.sequence] + tile.first_row) * query_stride() +
                head * shape_.head_dim;
     }
-    int64_t key_at(const Tile& tile, int64_t kv_head) const {
-        return (shape_.key_offsets[tile.sequence] + tile.key_begin) * key_stride() +
-               kv_head * shape_.head_dim;
+    int64_t keys_at(int64_t sequence, int64_t kv_head) const {
+        return shape_.key_offsets[sequence] * key_stride() + kv_head * shape_.head_dim;
     }
     int64_t row_at(const Tile& tile) const { return shape_.query_offsets[tile.sequence] + tile.first_row; }
     // The dropout counter of key 0 (of the sequence) in one row.
@@ -70,36 +70,63 @@ class Layout {
     }
 
     const AttentionShape& shape() const { return shape_; }
-    // Scratch of one Transposed: tiles begin anywhere and are read in whole vectors.
-    int64_t transposed_values() const {
-        return shape_.head_dim * padded<float>(longest_keys() + padded<float>(1));
-    }
 
   private:
     const AttentionShape& shape_;
 };
 
-// One head's keys or values (keys, head_dim) as (head_dim, keys), zeros behind them: what scores are products
-// with.
+// Memory that a thread keeps from one head to the next.
 template <typename T>
-class Transposed {
+class Scratch {
   public:
-    Transposed(const Layout& layout, const T* x, int64_t sequence, int64_t kv_head, T* scratch)
-        : data_(scratch), row_(padded<T>(layout.keys(sequence) + kLanes<T>)) {
-        const int64_t dim = layout.shape().head_dim, keys = layout.keys(sequence),
-                      stride = layout.key_stride();
-        const T* from = x + layout.shape().key_offsets[sequence] * stride + kv_head * dim;
-        for (int64_t j = 0; j < dim; ++j) {
-            T* to = scratch + j * row_;
-            for (int64_t i = 0; i < keys; ++i) to[i] = from[i * stride + j];
-            std::fill(to + keys, to + row_, T{0});
-        }
+    T* room(int64_t values) {
+        if (static_cast<int64_t>(data_.size()) < values) data_.resize(static_cast<size_t>(values));
+        return data_.data();
     }
-    Strided<const T> from(const Tile& tile) const { return {data_ + tile.key_begin, row_}; }
 
   private:
-    const T* data_;
-    int64_t row_;
+    std::vector<T> data_;
+};
+
+// One head's keys or values, as the operands of all its tiles.
+template <typename S>
+class Keys {
+  public:
+    Keys(const Layout& layout, const S* x, int64_t sequence, int64_t kv_head)
+        : x_(x + layout.keys_at(sequence, kv_head)),
+          stride_(layout.key_stride()),
+          keys_(layout.keys(sequence)),
+          dim_(layout.shape().head_dim) {}
+
+    // (head_dim, keys), to be summed over head_dim: what scores are products with. Zeros behind the keys,
+    // since tiles begin anywhere and are read in whole vectors.
+    void transpose(Scratch<Unit<S>>& scratch) {
+        const auto from = over_columns<S>(x_, stride_);
+        row_ = padded<Wide<S>>(keys_ + kLanes<Wide<S>>);
+        Unit<S>* to = scratch.room(units<S>(dim_) * row_);
+        transposed_ = to;
+        for (int64_t j = 0; j < units<S>(dim_); ++j, to += row_) {
+            for (int64_t i = 0; i < keys_; ++i) to[i] = from.data[i * from.row + j];
+            std::fill(to + keys_, to + row_, Unit<S>{});
+        }
+    }
+    Strided<const Unit<S>> transposed(const Tile& tile) const { return {transposed_ + tile.key_begin, row_}; }
+
+    // (keys, head_dim), to be summed over keys.
+    void pair_rows(Scratch<Unit<S>>& scratch) {
+        rows_ = over_rows<S>(x_, stride_, keys_, dim_,
+                             kInPairs<S> ? scratch.room(units<S>(keys_) * dim_) : nullptr);
+    }
+    Strided<const Unit<S>> rows(const Tile& tile) const {
+        return {rows_.data + units<S>(tile.key_begin) * rows_.row, rows_.row};
+    }
+
+  private:
+    const S* x_;
+    int64_t stride_, keys_, dim_;
+    const Unit<S>* transposed_ = nullptr;
+    int64_t row_ = 0;
+    Strided<const Unit<S>> rows_ = {};
 };
 
 // Calls body(sequence, kv_head, worker) for all pairs; a chunk owns its scratch.
@@ -112,9 +139,15 @@ void for_each_head(const AttentionShape& shape, Body&& body) {
 }
 
 template <typename T>
-void zero_outside(T* row, std::pair<int64_t, int64_t> visible, int64_t keys) {
+void zero_outside(T* row, std::pair<int64_t, int64_t> visible, int64_t width) {
     std::fill(row, row + visible.first, T{0});
-    std::fill(row + visible.second, row + keys, T{0});
+    std::fill(row + visible.second, row + width, T{0});
+}
+
+// x (rows, dim), rounded, to rows of y that are `stride` apart.
+template <typename S>
+void narrow_rows(const Wide<S>* x, int64_t rows, int64_t dim, S* y, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r) narrow<S>(x + r * dim, dim, y + r * stride);
 }
 
 // Multiplies kept entries by 1 / (1 - p) and clears the others.
@@ -126,53 +159,61 @@ void apply_dropout(T* row, int64_t keys, uint64_t key, uint64_t counter, uint32_
 
 }  // namespace
 
-template <typename T>
-void attention_forward(const AttentionShape& shape, const T* q, const T* k, const T* v, T* out, T* lse) {
+template <typename S>
+void attention_forward(const AttentionShape& shape, const S* q, const S* k, const S* v, S* out,
+                       Wide<S>* lse) {
+    using P = Wide<S>;
     const Layout layout(shape);
-    const int64_t dim = shape.head_dim, q_stride = layout.query_stride(), k_stride = layout.key_stride();
+    const int64_t dim = shape.head_dim, q_stride = layout.query_stride();
     const uint32_t threshold = keep_threshold(shape.dropout);
-    const T keep_scale = static_cast<T>(1 / (1 - shape.dropout));
-    std::vector<std::vector<T>> scratch(static_cast<size_t>(num_threads()));
-    const int64_t tile_values = kTile * padded<T>(layout.longest_keys());
+    const P keep_scale = static_cast<P>(1 / (1 - shape.dropout));
+    struct Workspace {
+        Scratch<P> scores, result;
+        Scratch<Unit<S>> keys, values, probabilities;
+    };
+    std::vector<Workspace> workspaces(static_cast<size_t>(num_threads()));
     for_each_head(shape, [&](int64_t sequence, int64_t kv_head, int worker) {
-        auto& buffer = scratch[static_cast<size_t>(worker)];
-        buffer.resize(static_cast<size_t>(tile_values + layout.transposed_values()));
-        T* scores = buffer.data();
-        const Transposed<T> k_transposed(layout, k, sequence, kv_head, scores + tile_values);
+        auto& work = workspaces[static_cast<size_t>(worker)];
+        Keys<S> keys_of(layout, k, sequence, kv_head), values_of(layout, v, sequence, kv_head);
+        keys_of.transpose(work.keys);
+        values_of.pair_rows(work.values);
+        const int64_t widest = padded<P>(layout.keys(sequence));
+        P *scores = work.scores.room(kTile * widest), *result = work.result.room(kTile * dim);
+        Unit<S>* probabilities = kInPairs<S> ? work.probabilities.room(kTile * units<S>(widest)) : nullptr;
         for (int64_t head = kv_head * layout.group(); head < (kv_head + 1) * layout.group(); ++head) {
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
-                const int64_t keys = tile.keys(), q_at = layout.query_at(tile, head),
-                              k_at = layout.key_at(tile, kv_head);
-                const int64_t width = padded<T>(keys);
-                tile_product<T>(tile.rows, width, dim, static_cast<T>(shape.scale), {q + q_at, q_stride},
-                                k_transposed.from(tile), {scores, width});
+                const int64_t q_at = layout.query_at(tile, head), width = padded<P>(tile.keys());
+                tile_product(tile.rows, width, units<S>(dim), static_cast<P>(shape.scale),
+                             over_columns<S>(q + q_at, q_stride), keys_of.transposed(tile), {scores, width});
                 for_best_isa([&] {
                     for (int64_t r = 0; r < tile.rows; ++r) {
-                        T* row = scores + r * width;
+                        P* row = scores + r * width;
                         const auto visible = layout.visible(tile, r);
-                        T highest = -std::numeric_limits<T>::infinity();
+                        P highest = -std::numeric_limits<P>::infinity();
 #pragma omp simd reduction(max : highest)
                         for (int64_t j = visible.first; j < visible.second; ++j)
                             highest = std::max(highest, row[j]);
-                        T sum = 0;
+                        P sum = 0;
 #pragma omp simd reduction(+ : sum)
                         for (int64_t j = visible.first; j < visible.second; ++j) {
                             row[j] = exp(row[j] - highest);
                             sum += row[j];
                         }
-                        zero_outside(row, visible, keys);
-                        const T inverse = 1 / sum;
+                        zero_outside(row, visible, width);
+                        const P inverse = 1 / sum;
 #pragma omp simd
                         for (int64_t j = visible.first; j < visible.second; ++j) row[j] *= inverse;
                         lse[(layout.row_at(tile) + r) * shape.heads + head] = highest + std::log(sum);
                         if (shape.dropout > 0)
-                            apply_dropout(row, keys, shape.dropout_key, layout.counter(tile, r, head),
+                            apply_dropout(row, tile.keys(), shape.dropout_key, layout.counter(tile, r, head),
                                           threshold, keep_scale);
                     }
                 });
-                tile_product<T>(tile.rows, dim, keys, T{1}, {scores, width}, {v + k_at, k_stride},
-                                {out + q_at, q_stride});
+                tile_product(tile.rows, dim, units<S>(tile.keys()), P{1},
+                             over_columns<S>(scores, tile.rows, width, probabilities), values_of.rows(tile),
+                             {result, dim});
+                narrow_rows(result, tile.rows, dim, out + q_at, q_stride);
             }
         }
     });
@@ -180,74 +221,102 @@ void attention_forward(const AttentionShape& shape, const T* q, const T* k, cons
 
 // P = softmax(S), S = scale q k^T: dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(dO O)), dq = scale dS k,
 // dk = scale dS^T q (Dao et al., arXiv 2205.14135, appendix B). P is recomputed from lse.
-template <typename T>
-void attention_backward(const AttentionShape& shape, const T* q, const T* k, const T* v, const T* out,
-                        const T* lse, const T* grad_out, T* grad_q, T* grad_k, T* grad_v) {
+template <typename S>
+void attention_backward(const AttentionShape& shape, const S* q, const S* k, const S* v, const S* out,
+                        const Wide<S>* lse, const S* grad_out, S* grad_q, S* grad_k, S* grad_v) {
+    using P = Wide<S>;
     const Layout layout(shape);
     const int64_t dim = shape.head_dim, q_stride = layout.query_stride(), k_stride = layout.key_stride();
     const uint32_t threshold = keep_threshold(shape.dropout);
-    const T scale = static_cast<T>(shape.scale), keep_scale = static_cast<T>(1 / (1 - shape.dropout));
-    std::fill(grad_k, grad_k + shape.key_offsets[shape.sequences] * k_stride, T{0});
-    std::fill(grad_v, grad_v + shape.key_offsets[shape.sequences] * k_stride, T{0});
-    std::vector<std::vector<T>> scratch(static_cast<size_t>(num_threads()));
-    const int64_t tile_values = kTile * padded<T>(layout.longest_keys());
+    const P scale = static_cast<P>(shape.scale), keep_scale = static_cast<P>(1 / (1 - shape.dropout));
+    struct Workspace {
+        Scratch<P> p, ds, dropped, result, grad_keys, grad_values;
+        Scratch<Unit<S>> keys, key_rows, values, left, right;
+    };
+    std::vector<Workspace> workspaces(static_cast<size_t>(num_threads()));
     for_each_head(shape, [&](int64_t sequence, int64_t kv_head, int worker) {
-        auto& buffer = scratch[static_cast<size_t>(worker)];
-        buffer.resize(static_cast<size_t>(3 * tile_values + 2 * layout.transposed_values()));
-        T *p = buffer.data(), *ds = p + tile_values, *dropped = ds + tile_values;
-        const Transposed<T> k_transposed(layout, k, sequence, kv_head, dropped + tile_values),
-            v_transposed(layout, v, sequence, kv_head, dropped + tile_values + layout.transposed_values());
+        auto& work = workspaces[static_cast<size_t>(worker)];
+        Keys<S> keys_of(layout, k, sequence, kv_head), values_of(layout, v, sequence, kv_head);
+        keys_of.transpose(work.keys);
+        keys_of.pair_rows(work.key_rows);
+        values_of.transpose(work.values);
+        const int64_t widest = padded<P>(layout.keys(sequence)), key_values = layout.keys(sequence) * dim;
+        P *p = work.p.room(kTile * widest), *ds = work.ds.room(kTile * widest),
+          *dropped = shape.dropout > 0 ? work.dropped.room(kTile * widest) : nullptr,
+          *result = work.result.room(kTile * dim), *grad_keys = work.grad_keys.room(key_values),
+          *grad_values = work.grad_values.room(key_values);
+        Unit<S>*left = nullptr, *right = nullptr;
+        if constexpr (kInPairs<S>) {
+            left = work.left.room(kTile * units<S>(widest));
+            right = work.right.room(units<S>(kTile) * dim);
+        }
+        std::fill(grad_keys, grad_keys + key_values, P{0});
+        std::fill(grad_values, grad_values + key_values, P{0});
         for (int64_t head = kv_head * layout.group(); head < (kv_head + 1) * layout.group(); ++head) {
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
                 const int64_t keys = tile.keys(), q_at = layout.query_at(tile, head),
-                              k_at = layout.key_at(tile, kv_head);
-                const int64_t width = padded<T>(keys);
-                tile_product<T>(tile.rows, width, dim, scale, {q + q_at, q_stride}, k_transposed.from(tile),
-                                {p, width});
-                tile_product<T>(tile.rows, width, dim, T{1}, {grad_out + q_at, q_stride},
-                                v_transposed.from(tile), {ds, width});
-                const T* used = shape.dropout > 0 ? dropped : p;  // the probabilities that met v
+                              k_at = tile.key_begin * dim, width = padded<P>(keys);
+                tile_product(tile.rows, width, units<S>(dim), scale, over_columns<S>(q + q_at, q_stride),
+                             keys_of.transposed(tile), {p, width});
+                tile_product(tile.rows, width, units<S>(dim), P{1},
+                             over_columns<S>(grad_out + q_at, q_stride), values_of.transposed(tile),
+                             {ds, width});
                 for_best_isa([&] {
                     for (int64_t r = 0; r < tile.rows; ++r) {
-                        T *p_row = p + r * width, *ds_row = ds + r * width;
+                        P *p_row = p + r * width, *ds_row = ds + r * width;
                         const auto visible = layout.visible(tile, r);
-                        const T row_lse = lse[(layout.row_at(tile) + r) * shape.heads + head];
-                        const T *o = out + q_at + r * q_stride, *dout = grad_out + q_at + r * q_stride;
-                        const T delta = dot(o, dout, dim);
+                        const P row_lse = lse[(layout.row_at(tile) + r) * shape.heads + head];
+                        const S *o = out + q_at + r * q_stride, *dout = grad_out + q_at + r * q_stride;
+                        P delta = 0;
+#pragma omp simd reduction(+ : delta)
+                        for (int64_t j = 0; j < dim; ++j)
+                            delta += static_cast<P>(o[j]) * static_cast<P>(dout[j]);
 #pragma omp simd
                         for (int64_t j = visible.first; j < visible.second; ++j)
                             p_row[j] = exp(p_row[j] - row_lse);
-                        zero_outside(p_row, visible, keys);
+                        zero_outside(p_row, visible, width);
                         if (shape.dropout > 0) {
                             const uint64_t counter = layout.counter(tile, r, head);
-                            T* dropped_row = dropped + r * width;
-                            std::copy(p_row, p_row + keys, dropped_row);
+                            P* dropped_row = dropped + r * width;
+                            std::copy(p_row, p_row + width, dropped_row);
                             apply_dropout(dropped_row, keys, shape.dropout_key, counter, threshold,
                                           keep_scale);
                             apply_dropout(ds_row, keys, shape.dropout_key, counter, threshold, keep_scale);
                         }
 #pragma omp simd
-                        for (int64_t j = 0; j < keys; ++j) ds_row[j] = p_row[j] * (ds_row[j] - delta);
+                        for (int64_t j = visible.first; j < visible.second; ++j)
+                            ds_row[j] = p_row[j] * (ds_row[j] - delta);
+                        zero_outside(ds_row, visible, width);
                     }
                 });
-                tile_product<T>(keys, dim, tile.rows, T{1}, {used, 1, width}, {grad_out + q_at, q_stride},
-                                {grad_v + k_at, k_stride}, true);
-                tile_product<T>(tile.rows, dim, keys, scale, {ds, width}, {k + k_at, k_stride},
-                                {grad_q + q_at, q_stride});
-                tile_product<T>(keys, dim, tile.rows, scale, {ds, 1, width}, {q + q_at, q_stride},
-                                {grad_k + k_at, k_stride}, true);
+                const P* used = shape.dropout > 0 ? dropped : p;  // the probabilities that met v
+                const int64_t row_units = units<S>(tile.rows);
+                tile_product(keys, dim, row_units, P{1},
+                             transposed(over_rows<S>(used, width, tile.rows, width, left)),
+                             over_rows<S>(grad_out + q_at, q_stride, tile.rows, dim, right),
+                             {grad_values + k_at, dim}, true);
+                tile_product(
+                    keys, dim, row_units, scale, transposed(over_rows<S>(ds, width, tile.rows, width, left)),
+                    over_rows<S>(q + q_at, q_stride, tile.rows, dim, right), {grad_keys + k_at, dim}, true);
+                tile_product(tile.rows, dim, units<S>(keys), scale,
+                             over_columns<S>(ds, tile.rows, width, left), keys_of.rows(tile), {result, dim});
+                narrow_rows(result, tile.rows, dim, grad_q + q_at, q_stride);
             }
         }
+        const int64_t at = layout.keys_at(sequence, kv_head);
+        narrow_rows(grad_keys, layout.keys(sequence), dim, grad_k + at, k_stride);
+        narrow_rows(grad_values, layout.keys(sequence), dim, grad_v + at, k_stride);
     });
 }
 
-#define ETHER_INSTANTIATE(T)                                                                           \
-    template void attention_forward<T>(const AttentionShape&, const T*, const T*, const T*, T*, T*);   \
-    template void attention_backward<T>(const AttentionShape&, const T*, const T*, const T*, const T*, \
-                                        const T*, const T*, T*, T*, T*);
+#define ETHER_INSTANTIATE(S)                                                                               \
+    template void attention_forward<S>(const AttentionShape&, const S*, const S*, const S*, S*, Wide<S>*); \
+    template void attention_backward<S>(const AttentionShape&, const S*, const S*, const S*, const S*,     \
+                                        const Wide<S>*, const S*, S*, S*, S*);
 ETHER_INSTANTIATE(float)
 ETHER_INSTANTIATE(double)
+ETHER_INSTANTIATE(c10::BFloat16)
 #undef ETHER_INSTANTIATE
 
 }  // namespace ether::ops

@@ -16,12 +16,20 @@ struct Strided {
     int64_t row, column = 1;
 };
 
+// Two bfloat16 values that are neighbours along the dimension that a product sums over.
+struct Pair {
+    c10::BFloat16 first, second;
+};
+
 // c (m, n) = alpha * a (m, k) b (k, n), added to what c holds if `accumulate`. Columns of b and c are
 // adjacent. Fastest where n is a multiple of kLanes<T>, slow where it is not one of 16 bytes; a may be
 // transposed at no cost.
 template <typename T>
 void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
                   Strided<T> c, bool accumulate = false);
+// The same in bfloat16, summed in float32; k counts pairs.
+void tile_product(int64_t m, int64_t n, int64_t k, float alpha, Strided<const Pair> a, Strided<const Pair> b,
+                  Strided<float> c, bool accumulate = false);
 
 // n rounded up to whole vectors.
 template <typename T>

@@ -1,0 +1,77 @@
+// How a tile of attention hands its operands to tile_product: float32 and float64 as they lie, bfloat16 in
+// pairs along the dimension that is summed over. Torch-free.
+#pragma once
+
+#include <bit>
+#include <type_traits>
+
+#include "ether/ops/gemm/tile.h"
+
+namespace ether::ops {
+
+// S: what queries, keys and values are stored in.
+template <typename S>
+inline constexpr bool kInPairs = std::is_same_v<S, c10::BFloat16>;
+// What scores, probabilities and sums are held in.
+template <typename S>
+using Wide = std::conditional_t<kInPairs<S>, float, S>;
+// What tile_product reads.
+template <typename S>
+using Unit = std::conditional_t<kInPairs<S>, Pair, S>;
+
+// Units that hold n values along the sum.
+template <typename S>
+constexpr int64_t units(int64_t n) {
+    return kInPairs<S> ? (n + 1) / 2 : n;
+}
+
+// x (rows, n), as it lies, to be summed over n. In pairs n and the rows' stride are even.
+template <typename S>
+Strided<const Unit<S>> over_columns(const S* x, int64_t stride) {
+    return {reinterpret_cast<const Unit<S>*>(x), units<S>(stride)};
+}
+
+template <typename S>
+void narrow(const Wide<S>* x, int64_t n, S* y) {
+    using P = Wide<S>;
+    for_values<P>(n, [&](int64_t j, auto lanes) { store<P>(y + j, load<P>(x + j, lanes), lanes); });
+}
+
+// x (rows, n) of full precision, to be summed over n, in scratch where it must be rounded first.
+template <typename S>
+Strided<const Unit<S>> over_columns(const Wide<S>* x, int64_t rows, int64_t n, Unit<S>* scratch) {
+    if constexpr (kInPairs<S>) {
+        narrow<S>(x, rows * n, reinterpret_cast<S*>(scratch));
+        return {scratch, units<S>(n)};
+    } else {
+        return {x, n};
+    }
+}
+
+// x (rows, n) of either precision, to be summed over its rows, in scratch (units(rows), n) where they make
+// pairs; a last one without a partner gets zeros.
+template <typename S, typename X>
+Strided<const Unit<S>> over_rows(const X* x, int64_t stride, int64_t rows, int64_t n, Unit<S>* scratch) {
+    if constexpr (kInPairs<S>) {
+        auto* to = reinterpret_cast<float*>(scratch);  // bits of a pair
+        for_values<float>(n, [&](int64_t j, auto lanes) {
+            for (int64_t r = 0; r < rows; r += 2) {
+                const X* at = x + r * stride + j;
+                auto pair = bfloat16_bits(load<float>(at, lanes));
+                if (r + 1 < rows) pair |= bfloat16_bits(load<float>(at + stride, lanes)) << 16;
+                store<float>(to + r / 2 * n + j, std::bit_cast<decltype(load<float>(at, lanes))>(pair),
+                             lanes);
+            }
+        });
+        return {scratch, n};
+    } else {
+        return {x, stride};
+    }
+}
+
+template <typename U>
+Strided<U> transposed(const Strided<U>& x) {
+    return {x.data, x.column, x.row};
+}
+
+}  // namespace ether::ops
