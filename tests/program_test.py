@@ -294,6 +294,11 @@ class Train(ProgramTest):
         # A head for other labels is a new one.
         renamed = self.train("renamed", "--adapter", first, *still, label="x")
         self.assertNotEqual(read_tensors(renamed / "adapter_model.safetensors")[head], one[head])
+        # That the model's own head is for other labels is said where a new one takes its place, and only there.
+        for out, words in (("new", ["--method", "lora"]), ("kept", ["--adapter", renamed])):
+            words = [ETHER, *command[:5], "--max-steps", 1, "--out", self.folder / out, *words]
+            told = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stderr
+            self.assertEqual("the model's own head is for other labels" in told, out == "new", told)
         self.assertEqual(json.loads((renamed / "ether.json").read_text())["labels"], ["x0", "x1", "x2"])
 
     def test_all_methods_of_an_adapter_go_on_at_one_rate(self):
@@ -370,6 +375,19 @@ class Merge(ProgramTest):
         self.assertRegex(ether(*words), r"the adapter changes them by up to \S+, of which 6[0-9.]+% is retained; --dtype f32 retains all")
 
 
+    def test_texts_are_cut_as_in_training(self):
+        model = self.folder / "model"
+        shutil.copytree(BERT, model)
+        run = self.train("run", "--max-length", 4, model=model)
+        for config in ({"model_max_length": 16, "x": 1}, None):
+            (model / "tokenizer_config.json").unlink(missing_ok=True)
+            if config:
+                (model / "tokenizer_config.json").write_text(json.dumps(config))
+            ether(*self.merge(run, model=model, out=f"merged-{bool(config)}"))
+            written = json.loads((self.folder / f"merged-{bool(config)}" / "tokenizer_config.json").read_text())
+            self.assertEqual(written, (config or {}) | {"model_max_length": 4})
+
+
 class Export(ProgramTest):
     def export(self, run, *words, out="lora"):
         return ["export", "--model", BERT, "--adapter", run, "--to", "lora", "--out", self.folder / out, *words]
@@ -421,7 +439,7 @@ class Export(ProgramTest):
         runs = {name: self.train(name, *words) for name, words in runs.items()}
         before = sorted(self.folder.rglob("*"))
         for told, words in {
-            "query: method oft is no low-rank change of this layer, so no LoRA is exactly": self.export(runs["oft"], "--max-rank", 4),
+            "query: method oft with this adapter's options is no low-rank change of this layer": self.export(runs["oft"], "--max-rank", 4),
             "--svd: needs --max-rank": self.export(runs["oft"], "--svd"),
             "changes this layer's bias, which no LoRA holds; ether merge writes": self.export(runs["red"], "--svd", "--max-rank", 4),
             "method bitfit (the model's biases) is no change of chosen linear layers": self.export(runs["bitfit"]),
@@ -453,6 +471,18 @@ class Combine(ProgramTest):
         self.assertEqual(self.logits(run), self.logits(self.folder / "again"))
         report = json.loads(ether("merge", "--model", BERT, "--adapter", run, "--out", self.folder / "merged", "--json"))
         self.assertLess(report["largest_difference"], 1e-5)
+
+    def test_the_one_with_a_head_tells_the_task(self):
+        """In whichever order they are given."""
+        text, model = self.write("text.txt", "a b a b\n" * 8), MODELS / "llama_tied"
+        language, run = self.folder / "language", ["--max-steps", 1, "--method", "lora", "--rank", 2]
+        ether("train", "--model", model, "--task", "causal-lm", "--data", text, "--out", language, *run)
+        classifier = self.train("classifier", *run, model=model)
+        for adapters in (f"{language},{classifier}", f"{classifier},{language}"):
+            found = json.loads(ether("eval", "--model", model, "--adapter", adapters, "--data", self.folder / "train.csv", "--json"))
+            self.assertIn("accuracy", found)
+        told = refusal("train", "--model", model, "--data", text, "--out", self.folder / "x", "--adapter", f"{language}@0.5")
+        self.assertIn("training goes on from one adapter as it is, not from", told)
 
     def test_adapters_are_loaded_together(self):
         """A weight is its adapter's; a folder's name may look like one."""
@@ -512,6 +542,28 @@ class Evaluate(ProgramTest):
             self.assertIn(f'key "{key}"', told)
             self.assertIn("a feature of PEFT that this version lacks; train without it, or merge", told)
             self.assertNotIn("did you mean", told)
+
+    def test_heads_that_the_model_has_no_names_for(self):
+        """An adapter's with other labels than the model's, and a model's with several labels a text."""
+        adapter, model = self.folder / "adapter", self.folder / "model"
+        shutil.copytree(PEFT / "bert_lora", adapter)
+        shutil.copytree(BERT, model)
+        prefix = "base_model.model.classifier."
+        values = read_tensors(adapter / "adapter_model.safetensors")
+        two = {f"{prefix}{name}": (dtype, [2, *shape[1:]], data[: len(data) // 3 * 2])
+               for name in ("weight", "bias") for dtype, shape, data in [values[f"{prefix}{name}"]]}
+        change_tensors(adapter / "adapter_model.safetensors", two)
+        config = json.loads((model / "config.json").read_text())
+        names = {"id2label": {"0": "neg", "1": "neu", "2": "pos"}, "label2id": {"neg": 0, "neu": 1, "pos": 2}}
+        (model / "config.json").write_text(json.dumps(config | names))
+        predict = ["predict", "--model", model, "--adapter"]
+        self.assertIn(ether(*predict, adapter, text="a b\n").split("\t")[0], ("0", "1"))
+        (model / "config.json").write_text(json.dumps(config | names | {"problem_type": "multi_label_classification"}))
+        self.assertIn("several labels a text", refusal(*predict, PEFT / "bert_lora", text="a b\n"))
+        self.assertIn("several labels a text", refusal("eval", "--model", model, "--data", "x.csv"))
+        ether("merge", "--model", model, "--adapter", PEFT / "bert_lora", "--out", self.folder / "merged")
+        merged = json.loads((self.folder / "merged" / "config.json").read_text())
+        self.assertEqual((merged["problem_type"], merged["id2label"]), ("multi_label_classification", names["id2label"]))
 
     def test_a_real_number_among_integers_is_the_one_that_is_named(self):
         run, data = self.train("run"), self.write("mixed.csv", "text,label\na,1\nb,0.5\n")

@@ -31,6 +31,7 @@ int eval_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
 
     const auto loaded = loading.load();
+    loaded.check_one_label();
     const auto& task = *loaded.task;
     table = columns(line, table, loaded.columns);
     table.labels_required = task.labels_required();

@@ -26,6 +26,7 @@ std::string shape_text(const ordered_json& shape) {
 }
 
 constexpr size_t kShownText = 10000;  // bytes
+constexpr size_t kShownEntries = 8;   // of a list
 
 constexpr int64_t kNewClasses = 2;  // of a head where the model has none
 
@@ -123,7 +124,9 @@ void print_model(const ordered_json& object) {
 
 void print_adapter(const ordered_json& object) {
     for (const auto& [key, value] : object["config"].items())
-        if (!value.is_null() && !(value.is_array() && value.size() > 8))
+        if (value.is_array() && value.size() > kShownEntries)
+            fmt::print("{} = {} entries (--json prints them)\n", printable(key, kShownValue), value.size());
+        else if (!value.is_null())
             fmt::print("{} = {}\n", printable(key, kShownValue), printable(value.dump(), kShownText));
     if (object.contains("ether")) {
         const auto told = [&](const char* key) {

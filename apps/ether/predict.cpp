@@ -135,6 +135,7 @@ int predict_main(int argc, char** argv) {
     if (!line.parse(argc, argv)) return 0;
 
     const auto loaded = loading.load();
+    loaded.check_one_label();
     if (loaded.task->head() != nn::Head::sequence_classification)
         fail(ErrorKind::usage, "predict classifies texts, but this model has no classification head");
     table = columns(line, table, loaded.columns);

@@ -50,6 +50,25 @@ TEST_F(HubCache, FindsNamesAndRevisions) {
     EXPECT_EQ(resolve_model("plain"), hub / "models--plain/snapshots/3333");
 }
 
+// What could be a weight is one, but where the cache has such a revision, or a folder is called so.
+TEST_F(HubCache, TellsWeightsOfAdaptersFromRevisions) {
+    using Names = std::vector<std::pair<std::string, std::string>>;
+    const auto split = [](const std::string& text) {
+        Names names;
+        for (const auto& [name, weight] : split_adapters(text)) names.emplace_back(name, weight);
+        return names;
+    };
+    write_raw(folder_ / "home/.cache/huggingface/hub/models--org--name/refs/2.0", "2222");
+    EXPECT_EQ(split("org/name@2.0"), (Names{{"org/name@2.0", ""}}));
+    EXPECT_EQ(split("org/name@2.0@2.0"), (Names{{"org/name@2.0", "2.0"}}));
+    EXPECT_EQ(split("org/name@0.5,plain@-1e-2,org/name@main"),
+              (Names{{"org/name", "0.5"}, {"plain", "-1e-2"}, {"org/name@main", ""}}));
+    const std::string folder = folder_ / "run@2";
+    fs::create_directories(folder);
+    EXPECT_EQ(split(folder), (Names{{folder, ""}}));
+    EXPECT_EQ(split(folder + "@2"), (Names{{folder, "2"}}));
+}
+
 TEST_F(HubCache, FollowsTheEnvironment) {
     for (const auto& [variable, value, hub] :
          {std::tuple("XDG_CACHE_HOME", "x", "x/huggingface/hub"), std::tuple("HF_HOME", "h", "h/hub"),

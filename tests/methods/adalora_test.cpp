@@ -60,8 +60,13 @@ TEST(Adalora, AFileHoldsWhatIsLeft) {
 
 TEST(Adalora, AScheduleWithoutRoomIsRefused) {
     AdaptedSites adapted({{"0", normal({6, 4}, 1), {}}}, "adalora", {{"tinit", "5"}, {"tfinal", "5"}});
-    EXPECT_FAILS(usage, "leave none of the 10 steps",
-                 adapted.adapter->after_update({.step = 1, .total = 10}));
+    EXPECT_FAILS(usage, "leave none of the 10 steps", adapted.adapter->check_run({.steps = 10}));
+}
+
+TEST(Adalora, ARankThatNothingIsTakenFromIsRefused) {
+    AdaptedSites adapted({{"0", normal({6, 4}, 1), {}}}, "adalora", {{"rank", "4"}, {"target-rank", "4"}});
+    EXPECT_FAILS(usage, "--target-rank: 4 leaves all of --rank 4's triplets",
+                 adapted.adapter->check_run({.steps = 10}));
 }
 
 }  // namespace

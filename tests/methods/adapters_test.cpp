@@ -451,7 +451,7 @@ TEST_F(Files, ConfigurationsThatAreNotUnderstood) {
     EXPECT_FAILS(adapter, "key \"blcks\" = 8 is not supported for ETHER_PLUS; did you mean \"blocks\"",
                  with("blcks", 8));
     EXPECT_FAILS(adapter, "bias = \"all\" is not supported", with("bias", "all"));
-    EXPECT_FAILS(adapter, "peft_type \"BLOB\" is not known", with("peft_type", "BLOB"));
+    EXPECT_FAILS(adapter, "peft_type \"BLOB\" is no method of this version", with("peft_type", "BLOB"));
     EXPECT_FAILS(adapter, "target_modules", with("target_modules", 5));
     EXPECT_FAILS(adapter, "rows", with("target_modules", {"rows"}));
     EXPECT_ANY_THROW(with("blocks", "many"));

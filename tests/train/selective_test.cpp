@@ -144,10 +144,26 @@ TEST(Id3, StartsAsTheBaseAndRefusesGradientsInPieces) {
     auto adapted = id3({linear}, 5, 2);
     const auto x = test::normal({7, 4}, 3);
     EXPECT_TRUE(at::equal(adapted.run(x), x.mm(linear.weight.t())));
-    auto& site = adapted.model.sites().front();
-    adapted.adapter->weight_grad(site, at::ones({3, 4}, at::kDouble));
-    EXPECT_FAILS(usage, "use --accumulate 1",
-                 adapted.adapter->weight_grad(site, at::ones({3, 4}, at::kDouble)));
+    EXPECT_NO_THROW(adapted.adapter->check_run({.steps = 3}));
+    EXPECT_FAILS(usage, "use --accumulate 1", adapted.adapter->check_run({.steps = 3, .accumulate = 2}));
+}
+
+// An adapter that is trained on has some of its budget left, or none, and T may be more than the run's steps.
+TEST(Id3, DividesWhatIsLeftOfItsBudget) {
+    for (const int64_t begun : {0, 4, 7}) {
+        auto adapted = id3({{"layer", test::normal({3, 4}, 1), {}}}, 7, 100);
+        auto indices = at::full({7}, -1, at::kLong);
+        indices.narrow(0, 0, begun).copy_(at::arange(begun));
+        adapted.set("id3_indices", indices);
+        auto& site = adapted.model.sites().front();
+        for (int64_t step = 0; step < 3; ++step) {
+            EXPECT_EQ(adapted.adapter->wants_weight_grad(site), chosen(adapted, "id3_indices").size() < 7);
+            if (adapted.adapter->wants_weight_grad(site))
+                adapted.adapter->weight_grad(site, test::normal({3, 4}, 10 + static_cast<uint64_t>(step)));
+            adapted.adapter->after_backward({step, 3});
+        }
+        EXPECT_EQ(chosen(adapted, "id3_indices").size(), 7) << begun;
+    }
 }
 
 TEST(SelectedWeights, BudgetsAreNumbersOrShares) {

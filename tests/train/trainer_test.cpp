@@ -163,7 +163,19 @@ TEST_F(Runs, RefusesWhatCannotWork) {
     settings = config("bert_bare", "rate");
     settings.lr = -1;
     EXPECT_FAILS(usage, "lr", run(settings));
-    for (const char* out : {"none", "head", "long", "missing", "rate"})
+    settings = config("bert_bare", "pieces");
+    settings.method = "id3";
+    settings.accumulate = 2;
+    EXPECT_FAILS(usage, "use --accumulate 1", run(settings));
+    settings = config("bert_bare", "schedule");
+    settings.method = "adalora";
+    settings.method_options = {{"tinit", "100"}};
+    EXPECT_FAILS(usage, "--tinit and --tfinal: 100 and 0 leave none", run(settings));
+    settings = config("bert_bare", "again");
+    settings.method = "prefix";
+    settings.checkpoint_activations = true;
+    EXPECT_FAILS(usage, "--checkpoint-activations: blocks of method prefix cannot", run(settings));
+    for (const char* out : {"none", "head", "long", "missing", "rate", "pieces", "schedule", "again"})
         EXPECT_FALSE(fs::exists(folder / out)) << out;
 }
 

@@ -13,14 +13,9 @@
 namespace ether::eval {
 namespace {
 
-bool is_there(const std::string& path) {
-    std::error_code ignored;  // whoever opens it says what is wrong
-    return std::filesystem::exists(path, ignored);
-}
-
 std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
     std::vector<methods::NamedAdapter> adapters;
-    for (const auto& [folder, weight] : split_adapters(text)) {
+    for (const auto& [folder, weight] : io::split_adapters(text)) {
         auto& adapter = adapters.emplace_back(methods::NamedAdapter{folder, {}});
         if (!weight.empty())
             Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
@@ -33,7 +28,9 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
     return adapters;
 }
 
-std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes) {
+// The task of a head that no ether.json describes. classes: of an adapter's head.
+std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes,
+                                      std::vector<std::string>& notes) {
     if (!classes) classes = models::stored_classes(checkpoint);
     if (!classes && !models::architecture_of(checkpoint).language_model_class)
         fail(ErrorKind::model,
@@ -42,28 +39,26 @@ std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::opt
              checkpoint.path().string());
     if (!classes) return std::make_unique<tasks::CausalLm>();
     if (*classes == 1) return std::make_unique<tasks::Regression>();
+    if (const auto own = models::stored_classes(checkpoint); own && *own != *classes)
+        notes.push_back(fmt::format(
+            "the adapter's head has {} labels and the model's {}, so they are numbered", *classes, *own));
     return std::make_unique<tasks::Classification>(data::LabelSet::from_names(
         models::stored_class_names(checkpoint, *classes), checkpoint.config().name()));
 }
 
 }  // namespace
 
-std::vector<AdapterName> split_adapters(const std::string& text) {
-    std::vector<AdapterName> names;
-    for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
-        const auto at = part.rfind('@');
-        const bool has_weight = at != std::string::npos && at + 1 < part.size() &&
-                                part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
-        if (has_weight && !is_there(part))
-            names.push_back({part.substr(0, at), part.substr(at + 1)});
-        else
-            names.push_back({part, ""});
-    }
-    return names;
-}
-
 text::Tokenizer LoadedAdapter::tokenizer() const {
     return text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->model().shape()));
+}
+
+void LoadedAdapter::check_one_label() const {
+    if (multi_label)
+        fail(ErrorKind::model,
+             "{}: problem_type is multi_label_classification, several labels a text, for which there are no "
+             "scores "
+             "and no predictions here; ether logits writes the head's values",
+             checkpoint.config().name());
 }
 
 LoadedAdapter load_adapter(const LoadOptions& options) {
@@ -74,17 +69,22 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     const auto base = adapters.empty() ? io::BaseIdentity() : loaded.base.identity();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
-        if (!head) head = models::stored_classes(adapter.files, loaded.checkpoint);
+        const auto own_head = models::stored_classes(adapter.files, loaded.checkpoint);
+        const bool first_head = own_head && !head;
+        if (first_head) head = own_head;
         const auto ether = io::description_of(adapter.files, base,
                                               {adapter.name, options.model, options.force}, loaded.notes);
-        if (!ether || loaded.task) continue;
+        if (!ether || (loaded.task && !first_head)) continue;
         loaded.task = tasks::task_from(*ether);
         loaded.max_length = ether->get_or<int64_t>("max_length", 0);
         for (const auto& field : loaded.columns.fields())
             if (ether->has(field.config_key()))
                 field.from_json(ether->document()[field.config_key()], ether->name());
     }
-    if (!loaded.task) loaded.task = own_task(loaded.checkpoint, head);
+    if (!loaded.task) {
+        loaded.task = own_task(loaded.checkpoint, head, loaded.notes);
+        loaded.multi_label = loaded.task->classes() > 1 && models::is_multi_label(loaded.checkpoint);
+    }
     const auto own_classes = models::stored_classes(loaded.checkpoint);
     auto model = models::load_model(loaded.checkpoint, {.head = loaded.task->head(),
                                                         .classes = loaded.task->classes(),

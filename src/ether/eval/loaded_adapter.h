@@ -24,13 +24,6 @@ struct LoadOptions {
     at::Device device = at::kCPU;
 };
 
-struct AdapterName {
-    std::string folder, weight;  // weight: what stood behind the @, if anything
-};
-
-// LoadOptions::adapter in its parts. A folder's name may hold an @ or a comma.
-std::vector<AdapterName> split_adapters(const std::string& text);
-
 struct LoadedAdapter {
     io::Checkpoint checkpoint;
     io::BaseWatch base;  // of checkpoint
@@ -38,13 +31,15 @@ struct LoadedAdapter {
     std::unique_ptr<tasks::Task> task;
     data::TableOptions columns;      // as in training
     int64_t max_length = 0;          // the texts' length in training; else the model's positions, at most 512
+    bool multi_label = false;        // the head's values are for several labels a text (problem_type)
     std::vector<std::string> notes;  // what a user should know: e.g. an adapter without ether.json
 
+    void check_one_label() const;       // an Error of kind model where multi_label
     text::Tokenizer tokenizer() const;  // read anew, and checked against the model
 };
 
-// The task comes from the (first) adapter's ether.json; without one, from its task_type or the model's own
-// head and id2label.
+// The task comes from the ether.json of the (first) adapter that brings a head, or else of the first that has
+// one; without one, from its task_type or the model's own head and id2label.
 LoadedAdapter load_adapter(const LoadOptions& options);
 
 }  // namespace ether::eval

@@ -97,8 +97,10 @@ LowRank factors_of(const Changed& layer, const std::string& method, bool svd) {
              layer.name, method);
     if (!svd)
         fail(ErrorKind::adapter,
-             "{}: method {} is no low-rank change of this layer, so no LoRA is exactly this adapter; --svd "
-             "--max-rank R writes the nearest of rank R and tells its error, ether merge keeps all",
+             "{}: method {} with this adapter's options is no low-rank change of this layer, so no LoRA is "
+             "exactly "
+             "this adapter; --svd --max-rank R writes the nearest of rank R and tells its error, ether merge "
+             "keeps all",
              layer.name, method);
     return factored(merged - weight);
 }

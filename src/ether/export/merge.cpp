@@ -44,7 +44,8 @@ nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType d
     std::vector<std::string> names = {"LABEL_0"};
     if (const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get()))
         names = classifier->labels().names();
-    config["problem_type"] = names.size() == 1 ? "regression" : "single_label_classification";
+    if (!loaded.multi_label)
+        config["problem_type"] = names.size() == 1 ? "regression" : "single_label_classification";
     config["id2label"] = config["label2id"] = nlohmann::json::object();
     for (size_t i = 0; i < names.size(); ++i) {
         config["id2label"][std::to_string(i)] = names[i];
@@ -53,14 +54,17 @@ nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType d
     return config;
 }
 
-// A tokenizer's file as the merged model needs it: a classifier cuts texts where the adapter's training did.
-std::string tokenizer_file(const eval::LoadedAdapter& loaded, const std::string& name) {
+// A tokenizer's file as the merged model needs it, if it does: a classifier cuts texts where the adapter's
+// training did.
+std::optional<std::string> tokenizer_file(const eval::LoadedAdapter& loaded, const std::string& name) {
     const auto path = loaded.checkpoint.path() / name;
-    if (name != io::kTokenizerConfigFile || loaded.task->head() != nn::Head::sequence_classification)
-        return io::read_text_file(path);
-    auto config = io::JsonObject::load(path).document();
-    config["model_max_length"] = loaded.max_length;
-    return config.dump(2) + "\n";
+    const bool is_there = io::has_entry(path);
+    if (name == io::kTokenizerConfigFile && loaded.task->head() == nn::Head::sequence_classification) {
+        auto config = is_there ? io::JsonObject::load(path).document() : nlohmann::json::object();
+        config["model_max_length"] = loaded.max_length;
+        return config.dump(2) + "\n";
+    }
+    return is_there ? std::optional(io::read_text_file(path)) : std::nullopt;
 }
 
 }  // namespace
@@ -83,8 +87,8 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
         config["tie_word_embeddings"] = false;  // the head is another matrix than the embeddings
     io::write_file_atomic(folder.path() / "config.json", config.dump(2) + "\n");
     for (const char* name : kTokenizerFiles)
-        if (io::has_entry(loaded.checkpoint.path() / name))
-            io::write_file_atomic(folder.path() / name, tokenizer_file(loaded, name));
+        if (const auto text = tokenizer_file(loaded, name))
+            io::write_file_atomic(folder.path() / name, *text);
     io::write_safetensors(folder.path() / "model.safetensors", tensors, {{"format", "pt"}});
     report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / "model.safetensors"));
     report.write_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

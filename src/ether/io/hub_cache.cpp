@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "ether/core/error.h"
+#include "ether/core/options.h"
 #include "ether/core/utf8.h"
 #include "ether/io/environment.h"
 #include "ether/io/file.h"
@@ -69,6 +70,15 @@ fs::path cached_snapshot(const std::string& given, const char* kind) {
          given, kind, fs::absolute(given).string(), reference.string(), snapshot.string(), name);
 }
 
+bool is_cached(const std::string& name) {
+    try {
+        cached_snapshot(name, "adapter");
+        return true;
+    } catch (const Error&) {
+        return false;
+    }
+}
+
 }  // namespace
 
 fs::path resolve_model(const std::string& model) {
@@ -83,6 +93,24 @@ fs::path resolve_model(const std::string& model) {
     if (code && code != std::errc::no_such_file_or_directory && code != std::errc::not_a_directory)
         fail(ErrorKind::file, "{}: cannot open the model folder: {}", printable(model, 200), code.message());
     return cached_snapshot(model, "model");
+}
+
+std::vector<AdapterName> split_adapters(const std::string& text) {
+    const auto is_there = [](const std::string& path) {
+        std::error_code ignored;  // whoever opens it says what is wrong
+        return fs::exists(path, ignored);
+    };
+    std::vector<AdapterName> names;
+    for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
+        const auto at = part.rfind('@');
+        const bool has_weight = at != std::string::npos && at + 1 < part.size() &&
+                                part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
+        if (has_weight && !is_there(part) && !is_cached(part))
+            names.push_back({part.substr(0, at), part.substr(at + 1)});
+        else
+            names.push_back({part, ""});
+    }
+    return names;
 }
 
 fs::path resolve_adapter(const std::string& adapter) {

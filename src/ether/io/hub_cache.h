@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace ether::io {
 
@@ -15,5 +16,13 @@ std::filesystem::path resolve_model(const std::string& model);
 
 // Likewise for an adapter; but whatever lies at that path is returned, for its reader to judge.
 std::filesystem::path resolve_adapter(const std::string& adapter);
+
+struct AdapterName {
+    std::string folder, weight;  // weight: what stood behind the @, if anything
+};
+
+// Several adapters as a command line names them, "a,b@0.5". A folder's name may hold an @ or a comma; and
+// what the cache holds as a revision is none of weights.
+std::vector<AdapterName> split_adapters(const std::string& text);
 
 }  // namespace ether::io

@@ -153,15 +153,24 @@ class Adalora : public Adapter {
         return sum * (options_.orthogonality / (2 * static_cast<double>(triplets_.size())));
     }
 
+    void check_run(const RunPlan& plan) const override {
+        if (!options_.pattern.empty()) return;
+        if (options_.target >= options_.rank)
+            fail(ErrorKind::usage,
+                 "--target-rank: {} leaves all of --rank {}'s triplets, so nothing would be chosen; expected "
+                 "less",
+                 options_.target, options_.rank);
+        if (options_.initial >= total(plan.steps) - options_.final)
+            fail(ErrorKind::usage,
+                 "--tinit and --tfinal: {} and {} leave none of the {} steps to choose triplets in",
+                 options_.initial, options_.final, total(plan.steps));
+    }
+
     void after_update(const Update& update) override {
         if (!options_.pattern.empty()) return;  // one from a file has the triplets that were left
         const at::NoGradGuard no_grad;
-        total_ = options_.total ? options_.total : update.total;
+        total_ = total(update.total);
         const int64_t end = total_ - options_.final;
-        if (options_.initial >= end)
-            fail(ErrorKind::usage,
-                 "--tinit and --tfinal: {} and {} leave none of the {} steps to choose triplets in",
-                 options_.initial, options_.final, total_);
         if (update.step < end)
             for (const auto& triplets : triplets_)
                 for (const auto* factor : {&triplets.a, &triplets.e, &triplets.b})
@@ -215,6 +224,9 @@ class Adalora : public Adapter {
                 state(site, name + "_importance", at::zeros_like(value), context),
                 state(site, name + "_uncertainty", at::zeros_like(value), context)};
     }
+
+    // Steps of the schedule, in a run of so many.
+    int64_t total(int64_t steps) const { return options_.total ? options_.total : steps; }
 
     // Triplets of all layers that a step leaves: a cubic fall from the first number to the last.
     int64_t budget(int64_t step, int64_t end) const {

@@ -298,6 +298,10 @@ at::Tensor AdaptedModel::logits(const nn::Pass& pass) {
     return model_->logits(pass);
 }
 
+void AdaptedModel::check_run(const RunPlan& plan) const {
+    for (const auto& part : parts_) part.adapter->check_run(plan);
+}
+
 int AdaptedModel::forward_passes() const {
     int passes = 1;
     for (const auto& part : parts_) passes = std::max(passes, part.adapter->forward_passes());

@@ -86,7 +86,8 @@ class AdaptedModel {
     // How fast a parameter of a method learns; rate: of the first method.
     double learning_rate(const nn::Parameter& parameter, double rate) const;
 
-    // Points of a step (Adapter), of all methods.
+    // A run to come and the points of a step (Adapter), of all methods.
+    void check_run(const RunPlan& plan) const;
     int forward_passes() const;
     at::Tensor extra_loss(const std::vector<at::Tensor>& logits);
     bool wants_weight_grad();

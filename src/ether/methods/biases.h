@@ -26,6 +26,7 @@ class BiasChoice {
     bool adapted() const { return value_ == "adapted" || value_.ends_with("_only"); }
     // Whether a layer's bias is among them. targets: the adapted layers.
     bool covers(const nn::Site& site, const std::vector<nn::Site*>& targets) const {
+        if (!site.linear.bias.defined()) return false;
         return all() || (adapted() && std::find(targets.begin(), targets.end(), &site) != targets.end());
     }
     // An error where it is no such word.

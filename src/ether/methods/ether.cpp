@@ -69,10 +69,10 @@ struct Reflection {
 
 class Ether : public Adapter {
   public:
-    Ether(const EtherOptions& options, bool plus, const MethodContext& context) : options_(options) {
-        sides_.resize(context.model.sites().size());
+    Ether(const EtherOptions& options, bool plus, const MethodContext& context)
+        : options_(options), sides_(context.model) {
         for (const nn::Site* site : context.sites) {
-            auto& sides = sides_[static_cast<size_t>(site->index)];
+            auto& sides = sides_[*site];
             const bool official = options.layout == "official";
             if (options.side != "output")
                 sides.input = reflection(*site, "input", "ether", site->linear.in(), plus, context);
@@ -97,7 +97,7 @@ class Ether : public Adapter {
     }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
-        const auto& sides = sides_[static_cast<size_t>(site.index)];
+        const auto& sides = sides_[site];
         nn::SiteForms forms;
         forms.input_dropout = options_.dropout;
         if (!sides.output.vectors.empty())
@@ -164,7 +164,7 @@ class Ether : public Adapter {
     }
 
     const EtherOptions options_;
-    std::vector<Sides> sides_;  // by site index
+    BySite<Sides> sides_;
 };
 
 template <bool plus>
@@ -183,7 +183,7 @@ Method ether_method() {
             return std::unique_ptr<Adapter>(
                 std::make_unique<Ether>(dynamic_cast<const EtherOptions&>(options), plus, context));
         },
-        [](const std::string&, const nlohmann::json&) { return false; }};
+        ignores_nothing};
 }
 
 }  // namespace

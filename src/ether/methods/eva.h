@@ -10,6 +10,7 @@ namespace ether::methods {
 struct EvaOptions {
     double rho = 2;       // a layer may get up to rho times its rank; 1: each keeps its own
     bool whiten = false;  // each direction over the root of its singular value
+    bool operator==(const EvaOptions&) const = default;
 };
 
 // Each site's A (r_i, in), float32: orthonormal rows, falling by the variance they explain. The r_i add up to

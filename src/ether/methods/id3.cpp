@@ -6,9 +6,8 @@
 // where scores are equal, and works where B is less than T.
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <limits>
-#include <utility>
-#include <vector>
 
 #include "ether/core/error.h"
 #include "ether/methods/methods.h"
@@ -28,7 +27,7 @@ struct Id3Options : MethodOptions {
             budget_field(&budget),
             {.name = "unmask-steps",
              .value = &steps,
-             .help = "T, steps in which entries are chosen; 0: all of the run's",
+             .help = "T, steps in which entries are chosen; 0, or more than the run has: all",
              .low = 0,
              .high = 1e9},
             {.name = "exp",
@@ -44,11 +43,7 @@ struct Id3Options : MethodOptions {
 class Id3 : public Adapter {
   public:
     Id3(const Id3Options& options, const MethodContext& context)
-        : options_(options),
-          weights_("id3", options.budget, context),
-          sites_(context.sites),
-          best_(weights_.budget()),
-          seen_(context.model) {}
+        : options_(options), weights_("id3", options.budget, context), best_(weights_.budget()) {}
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         return weights_.forms(site, pass);
@@ -56,15 +51,16 @@ class Id3 : public Adapter {
     bool reads_weights() const override { return true; }
     void to_config(nlohmann::json& config) const override { weights_.to_config(config); }
 
+    void check_run(const RunPlan& plan) const override {
+        if (plan.accumulate > 1)
+            fail(ErrorKind::usage,
+                 "--accumulate: method id3 chooses by each weight's gradient of a whole step, which is only "
+                 "there in one piece; use --accumulate 1");
+    }
     bool wants_weight_grad(const nn::Site&) override { return weights_.used() < weights_.budget(); }
 
     void weight_grad(const nn::Site& site, const Tensor& gradient) override {
         const at::NoGradGuard no_grad;
-        if (std::exchange(seen_[site], 1))
-            fail(ErrorKind::usage,
-                 "--accumulate: method id3 chooses by each weight's gradient of a whole step, which is only "
-                 "there in "
-                 "one piece; use --accumulate 1");
         auto scores = gradient.abs();
         if (options_.exponent != 0)
             scores.div_(site.linear.weight.to(scores.scalar_type())
@@ -87,23 +83,21 @@ class Id3 : public Adapter {
         for (size_t i = 0; i < chosen.size(); ++i)
             gradient[begin + static_cast<int64_t>(i)] = chosen[i].gradient;
         best_ = BestEntries(share({progress.step + 1, progress.total}));
-        for (const nn::Site* site : sites_) seen_[*site] = 0;
     }
 
   private:
-    // Entries chosen in a step: B / T, and one more in each of the first B mod T steps.
-    int64_t share(const Progress& progress) const {
-        const int64_t budget = weights_.budget(),
-                      steps = options_.steps > 0 ? options_.steps : progress.total;
+    // Entries chosen in a step: B / T, and one more in each of the first B mod T steps; where an adapter is
+    // trained on, of what is left of B.
+    int64_t share(const Progress& progress) {
+        const int64_t steps = options_.steps > 0 ? std::min(options_.steps, progress.total) : progress.total;
         if (progress.step >= steps) return 0;
-        return budget / steps + (progress.step < budget % steps ? 1 : 0);
+        const int64_t left = weights_.budget() - weights_.used(), steps_left = steps - progress.step;
+        return (left + steps_left - 1) / steps_left;
     }
 
     const Id3Options options_;
     SelectedWeights weights_;
-    const std::vector<nn::Site*> sites_;
-    BestEntries best_;   // of the weights whose gradients were seen in this step
-    BySite<char> seen_;  // in this step
+    BestEntries best_;  // of the weights whose gradients were seen in this step
 };
 
 }  // namespace

@@ -147,6 +147,10 @@ class Lora : public Adapter {
           sites_(context.model),
           embeddings_(context.model.embeddings()) {
         check_start(options.start);
+        if (options.start != kEva && !context.loading && options.eva != EvaOptions{})
+            fail(ErrorKind::usage,
+                 "--eva-rho, --eva-whiten: count with --init-lora-weights eva alone; add that, or leave them "
+                 "out");
         if (options.lora_bias && (options.dora || options.start != kDefaultStart))
             fail(ErrorKind::usage, "--lora-bias: goes neither with --dora nor with --init-lora-weights");
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
@@ -270,7 +274,7 @@ class Lora : public Adapter {
         }
         if (options_.lora_bias) lora.bias = add("lora_B.bias", at::zeros({site.linear.out()}));
         if (!options_.dora) return;
-        lora.squares = row_squares(site.linear.weight);
+        lora.squares = row_norms(site.linear.weight).square();
         lora.magnitude = add(kMagnitude, lora.squares.sqrt().to(at::kFloat));
     }
 
@@ -292,20 +296,15 @@ class Lora : public Adapter {
         table_.a = add("lora_embedding_A", at::zeros({rank, weight.size(1)}));
         table_.b = add("lora_embedding_B", normal({weight.size(0), rank}, 1, random));
         if (!options_.dora) return;
-        table_.squares = row_squares(weight);
+        table_.squares = row_norms(weight).square();
         table_.magnitude = add(kMagnitude, table_.squares.sqrt().to(at::kFloat));
-    }
-
-    static Tensor row_squares(const Tensor& weight) {
-        const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        return at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide).square();
     }
 
     nn::SiteForms forms_of(const LoraSite& lora, const Tensor& weight, double dropout) const {
         if (!lora.a.defined()) return {};
         Tensor factor, b = lora.b;
         if (lora.magnitude.defined()) {
-            factor = lora.magnitude / row_norms(lora, weight);
+            factor = lora.magnitude / changed_norms(lora, weight);
             b = factor.unsqueeze(1) * b;
         }
         auto forms = low_rank(lora.a, b, lora.scale, dropout);
@@ -327,7 +326,7 @@ class Lora : public Adapter {
     }
 
     // |W + s B A| by row, without forming B A: |w|^2 + 2 s (W A^T)_o . b_o + s^2 b_o (A A^T) b_o.
-    Tensor row_norms(const LoraSite& lora, const Tensor& weight) const {
+    Tensor changed_norms(const LoraSite& lora, const Tensor& weight) const {
         const at::NoGradGuard no_grad;
         const auto [a, b] = whole(lora);
         const double s = lora.scale;

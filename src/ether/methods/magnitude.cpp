@@ -5,16 +5,12 @@
 #include <ATen/Functions.h>
 
 #include "ether/methods/methods.h"
+#include "ether/ops/dispatch.h"
 
 namespace ether::methods {
 namespace {
 
 using at::Tensor;
-
-Tensor row_norms(const Tensor& weight) {
-    const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    return at::linalg_vector_norm(weight.detach(), 2, {1}, false, wide);
-}
 
 class Magnitude : public Adapter {
   public:
@@ -37,8 +33,8 @@ class Magnitude : public Adapter {
         const at::NoGradGuard no_grad;
         const auto& weight = site.linear.weight;
         if (site.forms.empty()) return row_norms(weight);
-        const auto wide = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-        return row_norms(nn::merged(site.forms, weight.to(wide), {}).first);
+        const auto wide = weight.to(ops::accumulate_dtype(weight.scalar_type()));
+        return row_norms(nn::merged(site.forms, wide, {}).first);
     }
 
     BySite<Tensor> magnitudes_;

@@ -2,6 +2,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/randperm.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <numeric>
 
 #include "ether/core/error.h"
+#include "ether/ops/dispatch.h"
 
 namespace ether::methods {
 namespace {
@@ -38,6 +40,11 @@ at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random)
 at::Tensor random_places(int64_t entries, int64_t count, int64_t seed) {
     const auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(seed));
     return at::randperm(entries, generator, at::kLong).narrow(0, 0, count).clone();
+}
+
+at::Tensor row_norms(const at::Tensor& weight) {
+    return at::linalg_vector_norm(weight.detach(), 2, {1}, false,
+                                  ops::accumulate_dtype(weight.scalar_type()));
 }
 
 Field rank_field(int64_t* rank, const char* help, const char* key) {

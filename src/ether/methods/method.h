@@ -30,6 +30,12 @@ struct MethodOptions {
     virtual void from_tensors(io::NamedTensors& /*tensors*/) const {}
 };
 
+// A run that is to come.
+struct RunPlan {
+    int64_t steps = 0;
+    int64_t accumulate = 1;  // batches a step
+};
+
 // A step of a run whose gradients are there.
 struct Progress {
     int64_t step = 0;  // steps done before it
@@ -78,6 +84,9 @@ class Adapter {
 
     // Likewise for the tensors, by their names in the ParameterStore.
     virtual void to_tensors(io::NamedTensors& /*tensors*/) const {}
+
+    // Asked before anything of a run is written: an Error of kind usage where it does not suit the options.
+    virtual void check_run(const RunPlan&) const {}
 
     // Points of a step, for methods that are more than forms. Defaults: one pass, nothing extra.
     virtual int forward_passes() const { return 1; }
@@ -142,6 +151,8 @@ class BySite {
     explicit BySite(const nn::Model& model) : values_(model.sites().size()) {}
     Value& operator[](const nn::Site& site) { return values_[static_cast<size_t>(site.index)]; }
     const Value& operator[](const nn::Site& site) const { return values_[static_cast<size_t>(site.index)]; }
+    auto begin() { return values_.begin(); }
+    auto end() { return values_.end(); }
 
   private:
     std::vector<Value> values_;
@@ -178,6 +189,9 @@ at::Tensor normal(at::IntArrayRef shape, double deviation, const Random& random)
 // (count) int64: where a method that trains few of `entries` places has them, as PEFT draws them from a seed
 // with torch's generator.
 at::Tensor random_places(int64_t entries, int64_t count, int64_t seed);
+
+// The norms (out) of a weight's rows, in the accumulation dtype.
+at::Tensor row_norms(const at::Tensor& weight);
 
 // Options that many methods have.
 Field rank_field(int64_t* rank, const char* help, const char* key = "r");

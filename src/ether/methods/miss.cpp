@@ -53,6 +53,8 @@ class Miss : public Adapter {
             if (options.rank > in)
                 fail(ErrorKind::usage, "--rank: {} is more than the input width {} of {}", options.rank, in,
                      site->name());
+            if (!options.mini && options.mini_rank != 1 && !context.loading)
+                fail(ErrorKind::usage, "--mini-rank: counts with --mini alone; add that, or leave it out");
             if (options.mini && out % options.mini_rank != 0)
                 fail(ErrorKind::usage, "--mini-rank: {} does not divide the output width {} of {}",
                      options.mini_rank, out, site->name());

@@ -11,14 +11,17 @@ namespace ether::methods {
 namespace {
 
 template <typename Name>
-const Method& find(const std::string& wanted, const char* what, Name&& name_of) {
-    std::vector<std::string> known;
-    for (const auto& method : all_methods()) {
-        if (wanted == name_of(method)) return method;
-        known.emplace_back(name_of(method));
-    }
-    fail(ErrorKind::adapter, "{} \"{}\" is not known; known: {}{}", what, printable(wanted),
-         fmt::join(known, ", "), did_you_mean(wanted, known));
+const Method* find(const std::string& wanted, Name&& name_of) {
+    for (const auto& method : all_methods())
+        if (wanted == name_of(method)) return &method;
+    return nullptr;
+}
+
+template <typename Name>
+std::vector<std::string> all_names(Name&& name_of) {
+    std::vector<std::string> names;
+    for (const auto& method : all_methods()) names.emplace_back(name_of(method));
+    return names;
 }
 
 }  // namespace
@@ -36,11 +39,19 @@ std::span<const Method> all_methods() {
 }
 
 const Method& method_named(const std::string& name) {
-    return find(name, "method", [](const Method& method) { return method.name; });
+    const auto name_of = [](const Method& method) { return method.name; };
+    if (const auto* found = find(name, name_of)) return *found;
+    const auto known = all_names(name_of);
+    fail(ErrorKind::adapter, "method \"{}\" is not known; known: {}{}", printable(name),
+         fmt::join(known, ", "), did_you_mean(name, known));
 }
 
 const Method& method_of_peft_type(const std::string& peft_type) {
-    return find(peft_type, "peft_type", [](const Method& method) { return method.peft_type; });
+    const auto type_of = [](const Method& method) { return method.peft_type; };
+    if (const auto* found = find(peft_type, type_of)) return *found;
+    // No "did you mean": a file's type is meant, and another of PEFT's would be another method.
+    fail(ErrorKind::adapter, "peft_type \"{}\" is no method of this version; it has {}", printable(peft_type),
+         fmt::join(all_names(type_of), ", "));
 }
 
 }  // namespace ether::methods

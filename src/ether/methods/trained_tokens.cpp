@@ -11,11 +11,6 @@
 namespace ether::methods {
 namespace {
 
-std::string table_module(const nn::Model& model) {
-    const auto& name = model.embeddings().name;
-    return name.substr(0, name.rfind('.'));
-}
-
 nn::TokenRows make_rows(std::vector<int64_t> ids, const std::string& named, const std::string& infix,
                         const MethodContext& context) {
     if (!named.empty() && !context.model.embeddings().name.ends_with(named + ".weight"))
@@ -41,7 +36,7 @@ nn::TokenRows make_rows(std::vector<int64_t> ids, const std::string& named, cons
     std::sort(ids.begin(), ids.end());
     if (const auto twice = std::adjacent_find(ids.begin(), ids.end()); twice != ids.end())
         fail(ErrorKind::usage, "{}: {} is there twice", option, *twice);
-    const auto name = table_module(context.model) + "." + infix + kTrainedTokens;
+    const auto name = context.model.embeddings().module() + "." + infix + kTrainedTokens;
     const auto rows = context.parameters.add(
         name, table.detach().index_select(0, wanted.to(table.device())).to(at::kFloat));
     return {wanted, rows, table.size(0)};
@@ -54,7 +49,7 @@ TrainedTokens::TrainedTokens(const std::vector<int64_t>& ids, const std::string&
     : rows_(make_rows(ids, table, infix, context)) {}
 
 std::string table_name(const nn::Model& model) {
-    const auto module = table_module(model);
+    const auto module = model.embeddings().module();
     return module.substr(module.rfind('.') + 1);
 }
 

@@ -40,12 +40,7 @@ struct VbloraOptions : MethodOptions {
 
     Fields fields() override {
         return {
-            {.name = "rank",
-             .value = &rank,
-             .help = "r, the width of A and B",
-             .low = 1,
-             .high = 1 << 16,
-             .key = "r"},
+            rank_field(&rank, "r, the width of A and B"),
             {.name = "num-vectors", .value = &vectors, .help = "of the shared bank", .low = 1, .high = 4096},
             {.name = "vector-length",
              .value = &length,

@@ -134,12 +134,19 @@ std::optional<int64_t> stored_classes(const io::AdapterFiles& adapter, const io:
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {
     std::vector<std::string> names;
     const auto& config = checkpoint.config();
-    const auto labels = config.has("id2label") ? std::optional(config.object("id2label")) : std::nullopt;
+    auto labels = config.has("id2label") ? std::optional(config.object("id2label")) : std::nullopt;
+    if (labels && static_cast<int64_t>(labels->document().size()) != classes) labels.reset();
     for (int64_t i = 0; i < classes; ++i) {
         const auto key = std::to_string(i);
         names.push_back(labels && labels->has(key) ? labels->get<std::string>(key) : key);
     }
     return names;
+}
+
+bool is_multi_label(const io::Checkpoint& checkpoint) {
+    const auto& config = checkpoint.config();
+    return config.has("problem_type") &&
+           config.get<std::string>("problem_type") == "multi_label_classification";
 }
 
 int64_t head_classes(const io::Checkpoint& checkpoint, const LoadOptions& options) {

@@ -60,7 +60,9 @@ at::ScalarType stored_dtype(const io::Checkpoint& checkpoint);
 std::optional<int64_t> stored_classes(const io::Checkpoint& checkpoint);
 // Likewise of an adapter on it.
 std::optional<int64_t> stored_classes(const io::AdapterFiles& adapter, const io::Checkpoint& checkpoint);
-// config.json's names for `classes` classes (id2label), their numbers where it has none.
+// Whether config.json says that a text may have several of the head's labels at once (problem_type).
+bool is_multi_label(const io::Checkpoint& checkpoint);
+// config.json's names for `classes` classes (id2label), their numbers where it has none for so many.
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes);
 // Outputs of the head that load_model gives: the stored head's, or options.classes.
 int64_t head_classes(const io::Checkpoint& checkpoint, const LoadOptions& options);

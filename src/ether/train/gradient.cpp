@@ -84,15 +84,20 @@ bool can_checkpoint(methods::AdaptedModel& model) {
     return model.forward_passes() == 1 && !model.wants_weight_grad() && !model.inserts_modules();
 }
 
+void check_can_checkpoint(methods::AdaptedModel& model) {
+    if (!can_checkpoint(model))
+        fail(ErrorKind::usage,
+             "--checkpoint-activations: blocks of method {} cannot be run again, as they are changed at more "
+             "than their linear layers, run several times a step, or asked for their weights' gradients; "
+             "leave "
+             "the option out",
+             model.method_name());
+}
+
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
                               std::span<const data::Sequence> sequences, const data::BatchRows& rows,
                               const StepOptions& options) {
-    if (options.checkpointed_blocks > 0 && !can_checkpoint(model))
-        fail(ErrorKind::usage,
-             "--checkpoint-activations: this method's blocks cannot be run again, as they are changed at "
-             "more than their linear layers, run several times a step, or asked for their weights' "
-             "gradients; leave the "
-             "option out");
+    if (options.checkpointed_blocks > 0) check_can_checkpoint(model);
     const auto device = model.model().device();
     const int threads = device.is_cpu() && has_plain_passes(model) ? num_threads() : 1;
     const auto cuts = data::cut(rows, options.batch);

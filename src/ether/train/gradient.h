@@ -29,6 +29,8 @@ struct StepSums {
 
 // Whether this model's blocks can be run again in backward.
 bool can_checkpoint(methods::AdaptedModel& model);
+// An Error of kind usage where they cannot.
+void check_can_checkpoint(methods::AdaptedModel& model);
 
 // Adds the gradient of the mean loss over sequences[rows] to the grads of the model's trained parameters. How
 // the rows are cut changes nothing but rounding; same cut and thread count: the same bits. A loss that is not

@@ -41,32 +41,37 @@ bool are_numbers(const tasks::Task& task, const std::vector<std::string>& output
     return true;
 }
 
-// Whether the model's own head is for the task's labels; one for others is noted.
-bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task,
-                    std::vector<std::string>& notes) {
+// Whether the model's own head is for the task's labels.
+bool adopt_own_head(const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task) {
     const auto classes = models::stored_classes(checkpoint);
-    if (!classes || task->classes() == 0) return false;
+    if (!classes || task->classes() == 0 || models::is_multi_label(checkpoint)) return false;
     const auto names = models::stored_class_names(checkpoint, *classes);
     if (are_numbers(*task, names)) return true;
-    if (*classes == task->classes() && adopt_labels(names, checkpoint.config().name(), task)) return true;
-    notes.push_back(fmt::format("the model's own head is for other labels ({}), so a new one is trained",
-                                printable(fmt::format("{}", fmt::join(names, ", ")), 80)));
-    return false;
+    return *classes == task->classes() && adopt_labels(names, checkpoint.config().name(), task);
 }
 
-// The same of an adapter to train on; a head for other labels is left out of its files, which is noted.
-void adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>& description,
+// What is told of a head of the model that is not for the task's labels.
+std::string note_of_other_head(const io::Checkpoint& checkpoint, int64_t classes) {
+    const auto names = models::stored_class_names(checkpoint, classes);
+    return fmt::format("the model's own head is for {} ({}), so a new one is trained",
+                       models::is_multi_label(checkpoint) ? "several labels a text" : "other labels",
+                       printable(fmt::format("{}", fmt::join(names, ", ")), 80));
+}
+
+// Whether the head of an adapter to train on is for the task's labels; one for others is left out of its
+// files, which is noted.
+bool adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>& description,
                    const io::Checkpoint& checkpoint, std::unique_ptr<tasks::Task>& task,
                    std::vector<std::string>& notes) {
     const auto classes = models::stored_classes(files, checkpoint);
-    if (!classes) return;
+    if (!classes) return false;
     const auto before = description ? tasks::task_from(*description) : nullptr;
     const auto* classification = dynamic_cast<const tasks::Classification*>(before.get());
     auto names =
         classification ? classification->labels().names() : models::stored_class_names(checkpoint, *classes);
     const auto source = description ? description->name() : checkpoint.config().name();
-    if (!description && are_numbers(*task, names)) return;
-    if (static_cast<int64_t>(names.size()) == *classes && adopt_labels(names, source, task)) return;
+    if (!description && are_numbers(*task, names)) return true;
+    if (static_cast<int64_t>(names.size()) == *classes && adopt_labels(names, source, task)) return true;
     notes.push_back(fmt::format("the adapter's head is for other labels ({}), so it is left out",
                                 printable(fmt::format("{}", fmt::join(names, ", ")), 80)));
     const auto head = nn::top_module(models::architecture_of(checkpoint).classifier);
@@ -78,6 +83,7 @@ void adopt_head_of(io::AdapterFiles& files, const std::optional<io::JsonObject>&
     for (const auto& module : modules)
         if (module != head) kept.push_back(module);
     modules = kept;
+    return false;
 }
 
 std::string hash_of(const io::AdapterFiles& files) {
@@ -136,6 +142,13 @@ class BaseRuns {
 }  // namespace
 
 void take_method(RunConfig& config, bool given) {
+    const auto names = io::split_adapters(config.adapter);
+    if (names.size() > 1 || (!names.empty() && !names[0].weight.empty()))
+        fail(ErrorKind::usage,
+             "--adapter: training goes on from one adapter as it is, not from {}; merge what else there is "
+             "into "
+             "the model first (ether merge)",
+             config.adapter);
     const auto files = io::read_adapter(io::resolve_adapter(config.adapter));
     const std::string own = with_prefix(
         config.adapter, [&] { return std::string(methods::method_of(files.config).name); },
@@ -155,15 +168,19 @@ RunSetup read_setup(const RunConfig& config) {
     table.labels_required = config.task == "classify";
     const auto examples = data::read_examples(config.data, table);
     setup.task = tasks::make_task(config.task, examples, config.data);
-    const bool own_head = adopt_own_head(checkpoint, setup.task, setup.notes);
+    const bool own_head = adopt_own_head(checkpoint, setup.task);
+    bool adapter_head = false;
     std::optional<io::AdapterFiles> adapter;
     if (!config.adapter.empty()) {
         adapter = io::read_adapter(io::resolve_adapter(config.adapter));
         setup.inputs["the adapter that it began with"] = hash_of(*adapter);
         const auto description = io::description_of(
             *adapter, setup.base->identity(), {config.adapter, config.model, config.force}, setup.notes);
-        adopt_head_of(*adapter, description, checkpoint, setup.task, setup.notes);
+        adapter_head = adopt_head_of(*adapter, description, checkpoint, setup.task, setup.notes);
     }
+    if (const auto other = models::stored_classes(checkpoint);
+        other && setup.task->classes() > 0 && !own_head && !adapter_head)
+        setup.notes.push_back(note_of_other_head(checkpoint, *other));
     auto model = models::load_model(checkpoint, {.head = setup.task->head(),
                                                  .classes = setup.task->classes(),
                                                  .new_head = !own_head,

@@ -72,6 +72,7 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
         config_.max_steps
             ? config_.max_steps
             : std::max<int64_t>(1, std::llround(config_.epochs * static_cast<double>(steps_per_epoch_)));
+    setup_.model->check_run({.steps = total_steps_, .accumulate = config_.accumulate});
     choose_memory_mode();
     optimizer_ = std::make_unique<AdamW>(make_optimizer());
     graphs_ = PassGraphs::of(*setup_.model);
@@ -103,10 +104,12 @@ void Trainer::choose_memory_mode() {
                evaluation = largest_batch(data::lengths_of(setup_.evaluation), config_.eval_batch);
     const int64_t available = ops::free_memory(setup_.model->model().device());
     const auto estimate = estimate_memory(*setup_.model, training, evaluation);
-    if (config_.checkpoint_activations)
+    if (config_.checkpoint_activations) {
+        check_can_checkpoint(*setup_.model);
         checkpointed_blocks_ = estimate.blocks;
-    else if (can_checkpoint(*setup_.model))
+    } else if (can_checkpoint(*setup_.model)) {
         checkpointed_blocks_ = estimate.blocks_to_checkpoint(available);
+    }
     if (!config_.force) check_memory(estimate, checkpointed_blocks_, available, resume_);
 }
 
