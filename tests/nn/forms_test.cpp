@@ -6,6 +6,7 @@
 #include "ether/core/error.h"
 #include "ether/nn/dense_product.h"
 #include "ether/nn/site.h"
+#include "ether/ops/swiglu/swiglu.h"
 #include "gradcheck.h"
 #include "io/test_files.h"
 
@@ -156,6 +157,32 @@ TEST(LowRankBranch, ActsAloneBehindDropoutAndUnderOthers) {
             [&](const std::vector<Tensor>& in) { return y_of(in[0], in[1], in[2], reflected); },
             {{"a", form.a}, {"b", form.b}, {"x", x}}));
     }
+}
+
+// In training, what a single site reads of a graph is made again in backward, whether its branch is a part of
+// the next graph (rank 4) or a product of its own (rank 3), behind a dropout too.
+TEST(LowRankBranch, ReadsWhatIsMadeAgain) {
+    const auto weight = normal({8, 12}, 1), gate = normal({19, 12}, 2), up = normal({19, 12}, 3);
+    const data::Batch batch;
+    for (const int64_t rank : {3, 4})
+        for (const double dropout : {0.0, 0.5}) {
+            Site site({"layer", weight, {}}, 0, 0, false);
+            auto y_of = [&](const Tensors& in, bool training) {
+                site.forms.delta = {{Dropout{dropout}, LowRank{in[0], in[1], 0.7}}};
+                ops::Rows rows, after;
+                const auto x = ops::swiglu(rows, rows.input(in[2]), rows.input(in[3]));
+                const Projections projection(rows, x, {&site},
+                                             {.batch = batch, .training = training, .random = Random(5)});
+                return after.run(projection.finish(0, after));
+            };
+            const test::NamedInputs inputs = {
+                {"a", normal({rank, 12}, 4)}, {"b", normal({8, rank}, 5)}, {"gate", gate}, {"up", up}};
+            const auto training = [&](const Tensors& in) { return y_of(in, true); };
+            EXPECT_TRUE(test::gradcheck(training, inputs)) << rank << " " << dropout;
+            if (dropout > 0) continue;
+            const Tensors in = {inputs[0].second, inputs[1].second, gate, up};
+            EXPECT_TRUE(at::equal(y_of(in, true), y_of(in, false)));
+        }
 }
 
 // M = tanh(A B), (out, in).

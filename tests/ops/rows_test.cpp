@@ -143,6 +143,32 @@ TEST(Rows, GrowsAndRunsAgain) {
         {{"x", x}, {"w", w}}));
 }
 
+// Two graphs read one value, keep it or have it made again: the same gradients, and in the second case nobody
+// holds it between forward and backward.
+TEST(Rows, AValueThatIsMadeAgainInBackward) {
+    const auto gradients = [](bool again) {
+        Tensors in = {normal({9, 12}, 1), normal({9, 12}, 2), normal({12}, 3)};
+        for (auto& tensor : in) tensor.requires_grad_(true);
+        Rows rows;
+        const auto wide = swiglu(rows, rows.input(in[0]), rows.input(in[1]));
+        auto value = rows.run(wide);
+        const auto remade = again ? std::make_shared<Remade>(rows, wide) : nullptr;
+        const auto held = at::weak_intrusive_ptr<at::TensorImpl>(value.getIntrusivePtr());
+        Tensors ends;
+        for (int reader = 0; reader < 2; ++reader) {
+            Rows reading;
+            const auto x = reading.input(value, remade);
+            ends.push_back(reading.run(swiglu(reading, scale(reading, x, in[2]), x)));
+        }
+        value = Tensor();
+        EXPECT_EQ(held.expired(), again);
+        (ends[0] * 3 + ends[1]).sum().backward();
+        return Tensors{in[0].grad(), in[1].grad(), in[2].grad()};
+    };
+    const auto kept = gradients(false), made = gradients(true);
+    for (size_t i = 0; i < kept.size(); ++i) EXPECT_TRUE(at::equal(kept[i], made[i])) << i;
+}
+
 TEST(Rows, BfloatIsFloatInBetween) {
     const Branches branches(9);
     auto narrow = branches.inputs();

@@ -13,16 +13,16 @@ using BatchRows = std::vector<int64_t>;  // indices of examples in the data set
 
 struct OrderOptions {
     uint64_t seed = 0;
-    int64_t batch = 32;     // examples in a batch
+    int64_t batch = 32;      // examples in a batch
     bool bucketing = false;  // batches of examples of like length
 };
 
 // An epoch holds every example once, in batches of exactly `batch` but for a smaller last one where the
 // numbers do not divide. The epoch's order is drawn by Random(seed).stream(epoch): the examples are permuted;
-// the permutation is cut into batches as it falls. With bucketing its last n mod batch ones form the last batch;
-// the others are cut into pools of 20 batches, each pool is sorted by length and cut into batches, and all of
-// these are permuted. Then a batch holds examples of like length, which evens out the steps' cost, while no
-// epoch begins or ends with short ones; it costs accuracy where length tells something of the label
+// the permutation is cut into batches as it falls. With bucketing its last n mod batch ones form the last
+// batch; the others are cut into pools of 20 batches, each pool is sorted by length and cut into batches, and
+// all of these are permuted. Then a batch holds examples of like length, which evens out the steps' cost,
+// while no epoch begins or ends with short ones; it costs accuracy where length tells something of the label
 // (docs/performance.md), and saves no time, since batches are never padded.
 class EpochOrder {
   public:

@@ -1,8 +1,9 @@
 #include "ether/nn/site.h"
 
-#include <ATen/ops/addmm.h>
+#include <algorithm>
 
 #include "ether/nn/dense_product.h"
+#include "ether/nn/low_rank_product.h"
 #include "ether/ops/dropout/dropout.h"
 #include "ether/ops/elementwise/elementwise.h"
 
@@ -13,9 +14,9 @@ using ops::Rows;
 namespace {
 
 // y plus x through a chain. A product with a last factor is added where y lies, instead of being a value of
-// its own; `in_place` says that nobody else reads y.
-at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, at::Tensor x, const FormPass& pass,
-                      bool in_place) {
+// its own; `in_place` says that nobody else reads y. remade: see plus_low_rank.
+at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, const at::Tensor& x, const FormPass& pass,
+                      bool in_place, const std::shared_ptr<ops::Remade>& remade) {
     const auto* last = std::get_if<LowRank>(&chain.back());
     // A GPU's products of bfloat16 add up in float32, so factors may be narrowed for them.
     const bool same = last && (last->a.scalar_type() == y.scalar_type() || y.is_cuda());
@@ -23,10 +24,12 @@ at::Tensor plus_chain(const at::Tensor& y, const Chain& chain, at::Tensor x, con
         const auto change = apply_chain(chain, x, pass);
         return in_place ? y.add_(change) : y + change;
     }
-    if (chain.size() > 1) x = apply_chain({chain.begin(), chain.end() - 1}, x, pass);
     const auto a = last->a.to(y.scalar_type()), b = last->b.to(y.scalar_type());
-    const auto h = x.mm(a.t());
-    return in_place ? y.addmm_(h, b.t(), 1, last->scale) : at::addmm(y, h, b.t(), 1, last->scale);
+    const Chain before(chain.begin(), chain.end() - 1);
+    const bool drops_alone = std::all_of(
+        before.begin(), before.end(), [](const Form& form) { return std::holds_alternative<Dropout>(form); });
+    if (drops_alone) return plus_low_rank(y, x, before, pass, a, b, last->scale, in_place, remade);
+    return plus_low_rank(y, apply_chain(before, x, pass), {}, pass, a, b, last->scale, in_place, nullptr);
 }
 
 }  // namespace
@@ -61,6 +64,12 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
         if (!sites_[i]->forms.delta.empty()) wanted.push_back(inputs[i]);
     auto tensors = rows.run(wanted);
     auto delta_input = tensors.begin() + static_cast<int64_t>(first + sites_.size());
+    // Of what an MLP's last layer reads, the widest there is, backward makes what a delta needs again. A norm
+    // that several layers read is kept: it takes as long again for half the memory. A GPU's passes may be
+    // recorded, and what they record makes nothing again.
+    std::shared_ptr<ops::Remade> remade;
+    if (pass.training && sites_.size() == 1 && !rows.is_input(x) && !tensors.front().is_cuda())
+        remade = std::make_shared<ops::Remade>(rows, x);
     for (size_t i = 0; i < sites_.size(); ++i) {
         const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
         const bool bias_follows = !forms.post.empty() && linear.bias.defined();
@@ -81,9 +90,10 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
                 // One tensor to keep instead of two, where nothing comes between.
                 const auto& chain = forms.delta[k];
                 if (!acts_by_row(chain.back()) && forms.post.empty() && forms.output.empty())
-                    products_.back() = plus_chain(products_.back(), chain, *delta_input, passes_[i], !kept);
+                    products_.back() = plus_chain(products_.back(), chain, *delta_input, passes_[i], !kept,
+                                                  forms.input_dropout > 0 ? nullptr : remade);
                 else
-                    deltas.push_back({k, *delta_input});
+                    deltas.push_back({k, *delta_input, forms.input_dropout > 0 ? nullptr : remade});
             }
         }
         if (!forms.delta.empty()) ++delta_input;
@@ -97,8 +107,8 @@ Rows::Value Projections::finish(size_t i, Rows& rows) const {
     auto y = apply_chain(forms.post, rows, rows.input(products_[i]), passes_[i]);
     if (!forms.post.empty() && linear.bias.defined()) y = ops::shift(rows, y, linear.bias);
     y = apply_chain(forms.output, rows, y, passes_[i]);
-    for (const auto& [k, x] : deltas_[i])
-        y = ops::add(rows, y, apply_chain(forms.delta[k], rows, rows.input(x), passes_[i]));
+    for (const auto& [k, x, again] : deltas_[i])
+        y = ops::add(rows, y, apply_chain(forms.delta[k], rows, rows.input(x, again), passes_[i]));
     return y;
 }
 

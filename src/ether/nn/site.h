@@ -63,8 +63,13 @@ class Projections {
     std::vector<const Site*> sites_;
     std::vector<FormPass> passes_;
     std::vector<at::Tensor> products_, others_;
-    // A site's deltas that are not in its product: which one, and what it reads.
-    std::vector<std::vector<std::pair<size_t, at::Tensor>>> deltas_;
+    // A delta that is not in its site's product: which one, what it reads, and where backward has that from.
+    struct Delta {
+        size_t k;
+        at::Tensor x;
+        std::shared_ptr<ops::Remade> again;
+    };
+    std::vector<std::vector<Delta>> deltas_;
 };
 
 }  // namespace ether::nn

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ether/ops/rows/row_op.h"
+#include "ether/ops/rows/rows.h"
 
 namespace ether::ops {
 
@@ -26,6 +27,7 @@ struct Plan : torch::CustomClassHolder {
     std::vector<size_t> outputs;  // a value that several products read is several outputs
     std::vector<size_t> stored;   // each of these once
     size_t inputs = 0, parameters = 0;
+    std::vector<std::shared_ptr<Remade>> again;  // of each input; null: it is kept
 };
 
 // Which values and gradients backward takes. Found once, before the first row.

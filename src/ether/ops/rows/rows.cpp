@@ -46,7 +46,11 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
         for (const auto& tensor : tensors) trained.push_back(tensor.requires_grad());
         const BackwardPlan way(*plan, std::vector<char>(outputs.size(), 1), trained);
         variable_list kept;
-        for (size_t i = 0; i < plan->inputs; ++i) kept.push_back(way.computed[i] ? inputs[i] : at::Tensor());
+        for (size_t i = 0; i < plan->inputs; ++i) {
+            const auto& again = plan->again[i];
+            kept.push_back(way.computed[i] && !again ? inputs[i] : at::Tensor());
+            if (way.computed[i] && again) again->add_reader();
+        }
         context->save_for_backward(kept);
         context->set_materialize_grads(false);  // an output that nobody used costs nothing
         context->saved_data["plan"] = c10::IValue::make_capsule(plan);
@@ -55,7 +59,7 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
 
     static variable_list backward(AutogradContext* context, variable_list grads) {
         const auto plan = c10::static_intrusive_pointer_cast<Plan>(context->saved_data["plan"].toCapsule());
-        const auto inputs = context->get_saved_variables();
+        auto inputs = context->get_saved_variables();
         std::vector<char> given, trained;
         at::Tensor like;  // some gradient that arrives
         for (auto& grad : grads) {
@@ -69,6 +73,8 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
         const BackwardPlan way(*plan, given, trained);
         variable_list result(plan->inputs + plan->parameters + 1);  // the last one is the plan's
         if (!like.defined()) return result;
+        for (size_t i = 0; i < plan->inputs; ++i)
+            if (way.computed[i] && plan->again[i]) inputs[i] = plan->again[i]->take();
         for (size_t i = 0; i < plan->inputs; ++i)
             if (trained[i] && way.arrivals[i] > 0)
                 result[i] = at::empty({like.size(0), plan->widths[i]}, like.options());
@@ -93,18 +99,27 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
 
 }  // namespace
 
-Rows::Value Rows::input(const at::Tensor& x) {
+at::Tensor Remade::take() {
+    ETHER_ASSERT(readers_ > 0);
+    const at::NoGradGuard no_grad;
+    if (!made_.defined()) made_ = rows_.run(value_);
+    const auto made = made_;
+    if (--readers_ == 0) made_ = at::Tensor(), rows_ = Rows();
+    return made;
+}
+
+Rows::Value Rows::input(const at::Tensor& x, std::shared_ptr<Remade> again) {
     ETHER_ASSERT(x.dim() == 2);
     if (!nodes_.empty())
         ETHER_ASSERT(tokens() == x.size(0) && nodes_.front().tensor.scalar_type() == x.scalar_type());
-    nodes_.push_back({nullptr, {}, x.size(1), x.contiguous()});
+    nodes_.push_back({nullptr, {}, x.size(1), x.contiguous(), std::move(again)});
     return {static_cast<int>(nodes_.size()) - 1};
 }
 
 Rows::Value Rows::apply(std::shared_ptr<const RowOp> op, const std::vector<Value>& arguments) {
     ETHER_ASSERT(!arguments.empty() && arguments.size() <= kMaxArguments);
     ETHER_ASSERT(op->parameters.size() <= kMaxParameters);
-    Node node{std::move(op), {}, 0, {}};
+    Node node{std::move(op), {}};
     for (const auto argument : arguments) {
         ETHER_ASSERT(width(argument) == width(arguments.front()));
         node.arguments.push_back(argument.index);
@@ -136,6 +151,7 @@ std::vector<at::Tensor> Rows::run(const std::vector<Value>& values) const {
         if (needed[i] && !nodes_[i].op) {
             take(i);
             tensors.push_back(nodes_[i].tensor);
+            plan->again.push_back(nodes_[i].again);
         }
     plan->inputs = tensors.size();
     for (size_t i = 0; i < nodes_.size(); ++i) {

@@ -13,6 +13,8 @@
 
 namespace ether::ops {
 
+class Remade;
+
 class Rows {
   public:
     // A (T, width) value of the graph it came from; computed when run() asks for it.
@@ -22,10 +24,12 @@ class Rows {
 
     // x: (T, d) float32, bfloat16 or float64. All inputs of a graph have the same T and dtype. Between inputs
     // and outputs a bfloat16 graph computes in float32.
-    Value input(const at::Tensor& x);
+    // again: where backward has x from, instead of keeping it.
+    Value input(const at::Tensor& x, std::shared_ptr<Remade> again = nullptr);
     // The arguments have one width.
     Value apply(std::shared_ptr<const RowOp> op, const std::vector<Value>& arguments);
 
+    bool is_input(Value value) const { return !nodes_[static_cast<size_t>(value.index)].op; }
     int64_t width(Value value) const { return nodes_[static_cast<size_t>(value.index)].width; }
     // float64 for float64 inputs, else float32: the dtype of parameters.
     at::ScalarType compute_dtype() const;
@@ -41,9 +45,28 @@ class Rows {
         std::shared_ptr<const RowOp> op;  // null: an input
         std::vector<int> arguments;
         int64_t width = 0;
-        at::Tensor tensor;  // of an input
+        at::Tensor tensor = {};  // of an input
+        std::shared_ptr<Remade> again = {};
     };
     std::vector<Node> nodes_;
+};
+
+// A graph's value that others read in backward: made again by the first of them that asks, and dropped by the
+// last, for it costs less than memory does where the graph's inputs are kept anyway. For one backward, in one
+// thread.
+class Remade {
+  public:
+    Remade(Rows rows, Rows::Value value) : rows_(std::move(rows)), value_(value) {}
+
+    void add_reader() { ++readers_; }
+    // The value, without a gradient; once for each reader.
+    at::Tensor take();
+
+  private:
+    Rows rows_;
+    const Rows::Value value_;
+    int readers_ = 0;
+    at::Tensor made_;
 };
 
 }  // namespace ether::ops
