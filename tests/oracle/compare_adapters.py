@@ -291,7 +291,9 @@ for family in (sys.argv[1].split(",") if len(sys.argv) > 1 else FAMILIES):
             stepped(family, method, rng, folder)
         # RED adds a bias to the MLP's output, for which only some architectures have a place.
         more = ["red", "bitfit", "hiwi"] if family in ENCODERS else ["red"] if family == "llama" else []
-        for method in (*(method for method in PEFT_METHODS if method != "prefix"), "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):
+        # Nor has Mistral one for a bias of its query projection.
+        unmerged = {"prefix", "lora bias"} if family == "mistral" else {"prefix"}
+        for method in (*(method for method in PEFT_METHODS if method not in unmerged), "ether", "ether+", "oft-paper", "naive", "lorta", "pafi", "id3", "ether+ and three", *more, "full", "head"):
             merged(family, method, rng, folder)
         for method in LOW_RANK:
             exported(family, method, rng, folder)
