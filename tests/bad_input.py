@@ -6,7 +6,7 @@ import os
 import shutil
 import struct
 
-from program_test import BERT, ProgramTest, refusal
+from program import BERT, ProgramTest, refusal
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
 

@@ -12,9 +12,9 @@ import sys
 import unittest
 from unittest import mock
 
-import program_test
+import program
 from bad_input import QUERY, BadInput, change_json, floats, link_to_itself
-from program_test import BERT, MODELS, PEFT, change_tensors, ether
+from program import BERT, MODELS, PEFT, change_tensors, ether
 
 
 class Data(BadInput):
@@ -124,7 +124,7 @@ class Adapters(BadInput):
         for told, changes in [
             ('key "peft_type": expected a string, found 3', {"peft_type": 3}),
             ('key "peft_type" is missing', {"peft_type": ...}),
-            ('peft_type "A\\x0aB" is not known; known: ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
+            ('peft_type "A\\x0aB" is no method of this version; it has ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
             ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
             ('key "r" has the value 0, which does not fit: ', {"r": 0}),
             ("(1 to 65536)", {"r": 0}),
@@ -211,18 +211,18 @@ class Adapters(BadInput):
 
     def test_adapter_that_names_no_base(self):
         adapter = self.copy(self.adapter, lambda folder: change_json(folder / "ether.json", {"base_fingerprint": "md5:00"}))
-        done = subprocess.run([program_test.ETHER, *map(str, self.eval(adapter=adapter))], capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, *map(str, self.eval(adapter=adapter))], capture_output=True, text=True)
         self.assertEqual(done.returncode, 0)
         self.assertIn("has no fingerprint of its base model that this program knows", done.stderr)
 
     def test_another_config_or_tokenizer_than_in_training(self):
         for name, change in [("config.json", {"layer_norm_eps": 0.001}), ("tokenizer.json", {"truncation": {"max_length": 512, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}})]:
             model = self.copy(BERT, lambda folder: change_json(folder / name, change))
-            done = subprocess.run([program_test.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
+            done = subprocess.run([program.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn(f"note: {model}/{name} is not the one that {self.adapter} was trained with, so its results may differ\n", done.stderr)
         model = self.copy(BERT, lambda folder: change_json(folder / "config.json", {"transformers_version": "9", "use_cache": False}))
-        done = subprocess.run([program_test.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, *map(str, self.eval(model, self.adapter))], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_values_of_a_wrong_type_that_nothing_needs(self):
@@ -307,5 +307,5 @@ class Paths(BadInput):
 
 
 if __name__ == "__main__":
-    program_test.ETHER = sys.argv.pop(1)
+    program.ETHER = sys.argv.pop(1)
     unittest.main()

@@ -9,9 +9,9 @@ import shutil
 import sys
 import unittest
 
-import program_test
+import program
 from bad_input import QUERY, BadInput, change_json, floats
-from program_test import BERT, MODELS, PEFT, change_tensors, ether, header_file, read_tensors
+from program import BERT, MODELS, PEFT, change_tensors, ether, header_file, read_tensors
 
 
 class Models(BadInput):
@@ -200,5 +200,5 @@ class Models(BadInput):
 
 
 if __name__ == "__main__":
-    program_test.ETHER = sys.argv.pop(1)
+    program.ETHER = sys.argv.pop(1)
     unittest.main()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 from kill_test import MODELS, write_data
-from program_test import preload, read_tensors
+from program import preload, read_tensors
 
 TASKS = {"classify": "bert", "regression": "bert", "causal-lm": "llama_tied"}  # regression: to classify by real numbers
 # Defaults that are too large for the fixtures.

@@ -15,8 +15,8 @@ import time
 import unittest
 from unittest import mock
 
-import program_test
-from program_test import change_tensors, ether, preload, read_tensors, refusal
+import program
+from program import change_tensors, ether, preload, read_tensors, refusal
 from run_fixture import RunTest
 
 
@@ -103,7 +103,7 @@ class FaultsTest(RunTest):
         ether(*self.words())
         for size in range(40, 200, 12):
             subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
-            done = subprocess.run([program_test.ETHER, *map(str, self.words(disk / "run"))], capture_output=True, text=True)
+            done = subprocess.run([program.ETHER, *map(str, self.words(disk / "run"))], capture_output=True, text=True)
             if done.returncode:
                 self.assertIn("No space left on device", done.stderr.splitlines()[-1])
             subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
@@ -121,11 +121,11 @@ class FaultsTest(RunTest):
         ether(*words)
         name = "adapter_model.safetensors"
         wanted = (self.run_folder / name).read_bytes()
-        full = os.environ | {"LD_PRELOAD": str(preload(program_test.ETHER, "full_disk"))}
+        full = os.environ | {"LD_PRELOAD": str(preload(program.ETHER, "full_disk"))}
         calls, step = 0, 1 if "ETHER_EVERY_CALL" in os.environ else 3
         while True:
             shutil.rmtree(self.run_folder)
-            done = subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
+            done = subprocess.run([program.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
             if done.returncode == 0:
                 break
             with self.subTest(calls=calls):
@@ -151,7 +151,7 @@ class FaultsTest(RunTest):
         bound = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
         for folder in [self.run_folder, self.run_folder / "checkpoints"]:
             folder.chmod(0o555)
-            done = subprocess.run([*bound, program_test.ETHER, "train", "--resume", self.run_folder], capture_output=True, text=True)
+            done = subprocess.run([*bound, program.ETHER, "train", "--resume", self.run_folder], capture_output=True, text=True)
             folder.chmod(0o755)
             self.assertEqual(done.returncode, 1)
             self.assertIn(f"{folder}: cannot write there: Permission denied", done.stderr)
@@ -162,7 +162,7 @@ class FaultsTest(RunTest):
         ether(*self.words(undisturbed))
         sizes = {file: file.stat().st_size for file in undisturbed.rglob("*") if file.is_file()}
         for limit in [4096, sizes[undisturbed / "metrics.jsonl"] - 1, max(sizes.values()) - 1]:
-            done = subprocess.run([program_test.ETHER, *map(str, self.words())], capture_output=True, text=True,
+            done = subprocess.run([program.ETHER, *map(str, self.words())], capture_output=True, text=True,
                                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
             self.assertEqual(done.returncode, 1)
             self.assertIn("File too large", done.stderr.splitlines()[-1])
@@ -201,7 +201,7 @@ class FaultsTest(RunTest):
         self.assertIn("the base model is not what the run began with", refusal("train", "--resume", self.run_folder))
         with open(weights, "r+b") as file:
             file.write(content)
-        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([program.ETHER, "train", "--resume", self.run_folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             newest = lambda: max(os.listdir(self.run_folder / "checkpoints"))
             def wait_for_a_save():
                 before = newest()
@@ -223,7 +223,7 @@ class FaultsTest(RunTest):
         pipe = self.folder / "pipe.csv"
         os.mkfifo(pipe)
         words = [pipe if word == self.data else word for word in self.words()]
-        with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([program.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             with open(pipe, "w") as data:  # the run has opened it, after the model
                 with open(self.model / "model.safetensors", "r+b") as file:
                     file.seek(-20000, os.SEEK_END)
@@ -238,11 +238,11 @@ class FaultsTest(RunTest):
         tokens = self.write("tokens.json", "[[1, 2, 3]]")
         before = sorted(self.folder.rglob("*"))
         model, new, file = ["--model", self.model, "--adapter", self.run_folder], self.folder / "new", self.folder / "logits"
-        full = os.environ | {"LD_PRELOAD": str(preload(program_test.ETHER, "full_disk"))}
+        full = os.environ | {"LD_PRELOAD": str(preload(program.ETHER, "full_disk"))}
         for words in [["merge", *model, "--out", new / "out"], ["export", *model, "--out", new / "out"],
                       ["logits", *model, "--tokens", tokens, "--out", file]]:
             for calls in range(50):
-                done = subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
+                done = subprocess.run([program.ETHER, *map(str, words)], capture_output=True, text=True, env=full | {"ETHER_FULL_AFTER": str(calls)})
                 if done.returncode == 0:
                     break
                 with self.subTest(verb=words[0], calls=calls):
@@ -260,7 +260,7 @@ class FaultsTest(RunTest):
         out = self.folder / "out"
         for verb in ["merge", "export"]:
             words = [verb, "--model", self.model, "--adapter", self.run_folder, "--out", out]
-            with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "rotten_disk"))):
+            with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program.ETHER, "rotten_disk"))):
                 told = refusal(*words)
             self.assertIn("reads back other values than were written; is the disk failing?", told)
             self.assertEqual(sorted(self.folder.rglob("*")), before)
@@ -279,7 +279,7 @@ class FaultsTest(RunTest):
             self.assertIn("another process is training in this folder", refusal("train", "--resume", self.run_folder))
             self.assertIn("the folder holds a run already", refusal(*self.words()))
         self.assertTrue((self.run_folder / ".lock").exists())
-        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([program.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.PIPE, text=True) as process:
             self.assertIn("resumed at step", process.stderr.readline() + process.stderr.readline())
             process.kill()
 
@@ -292,7 +292,7 @@ class FaultsTest(RunTest):
         """Not only its signal: what is written there fails."""
         process, terminal = pty.fork()
         if process == 0:
-            os.execv(program_test.ETHER, [program_test.ETHER, *map(str, self.words(steps=10**6))])
+            os.execv(program.ETHER, [program.ETHER, *map(str, self.words(steps=10**6))])
         log = self.run_folder / "metrics.jsonl"
         while not log.exists() or log.read_bytes().count(b"\n") < 3:
             os.read(terminal, 1 << 16)
@@ -303,7 +303,7 @@ class FaultsTest(RunTest):
 
     def test_a_result_that_nobody_gets(self):
         with open("/dev/full", "w") as full:
-            done = subprocess.run([program_test.ETHER, *map(str, self.words()), "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run([program.ETHER, *map(str, self.words()), "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
         self.assertEqual(done.returncode, 1)
         self.assertIn("standard output: cannot write the result: No space left on device", done.stderr)
 
@@ -325,7 +325,7 @@ class FaultsTest(RunTest):
         whole, out = self.folder / "whole", self.folder / "its own"
         words = [*self.words(out, steps=2), "--eval-data", texts, "--eval-every", 2, "--json"]
         ether(*self.words(whole, steps=2), "--eval-data", texts, "--eval-every", 2)
-        with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen([program.ETHER, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             log = out / "metrics.jsonl"
             while not log.exists() or log.read_bytes().count(b"\n") < 2:
                 self.assertIsNone(process.poll())
@@ -342,7 +342,7 @@ class FaultsTest(RunTest):
 
     def test_terminal_closed_under_nohup(self):
         """SIGHUP was ignored when the program started, so it stops nothing."""
-        command = [program_test.ETHER, *map(str, self.words(steps=10**6))]
+        command = [program.ETHER, *map(str, self.words(steps=10**6))]
         log = self.run_folder / "metrics.jsonl"
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
@@ -367,7 +367,7 @@ class FaultsTest(RunTest):
         stopped = 0
         for number in range(40):
             verb, how = ["merge", "export"][number % 2], [signal.SIGINT, signal.SIGTERM][number // 2 % 2]
-            command = [program_test.ETHER, verb, "--model", self.model, "--adapter", self.run_folder, "--out", out]
+            command = [program.ETHER, verb, "--model", self.model, "--adapter", self.run_folder, "--out", out]
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 while process.poll() is None and not list(self.folder.glob("out*")):
                     time.sleep(0.0002)
@@ -384,7 +384,7 @@ class FaultsTest(RunTest):
 
     def test_nobody_reads(self):
         """A closed pipe behind the progress stops no run; one behind the results ends the program without a word."""
-        with subprocess.Popen([program_test.ETHER, *map(str, self.words())], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([program.ETHER, *map(str, self.words())], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             process.stderr.close()
             process.stdout.close()
             self.assertEqual(process.wait(60), 0)
@@ -393,21 +393,21 @@ class FaultsTest(RunTest):
         logs = []
         for closed in [[1, 2], [0, 1, 2], []]:
             shutil.rmtree(self.run_folder)
-            done = subprocess.run([program_test.ETHER, *map(str, self.words())], capture_output=True,
+            done = subprocess.run([program.ETHER, *map(str, self.words())], capture_output=True,
                                   preexec_fn=lambda: [os.close(stream) for stream in closed])
             self.assertEqual(done.returncode, 0)
             logs.append([re.sub(rb'"(seconds|tokens_per_second)":[^,}]*', b"", line)
                          for line in (self.run_folder / "metrics.jsonl").read_bytes().splitlines()])
         self.assertEqual(logs[0], logs[2])
         self.assertEqual(logs[1], logs[2])
-        with subprocess.Popen([program_test.ETHER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen([program.ETHER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             process.stdout.close()
             self.assertEqual((process.stderr.read(), process.wait(60)), (b"", 0))
 
     def within(self, megabytes, *words):
         """A run of the program under a limit of memory."""
         limit = megabytes << 20
-        return subprocess.run([program_test.ETHER, *map(str, words)], capture_output=True, text=True,
+        return subprocess.run([program.ETHER, *map(str, words)], capture_output=True, text=True,
                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
 
     def least_memory(self):
@@ -459,7 +459,7 @@ class FaultsTest(RunTest):
     def test_clock_going_backwards(self):
         ether(*self.words())
         behind = self.folder / "behind"
-        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program_test.ETHER, "backward_clock"))):
+        with mock.patch.dict(os.environ, LD_PRELOAD=str(preload(program.ETHER, "backward_clock"))):
             ether(*self.words(behind))
         name = "adapter_model.safetensors"
         self.assertEqual((behind / name).read_bytes(), (self.run_folder / name).read_bytes())
@@ -468,12 +468,12 @@ class FaultsTest(RunTest):
         self.assertTrue(all(line["seconds"] > 0 for line in lines))
 
     def test_no_home(self):
-        done = subprocess.run([program_test.ETHER, "eval", "--model", self.model, "--data", self.data], env={}, capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, "eval", "--model", self.model, "--data", self.data], env={}, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        done = subprocess.run([program_test.ETHER, "inspect", "org/name"], env={}, capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, "inspect", "org/name"], env={}, capture_output=True, text=True)
         self.assertIn("no such model", done.stderr)
 
 
 if __name__ == "__main__":
-    program_test.ETHER = sys.argv.pop(1)
+    program.ETHER = sys.argv.pop(1)
     unittest.main()

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from program_test import preload
+from program import preload
 
 MODELS = pathlib.Path("tests/fixtures/models")
 COMMON = "--save-every 3 --threads 2".split()

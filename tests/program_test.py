@@ -4,82 +4,15 @@ Usage, in the repository's root: python3 tests/program_test.py build/release/bin
 import json
 import math
 import os
-import pathlib
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import unittest
 from unittest import mock
 
-MODELS = pathlib.Path("tests/fixtures/models")
-PEFT = pathlib.Path("tests/fixtures/peft")
-BERT = str(MODELS / "bert")  # three classes, stored in f32
-
-
-def ether(*words, text=""):
-    """Standard output of a run that succeeds."""
-    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def refusal(*words, text=""):
-    """What a run says that fails, within a minute: one line beside notes."""
-    done = subprocess.run([ETHER, *map(str, words)], input=text, capture_output=True, text=True, timeout=60)
-    assert done.returncode in (1, 2), f"{words}: exit code {done.returncode}: {done.stdout}{done.stderr}"
-    assert sum(not line.startswith("note: ") for line in done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
-
-
-def preload(program, name):
-    """A library of tests/preload, from the program's build folder; a sanitizer's build has none."""
-    library = pathlib.Path(program).resolve().parent.parent / "preload" / f"lib{name}.so"
-    if not library.parent.exists():
-        raise unittest.SkipTest("no libraries to preload")
-    assert library.exists(), f"{library} is not built"
-    return library
-
-
-def header_file(header, data=b"x", length=None):
-    """A safetensors file with this header, whose length may be a lie."""
-    header = header if isinstance(header, bytes) else header.encode()
-    return struct.pack("<Q", len(header) if length is None else length) + header + data
-
-
-def read_tensors(file):
-    """{name: (dtype, shape, bytes)}"""
-    content = file.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
-    header.pop("__metadata__", None)
-    return {name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])]) for name, entry in header.items()}
-
-
-def change_tensors(file, changes):
-    """Replaces tensors; None removes one."""
-    tensors = {name: tensor for name, tensor in (read_tensors(file) | changes).items() if tensor}
-    header, end = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + len(data)]}
-    file.write_bytes(header_file(json.dumps(header), b"".join(data for _, _, data in tensors.values())))
-
-
-class ProgramTest(unittest.TestCase):
-    def setUp(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ether-test-"))
-        self.addCleanup(shutil.rmtree, self.folder)
-
-    def write(self, name, text):
-        (self.folder / name).write_text(text)
-        return self.folder / name
-
-    def train(self, out, *words, model=BERT, label=""):
-        """A run of one step; returns its folder."""
-        data = self.write("train.csv", "text,label\n" + "".join(f"a b,{label}{i % 3}\n" for i in range(6)))
-        ether("train", "--model", model, "--data", data, "--max-steps", 1, "--out", self.folder / out, *words)
-        return self.folder / out
+import program
+from program import BERT, MODELS, PEFT, ProgramTest, change_tensors, ether, header_file, read_tensors, refusal
 
 
 class Inspect(ProgramTest):
@@ -165,11 +98,11 @@ class Predict(ProgramTest):
     texts = ["a b c", "b", "c c a b"]
 
     def test_lines_are_answered_as_they_come(self):
-        with subprocess.Popen([ETHER, *self.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        with subprocess.Popen([program.ETHER, *self.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
             for text in self.texts:
-                program.stdin.write(text + "\n")
-                program.stdin.flush()
-                self.assertIn("LABEL_", program.stdout.readline())  # hangs where it waits for more
+                running.stdin.write(text + "\n")
+                running.stdin.flush()
+                self.assertIn("LABEL_", running.stdout.readline())  # hangs where it waits for more
 
     def test_every_format_says_the_same(self):
         plain = "".join(text + "\n" for text in self.texts)
@@ -184,147 +117,20 @@ class Predict(ProgramTest):
             self.assertEqual(ether(*self.command, "--batch", 1, text=text), expected, text)
         self.assertEqual(ether(*self.command, "--format", "jsonl", text=json.dumps(objects)), expected)
         self.assertEqual(ether(*self.command, "--format", "csv", text=table), expected)
-        with subprocess.Popen([ETHER, *self.command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=None,
-                              preexec_fn=lambda: os.close(1), text=True) as program:  # where the result belongs
-            self.assertIn("standard output: cannot write the result", program.communicate("a\n")[1])
+        with subprocess.Popen([program.ETHER, *self.command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=None,
+                              preexec_fn=lambda: os.close(1), text=True) as running:  # where the result belongs
+            self.assertIn("standard output: cannot write the result", running.communicate("a\n")[1])
         for name, text in {"a.txt": plain, "a.jsonl": lines, "a.json": json.dumps(objects), "a.csv": table}.items():
             self.assertEqual(ether(*self.command, "--input", self.write(name, text)), expected, name)
         self.assertEqual(ether(*self.command, "--format", "csv", "--input", self.write("table", table)), expected)
-        self.assertEqual(ether(*self.command, "--format", "text", text="[a\n"), ether(*self.command, text="[a\n"))
+        for text in ("[a\n", "{a} b\n"):
+            self.assertEqual(ether(*self.command, "--format", "text", text=text), ether(*self.command, text=text))
         self.assertEqual(ether(*self.command), "")
 
     def test_lines_are_counted_over_all_pieces(self):
         lines = '{"text": "a"}\n' * 100 + "{}\n"
         self.assertIn("standard input:101: no column", refusal(*self.command, "--batch", 1, text=lines))
         self.assertIn("a.bin: cannot open", refusal(*self.command, "--input", self.folder / "a.bin"))
-
-
-class Train(ProgramTest):
-    def test_names_that_users_bring_along(self):
-        for option, hint in {"--learning-rate": "--lr", "--lora_alpha=8": "--alpha", "--max-lenth": "--max-length"}.items():
-            self.assertIn(f'did you mean "{hint}"?', refusal("train", option, "1"))
-        self.assertNotIn("did you mean", refusal("eval", "--model", BERT, "--data", "x", "--learning-rate", "1"))
-        for words, hint in {("eval", "--model", "x", "--dta", "y"): "--data", ("merge", "--otu", "x"): "--out",
-                            ("bench", "trainstep"): "train-step", ("--hepl",): "--help"}.items():
-            self.assertIn(f'did you mean "{hint}"?', refusal(*words))
-        self.assertIn('"false" belongs to no option: each takes one value, and switches none', refusal("train", "--bucketing", "false"))
-        for name in ["etherplus", "ether_plus", "ETHER+"]:
-            self.assertIn('did you mean "ether+"?', refusal("train", "--method", name))
-
-    def test_sizes_that_suit_the_layers(self):
-        for method, key in {"c3a": "block_size", "vblora": "vector_length"}.items():
-            run = self.train(method, "--method", method)
-            self.assertEqual(json.loads((run / "adapter_config.json").read_text())[key], 16)  # of widths of 32 and 48
-
-    def test_expressions_as_python_reads_them(self):
-        files = [self.train(str(number), "--targets", expression) / "adapter_model.safetensors" for number, expression in enumerate(
-            [r".*\.(query|value)", r"\A.*\.(?P<which>query|value)\Z", r".*\.(?!key)(query|key|value)"])]
-        self.assertEqual(len({file.read_bytes() for file in files}), 1)
-        with self.assertRaisesRegex(AssertionError, "is not a regular expression, or has what is not read here .flags, look-behind"):
-            self.train("flags", "--targets", "(?i:.*QUERY)")
-
-    def test_decay_of_an_adapter(self):
-        runs = [self.train(str(decay), "--method", "lora", "--adapter-weight-decay", decay, "--lr", 0.5, "--warmup", 0, "--clip", 1e-9)
-                for decay in (0, 0.5)]
-        a = [next(tensor for name, tensor in read_tensors(run / "adapter_model.safetensors").items() if "lora_A" in name) for run in runs]
-        plain, decayed = (struct.unpack(f"<{math.prod(shape)}f", data) for _, shape, data in a)
-        for one, other in zip(plain, decayed):  # no gradient reaches A while B is zero
-            self.assertAlmostEqual(other, 0.75 * one, places=6)
-
-    def test_heads_learn_fast_and_what_is_known_slowly(self):
-        def moved(run, name):  # a step of Adam moves each value by the rate, unless its gradient is next to nothing
-            tensors = (read_tensors(file)[name] for file in (run / "adapter_model.safetensors", pathlib.Path(BERT, "model.safetensors")))
-            now, before = (struct.unpack(f"<{math.prod(shape)}f", data) for _, shape, data in tensors)
-            return max(abs(one - other) for one, other in zip(now, before))
-        prefix = "base_model.model."
-        with mock.patch(f"{__name__}.read_tensors", lambda file, read=read_tensors: {
-                name.removeprefix(prefix): tensor for name, tensor in read(file).items()}):
-            for words, head, pooler in ([], 1e-2, 5e-5), (["--head-lr", 1e-3, "--module-lr", 1e-4], 1e-3, 1e-4), (
-                    ["--method", "head", "--lr", 1e-3], 1e-3, 1e-3):
-                run = self.train(f"run{head}{pooler}", "--modules-to-save", "pooler", "--warmup", 0, *words, label="LABEL_")
-                self.assertAlmostEqual(moved(run, "classifier.weight") / head, 1, places=2)
-                self.assertAlmostEqual(moved(run, "bert.pooler.dense.weight") / pooler, 1, places=2)
-
-    def test_a_head_of_its_own_is_trained_whole(self):
-        run = self.train("run", model=MODELS / "roberta", label="LABEL_")
-        config, tensors = json.loads((run / "adapter_config.json").read_text()), read_tensors(run / "adapter_model.safetensors")
-        self.assertEqual((config["modules_to_save"], config["task_type"]), (["classifier"], "SEQ_CLS"))
-        for layer in ("dense", "out_proj"):
-            self.assertIn(f"base_model.model.classifier.{layer}.weight", tensors)
-
-    def test_a_models_own_head_is_trained_on_for_its_labels_or_numbers(self):
-        own = read_tensors(pathlib.Path(BERT, "model.safetensors"))["classifier.weight"]
-        for label in ("", "LABEL_", "x"):
-            run = self.train(f"run{label}", "--lr", 1e-12, "--head-lr", 0, label=label)
-            kept = read_tensors(run / "adapter_model.safetensors")["base_model.model.classifier.weight"] == own
-            self.assertEqual(kept, label != "x")
-        told = subprocess.run([ETHER, "train", "--model", BERT, "--data", self.folder / "train.csv", "--max-steps", "1", "--out",
-                               self.folder / "told"], capture_output=True, text=True).stderr
-        self.assertIn("the model's own head is for other labels (LABEL_0, LABEL_1, LABEL_2), so a new one is trained", told)
-
-    def test_dropout_of_the_model(self):
-        def loss(name, *words):
-            metrics = (self.train(name, *words) / "metrics.jsonl").read_text()
-            return next(line["loss"] for line in map(json.loads, metrics.splitlines()) if "loss" in line)
-        without = loss("default")
-        self.assertEqual(loss("none", "--model-dropout", 0), without)
-        self.assertNotEqual(loss("some", "--model-dropout", 0.3), without)
-        self.assertIn("--model-dropout: 1 is out of range, expected 0 to 0.99", refusal("train", "--model-dropout", 1))
-
-    def test_an_adapter_is_trained_on(self):
-        head, query = "base_model.model.classifier.weight", "base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.weight"
-        first = self.train("first", "--method", "lora", "--rank", 2, "--targets", "query", "--layers", 0)
-        still = ["--lr", 1e-12, "--head-lr", 0]
-        again = self.train("again", "--adapter", first, *still)
-        one, other = (read_tensors(run / "adapter_model.safetensors") for run in (first, again))
-        self.assertEqual(list(one), list(other))
-        self.assertEqual(one[head], other[head])
-        self.assertEqual(*((run / "adapter_config.json").read_text() for run in (first, again)))
-        moved = self.train("moved", "--adapter", first)
-        self.assertNotEqual(read_tensors(moved / "adapter_model.safetensors")[query], one[query])
-        # Its run.toml repeats it, and another method's name, layers or options are refused.
-        repeated = self.folder / "repeated"
-        ether("train", "--config", moved / "run.toml", "--out", repeated)
-        self.assertEqual(*((run / "adapter_model.safetensors").read_bytes() for run in (moved, repeated)))
-        command = ["train", "--model", BERT, "--data", self.folder / "train.csv", "--out", self.folder / "x", "--adapter", first]
-        self.assertIn("is of method lora, which it keeps, not ether; leave --method out", refusal(*command, "--method", "ether"))
-        for words in (["--targets", "query"], ["--rank", 4], ["--modules-to-save", "pooler"]):
-            self.assertIn(f"{words[0]}: an --adapter that is trained on keeps its own", refusal(*command, *words))
-        self.assertIn("nowhere: no such adapter", refusal(*command[:-1], "nowhere"))
-        # A head for other labels is a new one.
-        renamed = self.train("renamed", "--adapter", first, *still, label="x")
-        self.assertNotEqual(read_tensors(renamed / "adapter_model.safetensors")[head], one[head])
-        # That the model's own head is for other labels is said where a new one takes its place, and only there.
-        for out, words in (("new", ["--method", "lora"]), ("kept", ["--adapter", renamed])):
-            words = [ETHER, *command[:5], "--max-steps", 1, "--out", self.folder / out, *words]
-            told = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stderr
-            self.assertEqual("the model's own head is for other labels" in told, out == "new", told)
-        self.assertEqual(json.loads((renamed / "ether.json").read_text())["labels"], ["x0", "x1", "x2"])
-
-    def test_all_methods_of_an_adapter_go_on_at_one_rate(self):
-        first = self.train("first", "--method", "lora", "--rank", 2, "--and", "red; ether --targets query")
-        again = self.train("again", "--adapter", first, "--lr", 1e-12, "--head-lr", 1e-12)
-        for one, other in zip(*(read_tensors(run / "adapter_model.safetensors").values() for run in (first, again))):
-            values = [struct.unpack(f"<{len(tensor[2]) // 4}f", tensor[2]) for tensor in (one, other)]
-            self.assertLess(max(abs(a - b) for a, b in zip(*values)), 1e-9)
-
-    def test_an_adapter_of_pefts_is_trained_on(self):
-        data = self.write("data.csv", "text,label\n" + "".join(f"a b,LABEL_{i % 3}\n" for i in range(6)))
-        head = "base_model.model.classifier.weight"
-        numbers = self.train("numbers", "--adapter", PEFT / "bert_lora", "--head-lr", 0)
-        self.assertEqual(*(read_tensors(folder / "adapter_model.safetensors")[head] for folder in (PEFT / "bert_lora", numbers)))
-        for name in ("bert_lora", "bert_adalora", "bert_hra", "bert_bias_all"):
-            run = self.folder / name
-            ether("train", "--model", BERT, "--adapter", PEFT / name, "--data", data, "--max-steps", 2, "--out", run)
-            before, after = (read_tensors(folder / "adapter_model.safetensors") for folder in (PEFT / name, run))
-            self.assertLessEqual({key for key in before if "lora" in key or "hra" in key}, set(after))
-        self.assertEqual(json.loads((run / "ether.json").read_text())["labels"], ["LABEL_0", "LABEL_1", "LABEL_2"])
-
-    def test_layers_are_not_chosen_for_a_method_without(self):
-        self.train("full", "--method", "full", "--targets", "all-linear")
-        for option in (["--targets", "query"], ["--exclude", "query"], ["--layers", "0"]):
-            with self.assertRaisesRegex(AssertionError, "method head adapts no chosen layers"):
-                self.train("head", "--method", "head", *option)
 
 
 class Merge(ProgramTest):
@@ -362,7 +168,7 @@ class Merge(ProgramTest):
         report = json.loads(ether(*self.merge(adapter, "--dtype", "f32", model=model)))
         self.assertGreater(report["adapter_effect"], 0)
         self.assertAlmostEqual(report["retained"], 1, places=3)
-        done = subprocess.run([ETHER, *map(str, self.merge(adapter, "--dtype", "bf16", model=model, out="lost"))], capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, *map(str, self.merge(adapter, "--dtype", "bf16", model=model, out="lost"))], capture_output=True, text=True)
         self.assertEqual(done.returncode, 1)
         self.assertIn("in bf16 the merged model retains 0% of what the adapter changes, and is 1 times as far from it as the base is; nothing was written; --dtype f32 retains all", done.stderr)
         self.assertFalse((self.folder / "lost").exists())
@@ -403,7 +209,7 @@ class Export(ProgramTest):
 
     def test_a_lora_is_the_adapter(self):
         run = self.train("run", "--lr", 0.1, "--blocks", 8)
-        done = subprocess.run([ETHER, *map(str, self.export(run))], capture_output=True, text=True, check=True)
+        done = subprocess.run([program.ETHER, *map(str, self.export(run))], capture_output=True, text=True, check=True)
         self.assertRegex(done.stdout, r"lora: a LoRA of rank 32 on 13 layers, 0.1 MB; probe logits differ from the adapter's by at "
                          r"most \S+ \(largest logit \S+, the adapter changes them by up to \S+, of which 100.0% is retained\)\n")
         self.assertIn("warning: vLLM's default is --max-lora-rank 16; serve this LoRA of rank 32 with --max-lora-rank 32\n", done.stderr)
@@ -481,6 +287,9 @@ class Combine(ProgramTest):
         for adapters in (f"{language},{classifier}", f"{classifier},{language}"):
             found = json.loads(ether("eval", "--model", model, "--adapter", adapters, "--data", self.folder / "train.csv", "--json"))
             self.assertIn("accuracy", found)
+        (classifier / "ether.json").unlink()  # as PEFT saves it
+        found = json.loads(ether("eval", "--model", model, "--adapter", f"{language},{classifier}", "--data", self.folder / "train.csv", "--json"))
+        self.assertIn("accuracy", found)
         told = refusal("train", "--model", model, "--data", text, "--out", self.folder / "x", "--adapter", f"{language}@0.5")
         self.assertIn("training goes on from one adapter as it is, not from", told)
 
@@ -589,5 +398,5 @@ class Bench(ProgramTest):
 
 
 if __name__ == "__main__":
-    ETHER = sys.argv.pop(1)
+    program.ETHER = sys.argv.pop(1)
     unittest.main()

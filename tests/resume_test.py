@@ -13,8 +13,8 @@ import sys
 import time
 import unittest
 
-import program_test
-from program_test import ether
+import program
+from program import ether
 from run_fixture import RunTest
 
 
@@ -27,7 +27,7 @@ class ResumeTest(RunTest):
         for step in drop:
             shutil.rmtree(run / "checkpoints" / f"step-{step:09}")
         change(run)
-        done = subprocess.run([program_test.ETHER, "train", "--resume", run, *words], capture_output=True, text=True)
+        done = subprocess.run([program.ETHER, "train", "--resume", run, *words], capture_output=True, text=True)
         return done.returncode, done.stderr, run
 
     def edited(self, file, **changes):
@@ -186,7 +186,7 @@ class ResumeTest(RunTest):
         words = [10**6 if word == 5 else word for word in self.words(steps=10**6)]
         log = self.run_folder / "metrics.jsonl"
         for number in range(3):
-            with subprocess.Popen([program_test.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            with subprocess.Popen([program.ETHER, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
                 while not log.exists() or log.stat().st_size < 500:
                     self.assertIsNone(process.poll())
                     time.sleep(0.005)
@@ -236,12 +236,12 @@ class ResumeTest(RunTest):
             json.loads(line)
         # A checkpoint that counts on what was lost would be in the way of a second try.
         log.unlink()
-        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen([program.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
             while not log.exists() or log.stat().st_size == 0:
                 self.assertIsNone(process.poll())
                 time.sleep(0.005)
             process.kill()
-        with subprocess.Popen([program_test.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen([program.ETHER, "train", "--resume", self.run_folder], stderr=subprocess.DEVNULL) as process:
             while log.stat().st_size < 2000:
                 self.assertIsNone(process.poll())
                 time.sleep(0.005)
@@ -250,7 +250,7 @@ class ResumeTest(RunTest):
     def test_log_removed_before_the_first_save(self):
         words = [10**6 if word == 5 else word for word in self.words(steps=10**6)]
         log = self.run_folder / "metrics.jsonl"
-        with subprocess.Popen([program_test.ETHER, *map(str, words)], stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([program.ETHER, *map(str, words)], stderr=subprocess.PIPE, text=True) as process:
             while not log.exists() or log.stat().st_size == 0:
                 self.assertIsNone(process.poll())
                 time.sleep(0.005)
@@ -261,5 +261,5 @@ class ResumeTest(RunTest):
 
 
 if __name__ == "__main__":
-    program_test.ETHER = sys.argv.pop(1)
+    program.ETHER = sys.argv.pop(1)
     unittest.main()

@@ -5,8 +5,8 @@ import signal
 import subprocess
 import time
 
-import program_test
-from program_test import BERT, ProgramTest
+import program
+from program import BERT, ProgramTest
 
 
 def tmpfs(folder, options):
@@ -30,7 +30,7 @@ class RunTest(ProgramTest):
     @contextlib.contextmanager
     def long_run(self):
         """A run of far too many steps, which has begun."""
-        command = [program_test.ETHER, *map(str, self.words(steps=10**6))]
+        command = [program.ETHER, *map(str, self.words(steps=10**6))]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)) as process:
             try:
@@ -48,7 +48,7 @@ class RunTest(ProgramTest):
 
     def assert_fails_late(self, words):
         """The run begins, and ends with a line that says so."""
-        command = [program_test.ETHER, *map(str, self.words())]
+        command = [program.ETHER, *map(str, self.words())]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             self.ends_with(process, words)
 

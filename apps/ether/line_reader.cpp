@@ -58,7 +58,7 @@ std::string LineReader::start() {
         for (const char c : buffer_) {
             if (std::isspace(static_cast<unsigned char>(c))) continue;
             found += c;
-            if (found.size() == 2 || c != '[') return found;
+            if (found.size() == 2 || (c != '[' && c != '{')) return found;
         }
         if (!fill()) return found;
     }

@@ -16,7 +16,8 @@ class LineReader {
 
     const std::string& name() const { return name_; }  // for errors
 
-    // The first character that is no blank, and after [ the next one, too; waits for them, takes nothing.
+    // The first character that is no blank, and after [ or { the next one, too; waits for them, takes
+    // nothing.
     std::string start();
     // Whole lines: waits for one, and adds those that are there, up to `most`. Empty at the end.
     std::string lines(int64_t most);

@@ -73,9 +73,10 @@ data::TableFormat input_format(const std::string& format, const std::string& pat
     if (format == "csv") return data::TableFormat::csv;
     if (format == "tsv") return data::TableFormat::tsv;
     if (!path.empty()) return data::table_format(path);
-    // A list is one of objects, or empty: a text may begin with a bracket as well.
+    // An object begins with a key, and a list with an object; a text may begin with a bracket as well.
     const auto start = input.start();
-    return start == "{" || start == "[{" || start == "[]" ? data::TableFormat::json : data::TableFormat::text;
+    const bool json = start == "{\"" || start == "{}" || start == "[{" || start == "[]";
+    return json ? data::TableFormat::json : data::TableFormat::text;
 }
 
 void answer(const eval::LoadedAdapter& loaded, const text::Tokenizer& tokenizer,
@@ -121,8 +122,9 @@ int predict_main(int argc, char** argv) {
         {.name = "input", .value = &path, .help = "file to read; empty: standard input"},
         {.name = "format",
          .value = &format,
-         .help = "auto: by the file's ending; on standard input JSON if it begins with { or a list of these, "
-                 "else text; jsonl: a list, too",
+         .help =
+             "auto: by the file's ending; on standard input JSON if it begins with an object or a list of "
+             "these, else text; jsonl: a list, too",
          .choices = {"auto", "text", "jsonl", "csv", "tsv"}},
     });
     auto table_fields = column_fields(table);

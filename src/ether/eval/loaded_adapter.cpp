@@ -69,12 +69,12 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
     const auto base = adapters.empty() ? io::BaseIdentity() : loaded.base.identity();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {
-        const auto own_head = models::stored_classes(adapter.files, loaded.checkpoint);
-        const bool first_head = own_head && !head;
-        if (first_head) head = own_head;
+        if (!head && (head = models::stored_classes(adapter.files, loaded.checkpoint)))
+            // What an adapter without a head was trained for counts no more.
+            loaded.task = nullptr, loaded.columns = {}, loaded.max_length = 0;
         const auto ether = io::description_of(adapter.files, base,
                                               {adapter.name, options.model, options.force}, loaded.notes);
-        if (!ether || (loaded.task && !first_head)) continue;
+        if (!ether || loaded.task) continue;
         loaded.task = tasks::task_from(*ether);
         loaded.max_length = ether->get_or<int64_t>("max_length", 0);
         for (const auto& field : loaded.columns.fields())

@@ -4,6 +4,8 @@
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <utility>
+
 #include "ether/core/error.h"
 
 namespace ether::nn {
@@ -64,11 +66,10 @@ Tensor plus_low_rank(const Tensor& y, const Tensor& x, const Chain& dropouts, co
                      const Tensor& a, const Tensor& b, double scale, bool in_place,
                      std::shared_ptr<ops::Remade> remade) {
     auto source = c10::make_intrusive<LowRankProduct::Source>();
-    if (remade)
-        remade->add_reader();
-    else
+    if (a.requires_grad() && remade)
+        remade->add_reader(), source->remade = std::move(remade);
+    else if (a.requires_grad())
         source->x = x.detach();
-    source->remade = std::move(remade);
     source->dropouts = dropouts, source->pass = pass;
     source->scale = scale, source->in_place = in_place;
     return LowRankProduct::apply(y, apply_chain(dropouts, x, pass), a, b, source);

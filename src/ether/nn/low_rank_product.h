@@ -1,5 +1,5 @@
-// A low-rank branch added to a product, which keeps of its input as little as may be: what a graph made of
-// values that are kept anyway, a norm's or an activation's output, is made again in backward.
+// A low-rank branch added to a product, which keeps its input for A's gradient only where that cannot be made
+// again from values that are kept anyway.
 #pragma once
 
 #include <memory>
