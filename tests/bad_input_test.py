@@ -199,7 +199,7 @@ class Adapters(BadInput):
         for told, key in [("is not supported; known architectures: bert", "model_type"), ("is not supported; known: gelu", "hidden_act"),
                           ('is not supported, only "absolute"', "position_embedding_type")]:
             cases.append((told, self.eval(self.copy(BERT, lambda folder: change_json(folder / "config.json", {key: long})))))
-        for told, name, key in [("is not known; known: ", "adapter_config.json", "peft_type"),
+        for told, name, key in [("is no method of this version; it has ", "adapter_config.json", "peft_type"),
                                 ("is not known; expected classify", "ether.json", "task")]:
             cases.append((told, self.eval(BERT, self.copy(self.adapter, lambda folder: change_json(folder / name, {key: long})))))
         for told, text in [("is not known, expected one of ether+", f"method = '{long}'"), ("r.toml:1: --dtype: ", f"dtype = '{long}'"),

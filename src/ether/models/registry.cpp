@@ -132,15 +132,16 @@ std::optional<int64_t> stored_classes(const io::AdapterFiles& adapter, const io:
 }
 
 std::vector<std::string> stored_class_names(const io::Checkpoint& checkpoint, int64_t classes) {
-    std::vector<std::string> names;
     const auto& config = checkpoint.config();
-    auto labels = config.has("id2label") ? std::optional(config.object("id2label")) : std::nullopt;
-    if (labels && static_cast<int64_t>(labels->document().size()) != classes) labels.reset();
+    const auto labels = config.has("id2label") ? std::optional(config.object("id2label")) : std::nullopt;
+    std::vector<std::string> names, numbers;
     for (int64_t i = 0; i < classes; ++i) {
-        const auto key = std::to_string(i);
-        names.push_back(labels && labels->has(key) ? labels->get<std::string>(key) : key);
+        numbers.push_back(std::to_string(i));
+        if (labels && labels->has(numbers.back())) names.push_back(labels->get<std::string>(numbers.back()));
     }
-    return names;
+    const bool are_its =
+        labels && labels->document().size() == names.size() && names.size() == numbers.size();
+    return are_its ? names : numbers;
 }
 
 bool is_multi_label(const io::Checkpoint& checkpoint) {

@@ -25,9 +25,11 @@ struct MultiplyPairs {
     }
 };
 
-#if defined(__x86_64__)
 // One instruction (AVX512-BF16), as assembly since intrinsics do not pass into loops that are compiled for
-// several instruction sets.
+// several instruction sets. Nor does clang take assembly there: it asks for an operand's size before it
+// inlines.
+#if defined(__x86_64__) && !defined(__clang__)
+#define ETHER_DOT_PAIRS
 struct DotPairs {
     using Entry = uint32_t;
     template <typename Sum, typename Row>
@@ -114,7 +116,7 @@ void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, 
 
 void tile_product(int64_t m, int64_t n, int64_t k, float alpha, Strided<const Pair> a, Strided<const Pair> b,
                   Strided<float> c, bool accumulate) {
-#if defined(__x86_64__)
+#if defined(ETHER_DOT_PAIRS)
     if (has_dot_pairs()) return all_columns<DotPairs>(m, n, k, alpha, a, b, c, accumulate);
 #endif
     all_columns<MultiplyPairs>(m, n, k, alpha, a, b, c, accumulate);
