@@ -180,7 +180,6 @@ class Merge(ProgramTest):
         words = [word for word in self.merge(adapter, "--dtype", "bf16", model=model, out="told") if word != "--json"]
         self.assertRegex(ether(*words), r"the adapter changes them by up to \S+, of which 6[0-9.]+% is retained; --dtype f32 retains all")
 
-
     def test_texts_are_cut_as_in_training(self):
         model = self.folder / "model"
         shutil.copytree(BERT, model)

@@ -22,7 +22,7 @@ struct AdapterName {
 };
 
 // Several adapters as a command line names them, "a,b@0.5". A folder's name may hold an @ or a comma; and
-// what the cache holds as a revision is none of weights.
+// org/name@2.0 is a revision where the cache has one.
 std::vector<AdapterName> split_adapters(const std::string& text);
 
 }  // namespace ether::io

@@ -68,7 +68,8 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
     // that several layers read is kept: it takes as long again for half the memory. A GPU's passes may be
     // recorded, and what they record makes nothing again.
     std::shared_ptr<ops::Remade> remade;
-    if (pass.training && sites_.size() == 1 && !rows.is_input(x) && !tensors.front().is_cuda())
+    if (pass.training && sites_.size() == 1 && sites_.front()->forms.input_dropout == 0 &&
+        !rows.is_input(x) && !tensors.front().is_cuda())
         remade = std::make_shared<ops::Remade>(rows, x);
     for (size_t i = 0; i < sites_.size(); ++i) {
         const auto& [forms, linear] = std::tie(sites_[i]->forms, sites_[i]->linear);
@@ -90,10 +91,10 @@ Projections::Projections(Rows& rows, Rows::Value x, std::vector<const Site*> sit
                 // One tensor to keep instead of two, where nothing comes between.
                 const auto& chain = forms.delta[k];
                 if (!acts_by_row(chain.back()) && forms.post.empty() && forms.output.empty())
-                    products_.back() = plus_chain(products_.back(), chain, *delta_input, passes_[i], !kept,
-                                                  forms.input_dropout > 0 ? nullptr : remade);
+                    products_.back() =
+                        plus_chain(products_.back(), chain, *delta_input, passes_[i], !kept, remade);
                 else
-                    deltas.push_back({k, *delta_input, forms.input_dropout > 0 ? nullptr : remade});
+                    deltas.push_back({k, *delta_input, remade});
             }
         }
         if (!forms.delta.empty()) ++delta_input;
