@@ -193,10 +193,7 @@ class Merge(ProgramTest):
             self.assertEqual(written, (config or {}) | {"model_max_length": 4})
 
 
-class Export(ProgramTest):
-    def export(self, run, *words, out="lora"):
-        return ["export", "--model", BERT, "--adapter", run, "--to", "lora", "--out", self.folder / out, *words]
-
+class WithLogits(ProgramTest):
     def logits(self, adapter):
         out = self.folder / "logits.safetensors"
         ether("logits", "--model", BERT, "--adapter", adapter, "--tokens", MODELS / "bert" / "tokens.json", "--out", out)
@@ -205,6 +202,11 @@ class Export(ProgramTest):
     def difference(self, one, other):
         pairs = [(a, b) for name, row in self.logits(one).items() for a, b in zip(row, self.logits(other)[name], strict=True)]
         return max(abs(a - b) for a, b in pairs)
+
+
+class Export(WithLogits):
+    def export(self, run, *words, out="lora"):
+        return ["export", "--model", BERT, "--adapter", run, "--to", "lora", "--out", self.folder / out, *words]
 
     def test_a_lora_is_the_adapter(self):
         run = self.train("run", "--lr", 0.1, "--blocks", 8)
@@ -256,6 +258,53 @@ class Export(ProgramTest):
         }.items():
             self.assertIn(told, refusal(*words))
         self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+
+class Import(WithLogits):
+    def imported(self, adapter, *words, model=BERT):
+        return ["import", "--model", model, "--adapter", adapter, "--out", self.folder / "imported", *words]
+
+    def pickled(self):
+        folder = self.folder / "pickled"
+        shutil.copytree(PEFT / "bert_lora", folder)
+        (folder / "adapter_model.safetensors").unlink()
+        shutil.copy("tests/fixtures/pickles/bert_lora.bin", folder / "adapter_model.bin")
+        return folder
+
+    def test_pickled_weights(self):
+        pickled, out = self.pickled(), self.folder / "imported"
+        told = refusal("logits", "--model", BERT, "--adapter", pickled, "--tokens", MODELS / "bert" / "tokens.json", "--out", out)
+        self.assertIn(f"ether import --model DIR --adapter {pickled} --out NEW", told)
+        report = json.loads(ether(*self.imported(pickled, "--json")))
+        self.assertEqual((report["method"], report["task"], report["layers"]), ("lora", "classify", 4))
+        self.assertEqual(self.difference(out, PEFT / "bert_lora"), 0)
+        self.assertEqual(sorted(path.name for path in out.iterdir()), ["adapter_config.json", "adapter_model.safetensors", "ether.json"])
+
+    def test_the_base_and_the_labels_are_known_from_then_on(self):
+        out = self.folder / "imported"
+        self.assertIn(f"{out}: lora for classify, 768 values on 4 layers; it changes probe logits by up to ", ether(*self.imported(PEFT / "bert_lora")))
+        description = json.loads((out / "ether.json").read_text())
+        self.assertEqual(len(description["labels"]), 3)
+        other = self.folder / "other"
+        shutil.copytree(BERT, other)
+        name = "bert.embeddings.word_embeddings.weight"
+        dtype, shape, data = read_tensors(other / "model.safetensors")[name]
+        change_tensors(other / "model.safetensors", {name: (dtype, shape, bytes(len(data)))})
+        self.assertIn("another base", refusal("eval", "--model", other, "--adapter", out, "--data", self.write("d.csv", "text,label\na,1\n")))
+
+    def test_what_is_no_adapter_of_one_kind(self):
+        pickled = self.pickled()
+        (pickled / "adapter_model.bin").write_bytes(b"no archive")
+        cases = {
+            "adapter_model.bin: expected a file of torch.save": self.imported(pickled),
+            "is more than one whole adapter": self.imported(f"{PEFT / 'bert_lora'},{PEFT / 'bert_ia3'}"),
+            "\"tests/fixtures/peft/bert_lora@0.5\" is more than one whole adapter": self.imported(f"{PEFT / 'bert_lora'}@0.5"),
+            "fits nothing in this model": self.imported(PEFT / "llama_tokens", model=MODELS / "llama3_rope"),
+        }
+        for told, words in cases.items():
+            with self.subTest(told):
+                self.assertIn(told, refusal(*words))
+                self.assertFalse((self.folder / "imported").exists())
 
 
 class Combine(ProgramTest):

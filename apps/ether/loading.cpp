@@ -38,6 +38,7 @@ eval::LoadedAdapter LoadingOptions::load() const {
                                       .adapter = adapter,
                                       .dtype = train::dtype_named(dtype),
                                       .force = force,
+                                      .pickles = pickles,
                                       .device = ops::device_named(device)});
     for (const auto& note : loaded.notes) fmt::print(stderr, "note: {}\n", note);
     return loaded;

@@ -13,6 +13,7 @@ struct LoadingOptions {
     std::string model, adapter, dtype = "auto", device = "auto";
     int64_t threads = 0;
     bool force = false;
+    io::Pickles pickles = io::Pickles::refuse;  // set by a verb, not by the user
 
     Fields fields();
     Fields device_fields();  // of verbs that run texts: on a GPU, if there is one

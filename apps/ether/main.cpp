@@ -33,6 +33,7 @@ constexpr std::array kVerbs = {
     Verb{"logits", "write the logits of token ids, to compare with other software", false, logits_main},
     Verb{"merge", "write a model folder with the adapter multiplied into the weights", false, merge_main},
     Verb{"export", "write the adapter as a LoRA, exactly or the nearest of a rank", false, export_main},
+    Verb{"import", "write a PEFT adapter as one that knows its base and labels", false, import_main},
     Verb{"inspect", "show what a model or adapter folder holds", true, inspect_main},
     Verb{"bench", "measure training steps and mixed batches against the hardware", true, bench_main},
 };

@@ -22,6 +22,7 @@ int predict_main(int argc, char** argv);
 int logits_main(int argc, char** argv);
 int merge_main(int argc, char** argv);
 int export_main(int argc, char** argv);
+int import_main(int argc, char** argv);
 int inspect_main(int argc, char** argv);
 int bench_main(int argc, char** argv);
 

@@ -65,7 +65,9 @@ TEST(AdapterFolder, RefusesWhatIsNoAdapter) {
     EXPECT_FAILS(adapter, "found a file", read_adapter(folder / "adapter_config.json"));
     EXPECT_FAILS(adapter, "but no adapter_model.safetensors", read_adapter(folder.path()));
     write_raw(folder / "adapter_model.bin", "x");
-    EXPECT_FAILS(adapter, "safe_serialization=True", read_adapter(folder.path()));
+    EXPECT_FAILS(adapter, "ether import --model DIR", read_adapter(folder.path()));
+    EXPECT_FAILS(format, "adapter_model.bin: expected a file of torch.save",
+                 read_adapter(folder.path(), Pickles::read));
     write_safetensors(folder / "adapter_model.safetensors", {});
     EXPECT_TRUE(read_adapter(folder.path()).tensors.empty());
     write_raw(folder / "ether.json", "[]");

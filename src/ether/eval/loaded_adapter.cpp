@@ -13,14 +13,14 @@
 namespace ether::eval {
 namespace {
 
-std::vector<methods::NamedAdapter> read_adapters(const std::string& text) {
+std::vector<methods::NamedAdapter> read_adapters(const std::string& text, io::Pickles pickles) {
     std::vector<methods::NamedAdapter> adapters;
     for (const auto& [folder, weight] : io::split_adapters(text)) {
         auto& adapter = adapters.emplace_back(methods::NamedAdapter{folder, {}});
         if (!weight.empty())
             Field{.name = "adapter", .value = &adapter.weight, .help = "", .low = -1e6, .high = 1e6}.set(
                 weight);
-        adapter.files = io::read_adapter(io::resolve_adapter(folder));
+        adapter.files = io::read_adapter(io::resolve_adapter(folder), pickles);
     }
     if (adapters.empty())
         fail(ErrorKind::usage, "--adapter: \"{}\" names no folder; leave it out for the model as it is",
@@ -64,8 +64,8 @@ void LoadedAdapter::check_one_label() const {
 LoadedAdapter load_adapter(const LoadOptions& options) {
     auto checkpoint = io::Checkpoint::open(io::resolve_model(options.model));
     LoadedAdapter loaded{.checkpoint = checkpoint, .base = io::BaseWatch(checkpoint)};
-    const auto adapters =
-        options.adapter.empty() ? std::vector<methods::NamedAdapter>() : read_adapters(options.adapter);
+    const auto adapters = options.adapter.empty() ? std::vector<methods::NamedAdapter>()
+                                                  : read_adapters(options.adapter, options.pickles);
     const auto base = adapters.empty() ? io::BaseIdentity() : loaded.base.identity();
     std::optional<int64_t> head;  // rows of an adapter's own
     for (const auto& adapter : adapters) {

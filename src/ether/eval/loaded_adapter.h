@@ -21,6 +21,7 @@ struct LoadOptions {
     std::string adapter;
     at::ScalarType dtype = at::ScalarType::Undefined;  // undefined: as stored
     bool force = false;                                // take an adapter that was trained on another base
+    io::Pickles pickles = io::Pickles::refuse;
     at::Device device = at::kCPU;
 };
 

@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "ether/core/error.h"
+#include "ether/export/checked_adapter.h"
 #include "ether/export/low_rank.h"
 #include "ether/io/atomic.h"
-#include "ether/io/safetensors.h"
 #include "ether/methods/registry.h"
 
 namespace ether::exporting {
@@ -203,8 +203,7 @@ io::AdapterFiles lora_files(eval::LoadedAdapter& loaded, const std::vector<LowRa
     const auto fields = options->fields();
     for (const char* name : {"rank", "alpha"}) find_field(fields, name)->set(std::to_string(rank));
     auto files = adapted.files_as(lora, *options, tensors, base);
-    files.ether =
-        tasks::adapter_description(*loaded.task, loaded.base.identity(), loaded.max_length, loaded.columns);
+    files.ether = description_like(loaded);
     return files;
 }
 
@@ -222,27 +221,10 @@ LoraReport export_lora(eval::LoadedAdapter& loaded, const fs::path& out, const L
     report.layers = static_cast<int64_t>(changes.size());
     const auto files = lora_files(loaded, changes, report.rank, options.base);
     report.warnings = server_warnings(report.rank, files, adapted.model().shape());
-    io::write_adapter(folder.path(), files);
-    io::check_written(folder.path() / io::kAdapterWeightsFile, files.tensors);
-    report.bytes = static_cast<int64_t>(fs::file_size(folder.path() / io::kAdapterWeightsFile));
-    const Probe probe(loaded);
-    loaded.base.check();
-    const auto again = eval::load_adapter({.model = loaded.checkpoint.path().string(),
-                                           .adapter = folder.path().string(),
-                                           .dtype = adapted.model().dtype()});
-    static_cast<Comparison&>(report) = probe.compare(again.model->logits({.batch = probe.batch()}));
-    check_changes(*again.model, changes);
-    const bool float32 = adapted.model().dtype() == at::kFloat;
-    if (!std::isfinite(report.largest_difference))
-        fail(ErrorKind::numeric,
-             "{}: with the LoRA the model's logits are NaN or infinite; nothing was written", out.string());
-    if (report.exact() && !(report.largest_difference <= report.tolerance(float32)))
-        fail(
-            ErrorKind::numeric,
-            "{}: the LoRA's logits differ from the adapter's by {:.3g}, more than {:.3g} allows; nothing was "
-            "written{}",
-            out.string(), report.largest_difference, report.tolerance(float32),
-            float32 ? "" : "; try --dtype f32");
+    auto written = write_checked(loaded, files, folder.path(), "LoRA", report.exact());
+    static_cast<Comparison&>(report) = written.comparison;
+    report.bytes = written.bytes;
+    check_changes(*written.adapter.model, changes);
     folder.commit();
     return report;
 }

@@ -10,6 +10,7 @@
 #include "ether/io/descriptor.h"
 #include "ether/io/file.h"
 #include "ether/io/json_reader.h"
+#include "ether/io/pickle.h"
 
 namespace ether::io {
 namespace fs = std::filesystem;
@@ -28,6 +29,29 @@ void remove_file(const fs::path& path) {
     if (code) fail(ErrorKind::file, "{}: cannot remove: {}", path.string(), code.message());
 }
 
+NamedTensors read_tensors(const fs::path& folder, Pickles pickles) {
+    if (!has_entry(folder / kAdapterWeightsFile) && has_entry(folder / kPickledFile)) {
+        if (pickles == Pickles::read) return read_pickled_tensors(folder / kPickledFile);
+        fail(ErrorKind::adapter,
+             "{}: holds {} but no {}; pickled weights are read by one verb alone: ether import --model DIR "
+             "--adapter {} --out NEW",
+             folder.string(), kPickledFile, kAdapterWeightsFile, shell_word(folder.string()));
+    }
+    if (!has_entry(folder / kAdapterWeightsFile))
+        fail(ErrorKind::adapter, "{}: holds {} but no {}", folder.string(), kAdapterConfigFile,
+             kAdapterWeightsFile);
+    NamedTensors tensors;
+    const SafetensorsFile weights(folder / kAdapterWeightsFile);
+    // Integers are places of entries (SHiRA's, VB-LoRA's), never values: who asks for values checks.
+    constexpr std::array<std::string_view, 4> kPlaces = {"U8", "I16", "I32", "I64"};
+    for (const std::string& name : weights.names()) {
+        const auto& dtype = weights.info(name).dtype;
+        const bool places = std::find(kPlaces.begin(), kPlaces.end(), dtype) != kPlaces.end();
+        tensors.emplace_back(name, places ? weights.tensor(name) : weights.weight(name));
+    }
+    return tensors;
+}
+
 }  // namespace
 
 bool has_adapter(const fs::path& folder) {
@@ -35,7 +59,7 @@ bool has_adapter(const fs::path& folder) {
            has_entry(folder / kEtherFile);
 }
 
-AdapterFiles read_adapter(const fs::path& folder) {
+AdapterFiles read_adapter(const fs::path& folder, Pickles pickles) {
     std::error_code code;
     const fs::file_status status = fs::status(folder, code);
     if (!fs::exists(status))
@@ -57,26 +81,9 @@ AdapterFiles read_adapter(const fs::path& folder) {
         fail(ErrorKind::adapter,
              "{}: holds no {}, so it is not an adapter's folder or was not written to its end",
              folder.string(), kAdapterConfigFile);
-    if (!has_entry(folder / kAdapterWeightsFile)) {
-        if (has_entry(folder / kPickledFile))
-            fail(ErrorKind::adapter,
-                 "{}: holds {} but no {}; pickled weights are not read, load the adapter with peft and save "
-                 "it again "
-                 "with safe_serialization=True",
-                 folder.string(), kPickledFile, kAdapterWeightsFile);
-        fail(ErrorKind::adapter, "{}: holds {} but no {}", folder.string(), kAdapterConfigFile,
-             kAdapterWeightsFile);
-    }
     AdapterFiles files;
     files.config = JsonObject::load(folder / kAdapterConfigFile).document();
-    const SafetensorsFile weights(folder / kAdapterWeightsFile);
-    // Integers are places of entries (SHiRA's, VB-LoRA's), never values: who asks for values checks.
-    constexpr std::array<std::string_view, 4> kPlaces = {"U8", "I16", "I32", "I64"};
-    for (const std::string& name : weights.names()) {
-        const auto& dtype = weights.info(name).dtype;
-        const bool places = std::find(kPlaces.begin(), kPlaces.end(), dtype) != kPlaces.end();
-        files.tensors.emplace_back(name, places ? weights.tensor(name) : weights.weight(name));
-    }
+    files.tensors = read_tensors(folder, pickles);
     if (has_entry(folder / kEtherFile)) files.ether = JsonObject::load(folder / kEtherFile).document();
     return files;
 }

@@ -33,8 +33,11 @@ struct AdapterFiles {
 // Whether the folder has all files that write_adapter makes of an adapter of ours.
 bool has_adapter(const std::filesystem::path& folder);
 
+// Whether an adapter_model.bin, as PEFT wrote before safetensors, stands in for kAdapterWeightsFile.
+enum class Pickles { refuse, read };
+
 // The tensors lie on the file's map, read-only, and outlive a later rewrite of the folder.
-AdapterFiles read_adapter(const std::filesystem::path& folder);
+AdapterFiles read_adapter(const std::filesystem::path& folder, Pickles pickles = Pickles::refuse);
 
 // Makes the folder if needed; other files in it are left alone. Where it held another adapter, that one stops
 // being whole before the first of its files is replaced, once all of the new one's lie ready. Callers who
