@@ -93,10 +93,38 @@ class Options(BadInput):
              ["logits", "--model", BERT, "--tokens", self.file("tokens.json", "[[18446744073709551615]]"), "--out", self.folder / "out"]),
             (f"--blocks: 5 does not divide the input width 32 of {QUERY}; choose a divisor", self.train("--blocks", 5)))
 
+    def test_options_that_count_for_nothing(self):
+        llama = dict(model=MODELS / "llama_bare")
+        for told, words in [
+            ("--eps: counts with --exp alone; add that, or leave it out", ["--method", "id3", "--eps", 5]),
+            ("--mini-rank: counts with --mini alone", ["--method", "miss", "--mini-rank", 2]),
+            ("--eva-rho, --eva-whiten: counts with --init-lora-weights eva alone", ["--method", "lora", "--eva-rho", 3]),
+            ("--cayley-neumann-terms: counts with --cayley-neumann alone", ["--method", "oft", "--no-cayley-neumann", "--cayley-neumann-terms", 7]),
+            ("--rank-dropout-scale: counts with --rank-dropout alone", ["--method", "lokr", "--rank-dropout-scale"]),
+            ("--block-size and --blocks: both say how", ["--method", "oft", "--blocks", 4, "--block-size", 8]),
+            ("--rank, --dropout: counts with lora among --modules alone", ["--method", "unipelt", "--modules", "prefix", "--rank", 5]),
+            ("--prefix-length, --projection: counts with prefix among --modules", ["--method", "unipelt", "--modules", "lora", "--prefix-length", 3]),
+            ("--bottleneck-size, --placement: counts with adapter among", ["--method", "unipelt", "--modules", "lora", "--placement", "houlsby"]),
+            ("--budget: 10.5 is no whole number of weights", ["--method", "id3", "--budget", 10.5]),
+            ("--alpha: 0 is out of range", ["--method", "lora", "--alpha", 0]),
+            ("--d-initial: at 0, with b at 0 as well, nothing would ever change", ["--method", "vera", "--d-initial", 0]),
+            ("--lambda: 0 is out of range", ["--method", "delora", "--lambda", 0]),
+        ]:
+            self.refused((told, self.train(*words)))
+        self.refused(("--bias all: this model has no biases; leave it out", self.train("--method", "lora", "--bias", "all", **llama)),
+                     ("--bias adapted: the adapted layers have no biases", self.train("--method", "oft", "--block-size", 4, "--bias", "adapted", **llama)))
+
+    def test_weights_that_are_no_numbers(self):
+        adapter = PEFT / "bert_lora"
+        for weight in ("nan", "x", "1e400", "--5"):
+            self.refused(("--adapter: ", self.eval(BERT, f"{adapter}@{weight}")))
+
     def test_patterns_that_match_nothing(self):
         known = "classifier, dense, key, query, value"
         self.refused(*[(told, self.train(*words)) for told, words in [
             (f'--targets: no linear layer is named "valeu"; names here: {known}', ["--targets", "query,valeu"]),
+            ('--targets: no linear layer is named "word_embeddings", which is the table of embeddings: lora alone adapts that; names here: ',
+             ["--method", "hra", "--targets", "word_embeddings"]),
             (f'--targets: ".*qury" matches no linear layer of this bert model; layers here end in {known}', ["--targets", ".*qury"]),
             ('--exclude: ".*qury" matches no linear layer of this bert model', ["--exclude", ".*qury"]),
             (f'--targets: "all-linear" leaves no linear layer after --exclude; layers here end in {known}', ["--exclude", ".*"]),
@@ -124,7 +152,7 @@ class Adapters(BadInput):
         for told, changes in [
             ('key "peft_type": expected a string, found 3', {"peft_type": 3}),
             ('key "peft_type" is missing', {"peft_type": ...}),
-            ('peft_type "A\\x0aB" is no method of this version; it has ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
+            ('peft_type "A\\x0aB" is no method of this version, which has ETHER_PLUS, ETHER, ', {"peft_type": "A\nB"}),
             ('key "a\\x0ab" = 3 is not supported for LORA', {"a\nb": 3}),
             ('key "r" has the value 0, which does not fit: ', {"r": 0}),
             ("(1 to 65536)", {"r": 0}),
@@ -199,7 +227,7 @@ class Adapters(BadInput):
         for told, key in [("is not supported; known architectures: bert", "model_type"), ("is not supported; known: gelu", "hidden_act"),
                           ('is not supported, only "absolute"', "position_embedding_type")]:
             cases.append((told, self.eval(self.copy(BERT, lambda folder: change_json(folder / "config.json", {key: long})))))
-        for told, name, key in [("is no method of this version; it has ", "adapter_config.json", "peft_type"),
+        for told, name, key in [("is no method of this version, which has ", "adapter_config.json", "peft_type"),
                                 ("is not known; expected classify", "ether.json", "task")]:
             cases.append((told, self.eval(BERT, self.copy(self.adapter, lambda folder: change_json(folder / name, {key: long})))))
         for told, text in [("is not known, expected one of ether+", f"method = '{long}'"), ("r.toml:1: --dtype: ", f"dtype = '{long}'"),

@@ -307,6 +307,63 @@ class Import(WithLogits):
                 self.assertFalse((self.folder / "imported").exists())
 
 
+class HiddenStates(ProgramTest):
+    """An encoder without a head and an adapter for its hidden states, as PEFT saves it (FEATURE_EXTRACTION)."""
+
+    def setUp(self):
+        super().setUp()
+        self.base, self.adapter = self.folder / "base", self.folder / "adapter"
+        shutil.copytree(BERT, self.base)
+        # Names as BertModel has them, and a tensor that no classifier reads.
+        tensors = read_tensors(self.base / "model.safetensors")
+        change_tensors(self.base / "model.safetensors",
+                       dict.fromkeys(tensors) | {name.removeprefix("bert."): value for name, value in tensors.items() if name.startswith("bert.")}
+                       | {"other.weight": ("F32", [2], struct.pack("<2f", 1, 2))})
+        self.change_json(self.base / "config.json", architectures=["BertModel"], id2label=None, label2id=None)
+        shutil.copytree(PEFT / "bert_lora", self.adapter)
+        tensors = read_tensors(self.adapter / "adapter_model.safetensors")
+        change_tensors(self.adapter / "adapter_model.safetensors",
+                       dict.fromkeys(tensors) | {name.replace(".bert.", "."): value for name, value in tensors.items() if "classifier" not in name})
+        self.change_json(self.adapter / "adapter_config.json", task_type="FEATURE_EXTRACTION", modules_to_save=None)
+
+    def change_json(self, file, **changes):
+        file.write_text(json.dumps({key: value for key, value in (json.loads(file.read_text()) | changes).items() if value is not None}))
+
+    def made(self, verb, adapter, out):
+        ether(verb, "--model", self.base, "--adapter", adapter, "--out", self.folder / out)
+        return self.folder / out
+
+    def test_a_merge_is_such_an_encoder(self):
+        merged = self.made("merge", self.adapter, "merged")
+        ether("merge", "--model", BERT, "--adapter", PEFT / "bert_lora", "--out", self.folder / "whole")
+        expected = {name.removeprefix("bert."): value for name, value in read_tensors(self.folder / "whole" / "model.safetensors").items()
+                    if name.startswith("bert.")} | {"other.weight": read_tensors(self.base / "model.safetensors")["other.weight"]}
+        self.assertEqual(read_tensors(merged / "model.safetensors"), expected)
+        config = json.loads((merged / "config.json").read_text())
+        self.assertEqual(config, json.loads((self.base / "config.json").read_text()) | {"dtype": "float32"})
+
+    def test_other_adapters_of_it_are_alike(self):
+        merged = read_tensors(self.made("merge", self.adapter, "merged") / "model.safetensors")
+        for verb in ("import", "export"):
+            made = self.made(verb, self.adapter, verb)
+            names = read_tensors(made / "adapter_model.safetensors")
+            self.assertTrue(all(name.startswith("base_model.model.encoder.") for name in names), names)
+            config, description = (json.loads((made / name).read_text()) for name in ("adapter_config.json", "ether.json"))
+            self.assertEqual((config["task_type"], description["task"]), ("FEATURE_EXTRACTION", "feature-extraction"))
+            again = read_tensors(self.made("merge", made, f"{verb}-merged") / "model.safetensors")
+            for name, (dtype, _, data) in again.items():
+                values, expected = (struct.unpack(f"<{len(x) // 4}f", x) for x in (data, merged[name][2]))
+                self.assertLess(max(abs(a - b) for a, b in zip(values, expected, strict=True)), 1e-6, name)
+
+    def test_there_is_nothing_to_answer_with(self):
+        told = "the model has neither a classification head nor a language model's"
+        data = self.write("data.csv", "text,label\na b,1\n")
+        for words in (["eval", "--data", data], ["predict"], ["logits", "--tokens", MODELS / "bert" / "tokens.json", "--out", self.folder / "x"]):
+            self.assertIn(told, refusal(*words, "--model", self.base, "--adapter", self.adapter))
+        run = self.train("run", "--adapter", self.adapter, model=self.base)
+        ether("eval", "--model", self.base, "--adapter", run, "--data", data)
+
+
 class Combine(ProgramTest):
     def logits(self, adapter):
         out = self.folder / "logits.safetensors"
@@ -357,12 +414,26 @@ class Combine(ProgramTest):
         self.assertNotEqual(self.logits(f"{run},{headless}@-0.5"), first)
         words = ["logits", "--model", BERT, "--tokens", MODELS / "bert" / "tokens.json", "--out", self.folder / "x", "--adapter"]
         self.assertIn('holds a trained "classifier", as another of the adapters does', refusal(*words, f"{run},{run}"))
-        self.assertIn(f"{headless}@half: no such folder, and not a hub name", refusal(*words, f"{headless}@half"))
+        self.assertIn('--adapter: expected a number, got "half"', refusal(*words, f"{headless}@half"))
         self.assertIn("nothere: no such adapter", refusal(*words, f"{run},nothere"))
         self.assertIn("org@x/y: no such adapter", refusal(*words, "org@x/y"))
         self.assertIn('--adapter: "," names no folder', refusal(*words, ","))
         reflected = self.train("reflected", "--method", "ether")
         self.assertIn("only additions to a weight or bias can be taken in part", refusal(*words, f"{reflected}@0.5"))
+
+    def test_one_adapts_what_another_trained_whole(self):
+        run = self.train("run", "--method", "lora", "--targets", "query")
+        adapts = self.train("adapts", "--method", "lora", "--rank", 2, "--targets", "dense", "--modules-to-save", "classifier")
+        whole = self.train("whole", "--method", "lora", "--targets", "query", "--modules-to-save", "pooler")
+        for folder in (adapts, whole):  # one head is enough
+            change_tensors(folder / "adapter_model.safetensors", {f"base_model.model.classifier.{part}": None for part in ("weight", "bias")})
+            config = json.loads((folder / "adapter_config.json").read_text())
+            config["modules_to_save"] = [module for module in config["modules_to_save"] if module != "classifier"] or None
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+        for pair in (f"{run},{adapts},{whole}", f"{whole},{run},{adapts}"):
+            told = refusal("eval", "--model", BERT, "--adapter", pair, "--data", self.folder / "train.csv")
+            self.assertIn(f'{adapts}: adapts "pooler" (tensor "base_model.model.bert.pooler.dense.lora_A.weight"), which another of the adapters '
+                          "trained whole", told)
 
     def test_what_is_wrong_with_one_of_them(self):
         data = self.write("train.csv", "text,label\na,0\nb,1\n")

@@ -39,13 +39,14 @@ int import_main(int argc, char** argv) {
     loading.pickles = io::Pickles::read;
     auto loaded = loading.load();
     const auto report = exporting::import_adapter(loaded, out, train::from_anywhere(loading.model));
+    const auto* task = loaded.model->is_headless() ? tasks::kNoTask : loaded.task->name();
     if (json) {
         std::printf("%s\n", nlohmann::json({{"out", out},
                                             {"method", report.method},
                                             {"layers", report.layers},
                                             {"parameters", report.parameters},
                                             {"bytes", report.bytes},
-                                            {"task", loaded.task->name()},
+                                            {"task", task},
                                             {"largest_difference", report.largest_difference},
                                             {"adapter_effect", report.adapter_effect}})
                                 .dump()
@@ -54,7 +55,7 @@ int import_main(int argc, char** argv) {
         return 0;
     }
     fmt::print("{}: {} for {}, {} values on {} layers; it changes probe logits by up to {:.3g}\n", out,
-               report.method, loaded.task->name(), report.parameters, report.layers, report.adapter_effect);
+               report.method, task, report.parameters, report.layers, report.adapter_effect);
     return 0;
 }
 

@@ -90,6 +90,7 @@ int logits_main(int argc, char** argv) {
     refuse_to_replace(out);
 
     const auto loaded = loading.load();
+    loaded.check_has_head();
     const auto sequences = read_tokens(tokens, loaded.model->model().shape());
     io::NamedTensors tensors;
     const auto compute = [&](const nn::Pass& pass) { return loaded.model->logits(pass).to(at::kFloat); };

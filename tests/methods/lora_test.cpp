@@ -90,7 +90,8 @@ TEST(LoraStart, WhatCannotBeIsSaid) {
         EXPECT_FAILS(usage, "is not known", make({{"init-lora-weights", rounds}}));
     EXPECT_FAILS(usage, "needs an even rank, got 3",
                  make({{"init-lora-weights", "orthogonal"}, {"rank", "3"}}));
-    EXPECT_FAILS(usage, "needs a scale above 0", make({{"init-lora-weights", "pissa"}, {"alpha", "0"}}));
+    EXPECT_FAILS(usage, "needs a scale above 0",
+                 make({{"init-lora-weights", "pissa"}, {"alpha-pattern", "query=0"}}));
     EXPECT_FAILS(usage, "singular values, rank is 900",
                  make({{"init-lora-weights", "pissa"}, {"rank", "900"}}));
 }

@@ -92,16 +92,18 @@ TEST_P(OfficialUnipelt, HiddenStatesAndTheirGradient) {
     if (has_adapter) modules += modules.empty() ? "adapter" : ",adapter";
     const bool gated = config["lora_gate"].get<bool>() || config["prefix_gate"].get<bool>() ||
                        config["adapter_gate"].get<bool>();
-    std::map<std::string, std::string> options = {
-        {"modules", modules},
-        {"gates", config.value("central", false) ? "central"
-                  : gated                        ? "own"
-                                                 : "none"},
-        {"placement", has_adapter ? config["adapter"].get<std::string>() : "pfeiffer"},
-        {"rank", config["lora_r"].dump()},
-        {"prefix-length", config["prefix_len"].dump()},
-        {"projection", "5"},
-        {"bottleneck-size", config["adapter_bottleneck"].dump()}};
+    std::map<std::string, std::string> options = {{"modules", modules},
+                                                  {"gates", config.value("central", false) ? "central"
+                                                            : gated                        ? "own"
+                                                                                           : "none"}};
+    const auto give = [&](bool counts, const char* name, const std::string& value) {
+        if (counts) options[name] = value;
+    };
+    give(has_adapter, "placement", has_adapter ? config["adapter"].get<std::string>() : "");
+    give(has_adapter, "bottleneck-size", config["adapter_bottleneck"].dump());
+    give(config["lora"].get<bool>(), "rank", config["lora_r"].dump());
+    give(config["prefix"].get<bool>(), "prefix-length", config["prefix_len"].dump());
+    give(config["prefix"].get<bool>(), "projection", "5");
     if (options["gates"] == "none") options["alpha"] = config["lora_alpha"].dump();
     AdaptedModel adapted(bert_of(json), AdapterConfig{.method = "unipelt", .options = options});
     for (const auto& parameter : adapted.parameters().trained()) {

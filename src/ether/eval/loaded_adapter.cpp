@@ -32,11 +32,9 @@ std::vector<methods::NamedAdapter> read_adapters(const std::string& text, io::Pi
 std::unique_ptr<tasks::Task> own_task(const io::Checkpoint& checkpoint, std::optional<int64_t> classes,
                                       std::vector<std::string>& notes) {
     if (!classes) classes = models::stored_classes(checkpoint);
+    // For hidden states alone: what a head makes of them, drawn at random, serves to compare them.
     if (!classes && !models::architecture_of(checkpoint).language_model_class)
-        fail(ErrorKind::model,
-             "{}: the model has neither a classification head nor a language model's; give the adapter that "
-             "holds one with --adapter",
-             checkpoint.path().string());
+        return std::make_unique<tasks::Regression>();
     if (!classes) return std::make_unique<tasks::CausalLm>();
     if (*classes == 1) return std::make_unique<tasks::Regression>();
     if (const auto own = models::stored_classes(checkpoint); own && *own != *classes)
@@ -52,7 +50,17 @@ text::Tokenizer LoadedAdapter::tokenizer() const {
     return text::Tokenizer::load(checkpoint.path(), tasks::embedding_rows(model->model().shape()));
 }
 
+void LoadedAdapter::check_has_head() const {
+    if (model->is_headless())
+        fail(ErrorKind::model,
+             "{}: the model has neither a classification head nor a language model's, and --adapter names "
+             "none "
+             "that was trained with one; such adapters are for hidden states: ether merge, ether export",
+             checkpoint.path().string());
+}
+
 void LoadedAdapter::check_one_label() const {
+    check_has_head();
     if (multi_label)
         fail(ErrorKind::model,
              "{}: problem_type is multi_label_classification, several labels a text, for which there are no "
@@ -81,11 +89,12 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
             if (ether->has(field.config_key()))
                 field.from_json(ether->document()[field.config_key()], ether->name());
     }
+    const auto own_classes = models::stored_classes(loaded.checkpoint);
+    const bool has_no_head = !loaded.task && !head && !own_classes;
     if (!loaded.task) {
         loaded.task = own_task(loaded.checkpoint, head, loaded.notes);
         loaded.multi_label = loaded.task->classes() > 1 && models::is_multi_label(loaded.checkpoint);
     }
-    const auto own_classes = models::stored_classes(loaded.checkpoint);
     auto model = models::load_model(loaded.checkpoint, {.head = loaded.task->head(),
                                                         .classes = loaded.task->classes(),
                                                         .new_head = !adapters.empty() && own_classes &&
@@ -113,14 +122,11 @@ LoadedAdapter load_adapter(const LoadOptions& options) {
                   std::move(model),
                   methods::AdapterConfig{
                       .method = "head", .options = {}, .targets = {}, .modules_to_save = {}});
-    for (const auto& module : loaded.model->model().new_modules()) {
-        const auto& all = loaded.model->parameters().all();
-        if (std::none_of(all.begin(), all.end(),
-                         [&](const auto& parameter) { return parameter.bare().starts_with(module + "."); }))
-            fail(ErrorKind::adapter,
-                 "{}: holds no {}, and {} has none for {} labels; give an adapter that was trained with one",
-                 options.adapter, module, options.model, loaded.task->classes());
-    }
+    if (loaded.model->is_headless() && !has_no_head)
+        fail(ErrorKind::adapter,
+             "{}: holds no {}, and {} has none for {} labels; give an adapter that was trained with one",
+             options.adapter, loaded.model->model().new_modules().front(), options.model,
+             loaded.task->classes());
     // An adapter may have taken positions.
     loaded.max_length = std::min(loaded.max_length, loaded.model->model().shape().max_positions);
     return loaded;

@@ -35,7 +35,9 @@ struct LoadedAdapter {
     bool multi_label = false;        // the head's values are for several labels a text (problem_type)
     std::vector<std::string> notes;  // what a user should know: e.g. an adapter without ether.json
 
-    void check_one_label() const;       // an Error of kind model where multi_label
+    // Whether there is a head whose values mean something, and one label a text: else Errors of kind model.
+    void check_has_head() const;
+    void check_one_label() const;
     text::Tokenizer tokenizer() const;  // read anew, and checked against the model
 };
 

@@ -33,8 +33,10 @@ CheckedAdapter write_checked(eval::LoadedAdapter& loaded, const io::AdapterFiles
 }
 
 nlohmann::json description_like(eval::LoadedAdapter& loaded) {
-    return tasks::adapter_description(*loaded.task, loaded.base.identity(), loaded.max_length,
-                                      loaded.columns);
+    auto description =
+        tasks::adapter_description(*loaded.task, loaded.base.identity(), loaded.max_length, loaded.columns);
+    if (loaded.model->is_headless()) description["task"] = tasks::kNoTask;
+    return description;
 }
 
 }  // namespace ether::exporting

@@ -29,7 +29,8 @@ constexpr int64_t kServedByDefault = 16;
 void refuse_other_changes(methods::AdaptedModel& adapted) {
     if (adapted.inserts_modules())
         fail(ErrorKind::adapter,
-             "method {} inserts modules, which no LoRA holds and no merged model has a place for; use the "
+             "an adapter of {} inserts modules, which no LoRA holds and no merged model has a place for; use "
+             "the "
              "adapter with --adapter",
              adapted.method_name());
     adapted.bind(nn::Pass{data::Batch{}});
@@ -93,7 +94,8 @@ LowRank factors_of(const Changed& layer, const std::string& method, bool svd) {
     const auto [merged, shifted] = nn::merged(forms, weight, bias);
     if (shifted.defined() && !(bias.defined() && at::equal(shifted, bias)))
         fail(ErrorKind::adapter,
-             "{}: method {} changes this layer's bias, which no LoRA holds; ether merge writes a whole model",
+             "{}: an adapter of {} changes this layer's bias, which no LoRA holds; ether merge writes a "
+             "whole model",
              layer.name, method);
     if (!svd)
         fail(ErrorKind::adapter,

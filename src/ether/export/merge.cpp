@@ -34,12 +34,13 @@ constexpr double kRetained = 0.5;
 
 nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType dtype) {
     auto config = loaded.checkpoint.config().document();
+    config.erase("torch_dtype");  // transformers 5 calls it dtype
+    config["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : "float32";
+    if (loaded.model->is_headless()) return config;
     const auto& architecture = models::architecture_of(loaded.checkpoint);
     const bool classifies = loaded.task->head() == nn::Head::sequence_classification;
     config["architectures"] = {classifies ? architecture.classifier_class
                                           : architecture.language_model_class};
-    config.erase("torch_dtype");  // transformers 5 calls it dtype
-    config["dtype"] = dtype == at::kBFloat16 ? "bfloat16" : "float32";
     if (!classifies) return config;
     std::vector<std::string> names = {"LABEL_0"};
     if (const auto* classifier = dynamic_cast<const tasks::Classification*>(loaded.task.get()))
@@ -54,12 +55,31 @@ nlohmann::json merged_config(const eval::LoadedAdapter& loaded, at::ScalarType d
     return config;
 }
 
+// The tensors of a model without a head by the names that the base has for them, with those of it that the
+// merge has no use for, such as a masked language model's.
+io::NamedTensors without_head(const eval::LoadedAdapter& loaded, const io::NamedTensors& merged) {
+    const auto& checkpoint = loaded.checkpoint;
+    const auto& model = loaded.model->model();
+    const auto& prefix = model.shape().prefix;
+    const auto& drawn = model.new_modules();
+    io::NamedTensors result;
+    for (const auto& [name, tensor] : merged) {
+        if (std::find(drawn.begin(), drawn.end(), nn::top_module(name)) != drawn.end()) continue;
+        const bool is_short = !checkpoint.contains(name) && name.starts_with(prefix);
+        result.emplace_back(is_short ? name.substr(prefix.size()) : name, tensor);
+    }
+    for (const auto& name : checkpoint.names())
+        if (!model.taken().contains(name)) result.emplace_back(name, checkpoint.tensor(name));
+    return result;
+}
+
 // A tokenizer's file as the merged model needs it, if it does: a classifier cuts texts where the adapter's
 // training did.
 std::optional<std::string> tokenizer_file(const eval::LoadedAdapter& loaded, const std::string& name) {
     const auto path = loaded.checkpoint.path() / name;
     const bool is_there = io::has_entry(path);
-    if (name == io::kTokenizerConfigFile && loaded.task->head() == nn::Head::sequence_classification) {
+    if (name == io::kTokenizerConfigFile && !loaded.model->is_headless() &&
+        loaded.task->head() == nn::Head::sequence_classification) {
         auto config = is_there ? io::JsonObject::load(path).document() : nlohmann::json::object();
         config["model_max_length"] = loaded.max_length;
         return config.dump(2) + "\n";
@@ -80,6 +100,7 @@ MergeReport merge(eval::LoadedAdapter& loaded, const fs::path& out, at::ScalarTy
     auto tensors = adapted.merged_tensors(report.dtype);
     auto config = merged_config(loaded, report.dtype);
     models::declare_new_biases(adapted.model(), config, tensors);
+    if (adapted.is_headless()) tensors = without_head(loaded, tensors);
     const auto own_head = adapted.model().output_site().name() + ".weight";
     if (loaded.checkpoint.config().get_or<bool>("tie_word_embeddings", false) &&
         std::any_of(tensors.begin(), tensors.end(),

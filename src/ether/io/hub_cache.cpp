@@ -103,10 +103,13 @@ std::vector<AdapterName> split_adapters(const std::string& text) {
     std::vector<AdapterName> names;
     for (const auto& part : is_there(text) ? std::vector{text} : split_list(text)) {
         const auto at = part.rfind('@');
-        const bool has_weight = at != std::string::npos && at + 1 < part.size() &&
-                                part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos;
+        const auto folder = part.substr(0, at);
+        // Behind a folder stands a weight, well written or not; behind a hub's name what looks like one.
+        const bool has_weight =
+            at != std::string::npos && at + 1 < part.size() &&
+            (is_there(folder) || part.find_first_not_of("+-.0123456789e", at + 1) == std::string::npos);
         if (has_weight && !is_there(part) && !is_cached(part))
-            names.push_back({part.substr(0, at), part.substr(at + 1)});
+            names.push_back({folder, part.substr(at + 1)});
         else
             names.push_back({part, ""});
     }

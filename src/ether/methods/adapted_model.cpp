@@ -367,7 +367,8 @@ std::vector<std::pair<std::string, at::Tensor>> AdaptedModel::merged_tensors(at:
     const auto wide = model_->dtype() == at::kDouble ? at::kDouble : at::kFloat;
     if (inserts_modules())
         fail(ErrorKind::adapter,
-             "method {} inserts modules, for which the base model has no place, so it cannot be merged; use "
+             "an adapter of {} inserts modules, for which the base model has no place, so it cannot be "
+             "merged; use "
              "the adapter with --adapter",
              method_name());
     bind(nn::Pass{data::Batch{}});

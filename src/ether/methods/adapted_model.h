@@ -81,6 +81,9 @@ class AdaptedModel {
     // Whether a method inserts modules at points of blocks: such adapters cannot be merged, nor their blocks
     // run again.
     bool inserts_modules();
+    // Whether the model has no head but one that was drawn and no adapter trained: an encoder as it is, for
+    // its hidden states (PEFT's FEATURE_EXTRACTION).
+    bool is_headless() const;
     // Values that the methods train, whether their own or the base's; heads are not their doing.
     int64_t method_parameters() const;
     // How fast a parameter of a method learns; rate: of the first method.
@@ -138,6 +141,8 @@ class AdaptedModel {
     void build(uint64_t seed, bool from_file, const RunBatch& run_batch = {});
     void choose_sites(Part& part, TargetWords words);
     void load(const Taken& adapter);
+    // An adapter's tensor belongs to a module that another of several adapters trained whole.
+    void check_not_whole_elsewhere(const std::string& key, const Taken& adapter) const;
     void check_order(const Part& part) const;
     void check_weight(const Part& part) const;
     void bind_targets(Part& part, const nn::Pass& pass);

@@ -53,12 +53,31 @@ std::vector<nlohmann::json> configs_in(const nlohmann::json& config) {
 }
 
 // Whether an adapter was made on the base model without a head, so that its names of blocks lack the prefix.
-bool is_headless(const io::AdapterFiles& files, const nn::Model& model) {
+bool lacks_prefix(const io::AdapterFiles& files, const nn::Model& model) {
     const auto& block = model.sites().front().name();  // "model.layers.0.self_attn.q_proj"
     const auto begin = model.shape().prefix.size();
     const auto path = "base_model.model." + block.substr(begin, block.find('0') - begin);
     return std::any_of(files.tensors.begin(), files.tensors.end(),
                        [&](const auto& entry) { return entry.first.find(path) != std::string::npos; });
+}
+
+// PEFT adapts a model without a head by that model's own paths, which lack the prefix.
+void name_without_head(io::AdapterFiles& files, const std::string& prefix) {
+    const auto without = [&](const std::string& path) {
+        return path.starts_with(prefix) ? path.substr(prefix.size()) : path;
+    };
+    const auto at_end = std::string(kPrefix) + prefix;
+    for (auto& [name, tensor] : files.tensors)
+        if (name.starts_with(at_end)) name = std::string(kPrefix) + name.substr(at_end.size());
+    files.config["task_type"] = "FEATURE_EXTRACTION";
+    for (auto& [key, value] : files.config.items()) {
+        if (key == "target_modules" && value.is_array())
+            for (auto& path : value) path = without(path.get<std::string>());
+        if (key != "rank_pattern" || !value.is_object()) continue;
+        auto renamed = nlohmann::json::object();
+        for (const auto& [path, pattern] : value.items()) renamed[without(path)] = pattern;
+        value = renamed;
+    }
 }
 
 void add_method(const Method& method, MethodOptions& options, const Targets& targets,
@@ -124,7 +143,7 @@ AdaptedModel::Taken AdaptedModel::take(const NamedAdapter& adapter) {
                  name, module);
     save_modules(taken.modules);
     const auto configs = configs_in(files.config);
-    const bool headless = is_headless(files, *model_);
+    const bool headless = lacks_prefix(files, *model_);
     for (size_t k = 0; k < configs.size(); ++k) {
         auto& part = parts_.emplace_back(part_of(configs[k]));
         part.name = name, part.weight = weight, part.file_scope = scope_of(k, configs.size());
@@ -185,11 +204,31 @@ void AdaptedModel::load(const Taken& adapter) {
         });
         if (part->name == adapter.name) read(parameter, part->file_scope);
     }
-    for (const auto& [key, tensor] : tensors)
-        if (!used.contains(key) && !is_base_weight(key, tensor) && !is_shared_copy(key, tensor) &&
-            !is_head_copy(key))
+    for (const auto& [key, tensor] : tensors) {
+        if (used.contains(key)) continue;
+        check_not_whole_elsewhere(key, adapter);
+        if (!is_base_weight(key, tensor) && !is_shared_copy(key, tensor) && !is_head_copy(key))
             fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
                  key, nn::shape_text(tensor.sizes()));
+    }
+}
+
+void AdaptedModel::check_not_whole_elsewhere(const std::string& key, const Taken& adapter) const {
+    for (const auto& module : modules_to_save_) {
+        if (std::find(adapter.modules.begin(), adapter.modules.end(), module) != adapter.modules.end())
+            continue;
+        for (const auto& name : module_tensors({module}, *model_, kSavedTargets)) {
+            const auto path = name.substr(0, name.rfind('.') + 1);
+            const auto at = key.find(path);
+            if (at == std::string::npos) continue;
+            const auto part = key.substr(at + path.size());
+            if (part == "weight" || part == "bias") continue;  // a copy of the base's
+            fail(ErrorKind::adapter,
+                 "{}: adapts \"{}\" (tensor \"{}\"), which another of the adapters trained whole; merge one "
+                 "of them into the model first, or take one alone",
+                 adapter.name, module, key);
+        }
+    }
 }
 
 bool AdaptedModel::is_base_weight(const std::string& key, const at::Tensor& tensor) const {
@@ -221,6 +260,13 @@ bool AdaptedModel::is_shared_copy(const std::string& key, const at::Tensor& tens
         return (own == name || (of_tied_head && own.ends_with("." + name))) &&
                shared.value.sizes() == tensor.sizes() &&
                at::equal(shared.value, tensor.to(shared.value.scalar_type()));
+    });
+}
+
+bool AdaptedModel::is_headless() const {
+    const auto& drawn = model_->new_modules();
+    return !drawn.empty() && std::none_of(drawn.begin(), drawn.end(), [&](const auto& module) {
+        return std::find(modules_to_save_.begin(), modules_to_save_.end(), module) != modules_to_save_.end();
     });
 }
 
@@ -265,6 +311,7 @@ io::AdapterFiles AdaptedModel::files(const std::string& base) const {
             files.tensors.emplace_back(part.scope + file_name(name), tensor);
     }
     add_whole_modules(files);
+    if (is_headless()) name_without_head(files, model_->shape().prefix);
     return files;
 }
 
@@ -279,6 +326,7 @@ io::AdapterFiles AdaptedModel::files_as(const Method& method, MethodOptions& opt
                files.config);
     for (const auto& [name, tensor] : tensors) files.tensors.emplace_back(file_name(name), tensor);
     add_whole_modules(files);
+    if (is_headless()) name_without_head(files, model_->shape().prefix);
     return files;
 }
 

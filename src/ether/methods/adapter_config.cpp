@@ -26,7 +26,8 @@ const std::set<std::string> kCommonKeys = {"peft_type",
                                            "revision",
                                            "auto_mapping",
                                            "bias",
-                                           "layers_pattern"};
+                                           "layers_pattern",
+                                           "fan_in_fan_out"};  // PEFT ignores it at linear layers
 
 // What PEFT can do and this version cannot: a name that looks like one of ours would be a wrong hint.
 const std::set<std::string> kPeftFeatures = {"alpha_pattern",
@@ -34,7 +35,6 @@ const std::set<std::string> kPeftFeatures = {"alpha_pattern",
                                              "alora_invocation_tokens",
                                              "corda_config",
                                              "ensure_weight_tying",
-                                             "fan_in_fan_out",
                                              "layer_replication",
                                              "kasa_config",
                                              "loftq_config",

@@ -29,15 +29,21 @@ void train_biases(const BiasChoice& choice, const std::vector<nn::Site*>& target
     choice.check();
     if (choice.none()) return;
     constexpr std::string_view suffix = ".bias";
+    bool found = false;
     for (const auto& [name, slots] : context.model.tensors()) {
-        if (!name.ends_with(suffix) || context.parameters.find(name)) continue;
+        if (!name.ends_with(suffix)) continue;
         const auto module = name.substr(0, name.size() - suffix.size());
         const bool adapted = std::any_of(targets.begin(), targets.end(),
                                          [&](const nn::Site* site) { return site->name() == module; });
-        if (adapted || choice.all())
+        if (!adapted && !choice.all()) continue;
+        found = true;
+        if (!context.parameters.find(name))
             train_copy(context.model, context.parameters, name,
                        fmt::format("{}{}{}", module, adapted ? ".base_layer" : "", suffix));
     }
+    if (!found && !context.loading)
+        fail(ErrorKind::usage, "--bias {}: {} no biases; leave it out", choice.all() ? "all" : "adapted",
+             choice.all() ? "this model has" : "the adapted layers have");
 }
 
 }  // namespace ether::methods

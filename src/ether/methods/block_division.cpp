@@ -22,6 +22,12 @@ Field BlockDivision::count_field(const char* key) {
             .key = key};
 }
 
+void BlockDivision::check(const MethodContext& context, const BlockDivision& by_default) const {
+    if (count > 0 && size > 0 && size != by_default.size && !context.loading)
+        fail(ErrorKind::usage,
+             "--block-size and --blocks: both say how a layer's input is divided; give one");
+}
+
 int64_t BlockDivision::blocks_at(const nn::Site& site) const {
     if (count == 0 && size == 0)
         fail(ErrorKind::usage, "--block-size and --blocks: both are 0; one must say how {} is divided",

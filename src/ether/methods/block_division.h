@@ -12,6 +12,8 @@ struct BlockDivision {
     Field size_field(const char* key);
     Field count_field(const char* key);
 
+    // Both given is an error.
+    void check(const MethodContext& context, const BlockDivision& by_default) const;
     // Blocks of a site's input; an error that names the option where it does not divide the width, and where
     // neither is given.
     int64_t blocks_at(const nn::Site& site) const;

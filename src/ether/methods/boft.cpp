@@ -48,6 +48,12 @@ struct BoftOptions : MethodOptions {
         };
     }
 
+    // Without its CUDA kernel PEFT writes and reads a single factor, whatever its configuration says.
+    void from_tensors(io::NamedTensors& tensors) override {
+        for (const auto& [name, tensor] : tensors)
+            if (name.ends_with(".boft_R") && tensor.dim() == 4 && tensor.size(0) == 1) factors = 1;
+    }
+
     int64_t blocks_at(const nn::Site& site) const {
         const int64_t blocks = division.blocks_at(site), size = site.linear.in() / blocks;
         const int64_t together = int64_t{1} << (factors - 1);
@@ -64,6 +70,7 @@ class Boft : public Adapter {
   public:
     Boft(const BoftOptions& options, const MethodContext& context)
         : options_(options), rotations_(context.model) {
+        options.division.check(context, BoftOptions().division);
         for (const nn::Site* site : context.sites) {
             const int64_t blocks = options.blocks_at(*site), size = site->linear.in() / blocks;
             auto& [r, s, moves] = rotations_[*site];

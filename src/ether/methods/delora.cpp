@@ -27,7 +27,7 @@ struct DeloraOptions : MethodOptions {
             {.name = "lambda",
              .value = &boundary,
              .help = "what lambda, the bound of the change, starts as",
-             .low = 0,
+             .low = kLeastScale,
              .high = 1e6,
              .key = "delora_lambda"},
             rank_pattern_field(&ranks),

@@ -23,7 +23,11 @@ struct HiwiOptions : MethodOptions {
     Fields fields() override {
         return {
             rank_field(&rank, "r, the width between D and U", "rank"),
-            {.name = "scale", .value = &scale, .help = "s, of what is added", .low = 0, .high = 1e6},
+            {.name = "scale",
+             .value = &scale,
+             .help = "s, of what is added",
+             .low = kLeastScale,
+             .high = 1e6},
             {.name = "on",
              .value = &on,
              .help =

@@ -43,7 +43,10 @@ struct Id3Options : MethodOptions {
 class Id3 : public Adapter {
   public:
     Id3(const Id3Options& options, const MethodContext& context)
-        : options_(options), weights_("id3", options.budget, context), best_(weights_.budget()) {}
+        : options_(options), weights_("id3", options.budget, context), best_(weights_.budget()) {
+        check_counts(context, options.exponent == 0 && options.epsilon != Id3Options().epsilon, "--eps",
+                     "--exp");
+    }
 
     nn::SiteForms forms(const nn::Site& site, const nn::Pass& pass) override {
         return weights_.forms(site, pass);

@@ -76,6 +76,8 @@ class Lokr : public Adapter {
   public:
     Lokr(const LokrOptions& options, const MethodContext& context)
         : dropout_(options.dropout), products_(context.model) {
+        check_counts(context, options.dropout.scaled && options.dropout.rank == 0, "--rank-dropout-scale",
+                     "--rank-dropout");
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);
         const auto alphas = site_numbers(context, "alpha-pattern", options.alphas, options.alpha);
         for (const nn::Site* site : context.sites) {

@@ -118,7 +118,7 @@ struct LoraOptions : MethodOptions {
     }
 
     // What PEFT made of the base's output layer, which it saves beside the adapter, is made anew.
-    void from_tensors(io::NamedTensors& tensors) const override {
+    void from_tensors(io::NamedTensors& tensors) override {
         if (moves_base(start))
             std::erase_if(tensors, [](const auto& entry) { return entry.first.ends_with(kChangedBase); });
     }
@@ -147,10 +147,8 @@ class Lora : public Adapter {
           sites_(context.model),
           embeddings_(context.model.embeddings()) {
         check_start(options.start);
-        if (options.start != kEva && !context.loading && options.eva != EvaOptions{})
-            fail(ErrorKind::usage,
-                 "--eva-rho, --eva-whiten: count with --init-lora-weights eva alone; add that, or leave them "
-                 "out");
+        check_counts(context, options.start != kEva && options.eva != EvaOptions{}, "--eva-rho, --eva-whiten",
+                     "--init-lora-weights eva");
         if (options.lora_bias && (options.dora || options.start != kDefaultStart))
             fail(ErrorKind::usage, "--lora-bias: goes neither with --dora nor with --init-lora-weights");
         const auto ranks = site_numbers(context, "rank-pattern", options.ranks, options.rank);

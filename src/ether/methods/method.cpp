@@ -52,7 +52,7 @@ Field rank_field(int64_t* rank, const char* help, const char* key) {
 }
 
 Field alpha_field(double* alpha, const char* key, const char* help) {
-    return {.name = "alpha", .value = alpha, .help = help, .low = 0, .high = 1e6, .key = key};
+    return {.name = "alpha", .value = alpha, .help = help, .low = kLeastScale, .high = 1e6, .key = key};
 }
 
 Field rslora_field(bool* rslora) {
@@ -72,6 +72,11 @@ Field dropout_field(double* dropout, const char* key) {
 double lora_scale(double alpha, int64_t rank, bool rslora) {
     const auto r = static_cast<double>(rank);
     return alpha / (rslora ? std::sqrt(r) : r);
+}
+
+void check_counts(const MethodContext& context, bool idle, const char* option, const char* where) {
+    if (idle && !context.loading)
+        fail(ErrorKind::usage, "{}: counts with {} alone; add that, or leave it out", option, where);
 }
 
 int64_t divided(const nn::Site& site, const char* axis, int64_t width, const char* option, int64_t count) {

@@ -26,8 +26,9 @@ struct MethodOptions {
     virtual void from_config(nlohmann::json& /*config*/) {}
     // Puts what the fields have written there in PEFT's words.
     virtual void to_config(nlohmann::json& /*config*/) const {}
-    // Puts a file's tensors, where these settings have others there, in the names and shapes of parameters.
-    virtual void from_tensors(io::NamedTensors& /*tensors*/) const {}
+    // Puts a file's tensors, where these settings have others there, in the names and shapes of parameters;
+    // or the settings right, where they say other than the tensors.
+    virtual void from_tensors(io::NamedTensors& /*tensors*/) {}
 };
 
 // A run that is to come.
@@ -195,12 +196,18 @@ at::Tensor row_norms(const at::Tensor& weight);
 
 // Options that many methods have.
 Field rank_field(int64_t* rank, const char* help, const char* key = "r");
+// A factor of 0 would leave a method without effect, to the last step of a training.
+inline constexpr double kLeastScale = 1e-9;
 Field alpha_field(double* alpha, const char* key, const char* help = "scale: alpha / r");
 Field rslora_field(bool* rslora);
 Field dropout_field(double* dropout, const char* key);
 
 // LoRA's scale: alpha / r, or alpha / sqrt(r) (rsLoRA).
 double lora_scale(double alpha, int64_t rank, bool rslora);
+
+// An option that is given and idle is an error: "--eps: counts with --exp alone", with `where` what is
+// to be given as well. Not where a file is read: PEFT writes all options.
+void check_counts(const MethodContext& context, bool idle, const char* option, const char* where);
 
 // width / count; an error that names the option and the layer where count does not divide it. axis: "input",
 // "output".

@@ -48,13 +48,12 @@ class Miss : public Adapter {
   public:
     Miss(const MissOptions& options, const MethodContext& context)
         : options_(options), blocks_(context.model) {
+        check_counts(context, !options.mini && options.mini_rank != 1, "--mini-rank", "--mini");
         for (const nn::Site* site : context.sites) {
             const int64_t in = site->linear.in(), out = site->linear.out();
             if (options.rank > in)
                 fail(ErrorKind::usage, "--rank: {} is more than the input width {} of {}", options.rank, in,
                      site->name());
-            if (!options.mini && options.mini_rank != 1 && !context.loading)
-                fail(ErrorKind::usage, "--mini-rank: counts with --mini alone; add that, or leave it out");
             if (options.mini && out % options.mini_rank != 0)
                 fail(ErrorKind::usage, "--mini-rank: {} does not divide the output width {} of {}",
                      options.mini_rank, out, site->name());

@@ -72,6 +72,9 @@ class Oft : public Adapter {
   public:
     Oft(const OftOptions& options, const MethodContext& context)
         : options_(options), rotations_(context.model) {
+        options.division.check(context, OftOptions().division);
+        check_counts(context, !options.neumann && options.terms != OftOptions().terms,
+                     "--cayley-neumann-terms", "--cayley-neumann");
         for (const nn::Site* site : context.sites) {
             const int64_t blocks = options.blocks_of(*site, context.loading),
                           size = site->linear.in() / blocks;

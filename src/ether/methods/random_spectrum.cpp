@@ -20,7 +20,7 @@ Fields SpectrumOptions::fields() {
         {.name = "scaling",
          .value = &scaling,
          .help = "factor of the change",
-         .low = 0,
+         .low = kLeastScale,
          .high = largest_scaling},
         {.name = "random-loc-seed",
          .value = &seed,

@@ -50,8 +50,10 @@ const Method& method_of_peft_type(const std::string& peft_type) {
     const auto type_of = [](const Method& method) { return method.peft_type; };
     if (const auto* found = find(peft_type, type_of)) return *found;
     // No "did you mean": a file's type is meant, and another of PEFT's would be another method.
-    fail(ErrorKind::adapter, "peft_type \"{}\" is no method of this version; it has {}", printable(peft_type),
-         fmt::join(all_names(type_of), ", "));
+    fail(ErrorKind::adapter,
+         "peft_type \"{}\" is no method of this version, which has {}; where PEFT can, merge it there "
+         "(merge_and_unload) and give the result as --model",
+         printable(peft_type), fmt::join(all_names(type_of), ", "));
 }
 
 }  // namespace ether::methods

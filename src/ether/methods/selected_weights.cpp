@@ -53,6 +53,9 @@ SelectedWeights::SelectedWeights(const std::string& name, double budget, const M
         first_[*site] = entries_;
         entries_ += site->linear.weight.numel();
     }
+    if (budget > 1 && budget != std::trunc(budget))
+        fail(ErrorKind::usage, "--budget: {:g} is no whole number of weights, nor a share of them below 1",
+             budget);
     const auto count =
         static_cast<int64_t>(std::llround(budget < 1 ? budget * static_cast<double>(entries_) : budget));
     if (count < 1 || count > entries_)

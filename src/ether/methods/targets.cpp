@@ -115,8 +115,12 @@ Matcher matcher(const std::string& expression, const nn::Model& model, const Tar
         for (const auto& name : split_list(expression))
             if (std::none_of(known.begin(), known.end(),
                              [&](const auto& path) { return ends_path(path, name); }))
-                fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"; names here: {}", option,
-                     printable(name, kShownPattern), last_parts(model));
+                fail(ErrorKind::usage, "{}: no linear layer is named \"{}\"{}; names here: {}", option,
+                     printable(name, kShownPattern),
+                     ends_path(model.embeddings().module(), name)
+                         ? ", which is the table of embeddings: lora alone adapts that"
+                         : "",
+                     last_parts(model));
     return [filter](const nn::Site*, const std::string& path) { return filter(path); };
 }
 

@@ -43,7 +43,7 @@ struct UnipeltOptions : MethodOptions {
             {.name = "alpha",
              .value = &alpha,
              .help = "scale where there are no gates: alpha / r; not given: 16",
-             .low = 0,
+             .low = kLeastScale,
              .high = 1e6,
              .key = "lora_alpha"},
             dropout_field(&dropout, "lora_dropout"),
@@ -157,6 +157,18 @@ class Unipelt : public Adapter {
             fail(
                 ErrorKind::usage,
                 "--alpha: a gate scales its LoRA, and nothing else does; leave it out, or give --gates none");
+        const UnipeltOptions as_it_is;
+        check_counts(context,
+                     !options_.has("lora") && (options_.rank != as_it_is.rank || options_.dropout > 0),
+                     "--rank, --dropout", "lora among --modules");
+        check_counts(context,
+                     !options_.has("prefix") &&
+                         (options_.length != as_it_is.length || options_.projection != as_it_is.projection),
+                     "--prefix-length, --projection", "prefix among --modules");
+        check_counts(context,
+                     !options_.has("adapter") &&
+                         (options_.size != as_it_is.size || options_.placement != as_it_is.placement),
+                     "--bottleneck-size, --placement", "adapter among --modules");
         // A gate knows a text's end at its beginning.
         if (options_.gates != "none" && context.model.shape().head == nn::Head::causal_lm)
             fail(ErrorKind::usage,

@@ -68,7 +68,7 @@ struct VbloraOptions : MethodOptions {
         };
     }
 
-    void from_tensors(io::NamedTensors& tensors) const override {
+    void from_tensors(io::NamedTensors& tensors) override {
         if (!only_largest) return;
         io::NamedTensors result;
         for (const auto& [name, tensor] : tensors) {

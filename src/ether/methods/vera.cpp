@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ether/core/error.h"
 #include "ether/methods/biases.h"
 #include "ether/methods/methods.h"
 
@@ -49,6 +50,8 @@ class Vera : public Adapter {
   public:
     Vera(const VeraOptions& options, const MethodContext& context)
         : dropout_(options.dropout), factors_(context.model) {
+        if (options.initial == 0 && !context.loading)
+            fail(ErrorKind::usage, "--d-initial: at 0, with b at 0 as well, nothing would ever change");
         int64_t in = 0, out = 0;
         for (const nn::Site* site : context.sites) {
             in = std::max(in, site->linear.in());

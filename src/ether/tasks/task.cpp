@@ -58,6 +58,7 @@ std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data:
 
 std::unique_ptr<Task> task_from(const io::JsonObject& description) {
     const auto name = description.get<std::string>("task");
+    if (name == kNoTask) return nullptr;
     if (name == "causal-lm") return std::make_unique<CausalLm>();
     if (name == "regression") return std::make_unique<Regression>();
     if (name == "classify")

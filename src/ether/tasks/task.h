@@ -81,7 +81,9 @@ void for_each_batch(methods::AdaptedModel& model, const std::vector<data::Sequen
 // A task for new training data; classification and regression are told apart by the labels.
 std::unique_ptr<Task> make_task(const std::string& name, const std::vector<data::Example>& examples,
                                 const std::string& file);
-// The task that an adapter or checkpoint was trained for, from describe()'s object.
+// What ether.json says of an adapter for hidden states, without a head or a task.
+inline constexpr const char* kNoTask = "feature-extraction";
+// The task that an adapter or checkpoint was trained for, from describe()'s object; null: kNoTask.
 std::unique_ptr<Task> task_from(const io::JsonObject& description);
 
 // ether.json: what describe() says, the base model that the adapter belongs to, and how texts were read.
