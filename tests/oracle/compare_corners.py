@@ -83,6 +83,9 @@ def from_peft(family, rng, folder):
              rng, folder)
     if not encoder and not json.loads((folder / "base" / "config.json").read_text())["tie_word_embeddings"]:
         compared("PiSSA of the head", family, lora([name, "lm_head"], init_lora_weights="pissa"), rng, folder)
+    compared("fan_in_fan_out, which linear layers ignore", family, lora([name]), rng, folder, change_file=lambda config: config.update(fan_in_fan_out=True))
+    compared("BOFT of several factors without CUDA", family, peft.BOFTConfig(task_type=task, target_modules=[name], boft_block_size=4,
+                                                                             boft_n_butterfly_factor=2), rng, folder)
     compared("no lora_alpha", family, lora([name], lora_alpha=8), rng, folder, change_file=lambda config: config.pop("lora_alpha"))
     whole = ["pooler"] if family == "bert" else ["classifier"] if encoder else ["self_attn"]
     targets = [targets_of(family)]
@@ -114,6 +117,37 @@ def to_peft(family, rng, folder):
         report(f"{family}: {name}, in PEFT", difference(python_logits(model, rows), ether_logits(rows, tokens, folder / "base", "--adapter", out)))
 
 
+def hidden_states(family, rng, folder):
+    """Adapters of an encoder without a head: merged for transformers, and anew for PEFT."""
+    load = lambda folder: transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    base = folder / "headless"
+    auto_class(family)(folder / "base").base_model.save_pretrained(base)
+    rows, _ = draw_tokens(rng, folder)
+    shortest = min(rows, key=len)
+
+    def states(model):
+        with torch.no_grad():
+            return [model.double().eval()(input_ids=torch.tensor([row])).last_hidden_state.float() for row in (shortest, rows[0])]
+
+    task = dict(task_type="FEATURE_EXTRACTION")
+    for name, config in {"LoRA": peft.LoraConfig(target_modules=[ATTENTION[family], "dense"], exclude_modules=["pooler.dense"], **LORA, **task),
+                         "LoRA by a path": peft.LoraConfig(target_modules=["encoder.layer.0.attention.self.query"], **LORA, **task),
+                         "IA3": peft.IA3Config(target_modules=["key", "intermediate.dense"], feedforward_modules=[], **task),
+                         "AdaLoRA": peft.AdaLoraConfig(init_r=3, target_r=2, total_step=9, target_modules=[ATTENTION[family]], **task)}.items():
+        adapter = folder / f"headless-{name.replace(' ', '-')}"
+        model = shaken(peft.get_peft_model(load(base), config), rng)
+        model.save_pretrained(adapter)
+        expected = states(model)
+        verb = lambda verb, *words: ether(verb, "--model", base, "--adapter", adapter, "--out", f"{adapter}-{verb}", *words)
+        verb("merge", "--dtype", "f32")
+        report(f"{family}: {name} of hidden states, merged", difference(states(load(f"{adapter}-merge")), expected))
+        verb("import")
+        report(f"{family}: {name} of hidden states, anew", difference(states(peft.PeftModel.from_pretrained(load(base), f"{adapter}-import")), expected))
+        if name != "IA3":  # biases are scaled, too
+            verb("export", "--dtype", "f32")
+            report(f"{family}: {name} of hidden states, as LoRA", difference(states(peft.PeftModel.from_pretrained(load(base), f"{adapter}-export")), expected))
+
+
 for family in ATTENTION:
     print(f"corners of {family} adapters")
     with workplace() as folder:
@@ -121,6 +155,8 @@ for family in ATTENTION:
         rng = rng_for(f"corners {family}")
         draw_model(family, rng, folder / "base")
         from_peft(family, rng, folder)
-        if family not in ENCODERS:
+        if family in ENCODERS:
+            hidden_states(family, rng, folder)
+        else:
             to_peft(family, rng, folder)
 finish()

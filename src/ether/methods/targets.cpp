@@ -192,6 +192,7 @@ Selection select(const Targets& targets, nn::Model& model, const TargetWords& wo
                               : matcher(targets.exclude, model, words, words.exclude, words.typed);
     const auto layers = parse_layers(targets.layers, model.shape().layers, words);
     auto chooses = [&](const nn::Site* site, const std::string& module) {
+        if (words.headless && !module.starts_with(model.shape().prefix)) return false;  // the head's own
         const auto path = path_then(module, model, words.headless);
         const bool layer_fits = targets.layers.empty() || layers.contains(site ? site->layer : -1) ||
                                 (!words.typed && is_listed(path, targets.modules));
