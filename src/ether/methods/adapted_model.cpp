@@ -340,7 +340,7 @@ std::string AdaptedModel::method_name() const {
 
 const Method* AdaptedModel::method_without_sites() const {
     for (const auto& part : parts_)
-        if (!part.method->takes_sites) return part.method;
+        if (!part.method->takes_sites && part.weight != 0) return part.method;
     return nullptr;
 }
 

@@ -147,6 +147,8 @@ class Lora : public Adapter {
           sites_(context.model),
           embeddings_(context.model.embeddings()) {
         check_start(options.start);
+        check_counts(context, options.dropout > 0 && context.sites.empty(), "--dropout",
+                     "a linear layer among --targets");
         check_counts(context, options.start != kEva && options.eva != EvaOptions{}, "--eva-rho, --eva-whiten",
                      "--init-lora-weights eva");
         if (options.lora_bias && (options.dora || options.start != kDefaultStart))

@@ -1,11 +1,11 @@
 // Which sites an adapter changes, in PEFT's words.
 #pragma once
 
-#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "ether/methods/path_filter.h"
 #include "ether/nn/model.h"
 
 namespace ether::methods {
@@ -21,6 +21,9 @@ struct Targets {
     std::string exclude;
     std::string layers;
 };
+
+inline constexpr const char* kAllLinear = "all-linear";
+bool is_keyword(const std::string& expression);  // one of those in quotes that are no names
 
 // A site's place among those of its block, whose order every model keeps: q, k, v, o, then the MLP's, of
 // which the last is its output. -1 outside of blocks.
@@ -41,8 +44,6 @@ inline constexpr TargetWords kSavedTargets = {
     "adapter_config.json: target_modules", "adapter_config.json: exclude_modules",
     "adapter_config.json: layers_to_transform", "adapter_config.json: modules_to_save", false};
 
-inline constexpr size_t kShownPattern = 120;  // bytes of an expression in a message
-
 // What was chosen: sites in the model's order, and whether the table of word embeddings is among it.
 struct Selection {
     std::vector<nn::Site*> sites;
@@ -56,22 +57,8 @@ Selection select(const Targets& targets, nn::Model& model, const TargetWords& wo
 // A module's path as it was where an adapter was made; headless: see TargetWords.
 std::string path_then(const std::string& path, const nn::Model& model, bool headless);
 
-// Whether an expression is a list of names, and no regular expression.
-bool is_name_list(const std::string& expression);
-
-// Whether a list of names that end a module's path, or a regular expression, chooses a path. option: for
-// messages.
-using PathFilter = std::function<bool(const std::string& path)>;
-PathFilter path_filter(const std::string& expression, const char* option);
-
 // A choice of modules in an adapter_config.json, a string or a list of names, as one such expression.
 std::string expression_of(const nlohmann::json& value, const char* key);
-
-// Whether a name or regular expression fits the end of a module's path, as PEFT asks of the keys of its
-// patterns: the whole path, or what follows one of its dots. form: how PEFT puts the key into an expression.
-// An error as in `select` where it is not regular.
-inline constexpr const char *kPathEnd = "(.*\\.)?({})", *kPathEndUngrouped = ".*\\.{}";
-PathFilter path_end(const std::string& expression, const char* option, const char* form = kPathEnd);
 
 // The tensors of the modules named (by full path or last parts), for modules_to_save; unknown names are an
 // error.
