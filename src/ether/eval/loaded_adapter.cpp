@@ -54,8 +54,7 @@ void LoadedAdapter::check_has_head() const {
     if (model->is_headless())
         fail(ErrorKind::model,
              "{}: the model has neither a classification head nor a language model's, and --adapter names "
-             "none "
-             "that was trained with one; such adapters are for hidden states: ether merge, ether export",
+             "none that was trained with one; such adapters are for hidden states: ether merge, ether export",
              checkpoint.path().string());
 }
 

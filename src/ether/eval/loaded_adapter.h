@@ -42,7 +42,8 @@ struct LoadedAdapter {
 };
 
 // The task comes from the ether.json of the (first) adapter that brings a head, or else of the first that has
-// one; without one, from its task_type or the model's own head and id2label.
+// one; without one, from its task_type or the model's own head and id2label. Where nothing has a head, the
+// model gets one that is drawn at random (AdaptedModel::is_headless), and its task is a regression.
 LoadedAdapter load_adapter(const LoadOptions& options);
 
 }  // namespace ether::eval

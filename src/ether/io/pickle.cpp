@@ -32,14 +32,16 @@ class MapReader : public caffe2::serialize::ReadAdapterInterface {
     std::span<const std::byte> bytes_;
 };
 
-void add_tensors(const c10::IValue& value, const std::string& prefix, NamedTensors& tensors) {
+constexpr int kDeepest = 8;  // dictionaries within each other, below which nobody keeps weights
+
+void add_tensors(const c10::IValue& value, const std::string& prefix, NamedTensors& tensors, int depth = 0) {
     for (const auto& entry : value.toGenericDict()) {
         if (!entry.key().isString()) continue;
         const auto name = prefix + entry.key().toStringRef();
         if (entry.value().isTensor())
             tensors.emplace_back(name, entry.value().toTensor().detach().contiguous());
-        else if (entry.value().isGenericDict())
-            add_tensors(entry.value(), name + ".", tensors);
+        else if (entry.value().isGenericDict() && depth < kDeepest)
+            add_tensors(entry.value(), name + ".", tensors, depth + 1);
     }
 }
 

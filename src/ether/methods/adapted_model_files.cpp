@@ -205,9 +205,9 @@ void AdaptedModel::load(const Taken& adapter) {
         if (part->name == adapter.name) read(parameter, part->file_scope);
     }
     for (const auto& [key, tensor] : tensors) {
-        if (used.contains(key)) continue;
+        if (used.contains(key) || is_shared_copy(key, tensor) || is_head_copy(key)) continue;
         check_not_whole_elsewhere(key, adapter);
-        if (!is_base_weight(key, tensor) && !is_shared_copy(key, tensor) && !is_head_copy(key))
+        if (!is_base_weight(key, tensor))
             fail(ErrorKind::adapter, "adapter tensor \"{}\" {} fits nothing in this model and configuration",
                  key, nn::shape_text(tensor.sizes()));
     }
@@ -224,9 +224,10 @@ void AdaptedModel::check_not_whole_elsewhere(const std::string& key, const Taken
             const auto part = key.substr(at + path.size());
             if (part == "weight" || part == "bias") continue;  // a copy of the base's
             fail(ErrorKind::adapter,
-                 "{}: adapts \"{}\" (tensor \"{}\"), which another of the adapters trained whole; merge one "
-                 "of them into the model first, or take one alone",
-                 adapter.name, module, key);
+                 "adapter tensor \"{}\" adapts \"{}\", which {} whole; take one of them, or merge "
+                 "one into the model first",
+                 key, module,
+                 adapter.name.empty() ? "--modules-to-save trains" : "another of the adapters trained");
         }
     }
 }
