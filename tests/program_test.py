@@ -434,9 +434,6 @@ class Combine(ProgramTest):
             told = refusal("eval", "--model", BERT, "--adapter", pair, "--data", self.folder / "train.csv")
             self.assertIn('adapter tensor "base_model.model.bert.pooler.dense.lora_A.weight" adapts "pooler", which another of the adapters '
                           "trained whole", told)
-        told = refusal("train", "--model", BERT, "--data", self.folder / "train.csv", "--adapter", adapts, "--modules-to-save", "pooler",
-                       "--out", self.folder / "x")
-        self.assertIn('adapts "pooler", which --modules-to-save trains whole', told)
 
     def test_what_is_wrong_with_one_of_them(self):
         data = self.write("train.csv", "text,label\na,0\nb,1\n")

@@ -227,7 +227,7 @@ void AdaptedModel::check_not_whole_elsewhere(const std::string& key, const Taken
                  "adapter tensor \"{}\" adapts \"{}\", which {} whole; take one of them, or merge "
                  "one into the model first",
                  key, module,
-                 adapter.name.empty() ? "--modules-to-save trains" : "another of the adapters trained");
+                 adapter.name.empty() ? "is trained" : "another of the adapters trained");
         }
     }
 }
