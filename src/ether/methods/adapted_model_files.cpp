@@ -226,8 +226,7 @@ void AdaptedModel::check_not_whole_elsewhere(const std::string& key, const Taken
             fail(ErrorKind::adapter,
                  "adapter tensor \"{}\" adapts \"{}\", which {} whole; take one of them, or merge "
                  "one into the model first",
-                 key, module,
-                 adapter.name.empty() ? "is trained" : "another of the adapters trained");
+                 key, module, adapter.name.empty() ? "is trained" : "another of the adapters trained");
         }
     }
 }
