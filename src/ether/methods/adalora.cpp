@@ -27,6 +27,12 @@ struct AdaloraOptions : MethodOptions {
     double alpha = 8, dropout = 0, beta1 = 0.85, beta2 = 0.85, orthogonality = 0.5;
     RankPattern pattern;  // of a loaded adapter
 
+    Field alpha_or_one_field() {
+        auto field = alpha_field(&alpha, "lora_alpha", "scale: alpha / rank; 0: of 1");
+        field.low = 0;
+        return field;
+    }
+
     Fields fields() override {
         return {
             rank_field(&rank, "triplets of a layer at the start", "init_r"),
@@ -36,12 +42,7 @@ struct AdaloraOptions : MethodOptions {
              .low = 0,
              .high = 1 << 16,
              .key = "target_r"},
-            {.name = "alpha",
-             .value = &alpha,
-             .help = "scale: alpha / rank; 0: of 1",
-             .low = 0,
-             .high = 1e6,
-             .key = "lora_alpha"},
+            alpha_or_one_field(),
             {.name = "tinit",
              .value = &initial,
              .help = "steps before any is zeroed",
