@@ -5,9 +5,11 @@
 
 #include <c10/util/BFloat16.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "ether/ops/isa.h"
 
@@ -145,6 +147,41 @@ ETHER_INLINE P sum_of(const V& v) {
         P sum = 0;
         for (size_t lane = 0; lane < sizeof(V) / sizeof(P); ++lane) sum += v[lane];
         return sum;
+    }
+}
+
+// Of every group of neighbouring lanes of a, then of b, the first half, or the second one.
+template <int group, bool second, typename V, int... lane>
+ETHER_INLINE V half_groups(const V& a, const V& b, std::integer_sequence<int, lane...>) {
+    constexpr int half = group / 2;
+    return __builtin_shufflevector(a, b, (lane / half * group + lane % half + (second ? half : 0))...);
+}
+
+// The sum of each vector's lanes, several vectors to a step: sums[i] of v[i].
+template <typename P, int count, typename V>
+ETHER_INLINE void sums_of(const V* v, P* sums) {
+    constexpr int lanes = sizeof(V) / sizeof(P);
+    if constexpr (count > lanes) {
+        sums_of<P, lanes>(v, sums);
+        sums_of<P, count - lanes>(v + lanes, sums + lanes);
+    } else {
+        V parts[count];  // each of groups of lanes that belong to one vector
+        for (int i = 0; i < count; ++i) parts[i] = v[i];
+        auto fold = [&]<int parts_left, int group>(auto& again, std::integral_constant<int, parts_left>,
+                                                   std::integral_constant<int, group>)
+            __attribute__((always_inline)) {
+            if constexpr (group > 1) {
+                constexpr int next = (parts_left + 1) / 2;
+                constexpr auto all = std::make_integer_sequence<int, lanes>();
+                for (int i = 0; i < next; ++i) {
+                    const V a = parts[2 * i], b = parts[std::min(2 * i + 1, parts_left - 1)];
+                    parts[i] = half_groups<group, false>(a, b, all) + half_groups<group, true>(a, b, all);
+                }
+                again(again, std::integral_constant<int, next>(), std::integral_constant<int, group / 2>());
+            }
+        };
+        fold(fold, std::integral_constant<int, count>(), std::integral_constant<int, lanes>());
+        for (int i = 0; i < count; ++i) sums[i] = parts[0][i];
     }
 }
 

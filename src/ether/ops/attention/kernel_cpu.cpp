@@ -14,6 +14,7 @@ namespace ether::ops {
 namespace {
 
 constexpr int64_t kTile = 64;  // query rows a tile
+constexpr int64_t kBand = 24;  // of them, whose products reach as far as the last one sees; even, for pairs
 
 // The part of one sequence that one tile of queries touches. Keys are counted from the sequence's first key.
 struct Tile {
@@ -53,6 +54,24 @@ class Layout {
             shape_.window ? std::max(tile.key_begin, own - shape_.window + 1) : tile.key_begin;
         const int64_t end = shape_.causal ? std::min(tile.key_end, own + 1) : tile.key_end;
         return {begin - tile.key_begin, std::max(begin, end) - tile.key_begin};
+    }
+    // Calls body(first, rows, keys) for each band of the tile's rows and the keys [0, keys) that it sees.
+    template <typename Body>
+    void for_bands(const Tile& tile, Body&& body) const {
+        const int64_t band = shape_.causal ? kBand : tile.rows;
+        for (int64_t first = 0; first < tile.rows; first += band) {
+            const int64_t rows = std::min(band, tile.rows - first);
+            body(first, rows, visible(tile, first + rows - 1).second);
+        }
+    }
+    // Calls body(first, keys, row) for runs of the tile's keys that no row before `row` sees.
+    template <typename Body>
+    void for_key_bands(const Tile& tile, Body&& body) const {
+        int64_t begin = 0;
+        for_bands(tile, [&](int64_t first, int64_t, int64_t end) {
+            if (end > begin) body(begin, end - begin, first);
+            begin = std::max(begin, end);
+        });
     }
     int64_t query_at(const Tile& tile, int64_t head) const {
         return (shape_.query_offsets[tile.sequence] + tile.first_row) * query_stride() +
@@ -184,8 +203,11 @@ void attention_forward(const AttentionShape& shape, const S* q, const S* k, cons
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
                 const int64_t q_at = layout.query_at(tile, head), width = padded<P>(tile.keys());
-                tile_product(tile.rows, width, units<S>(dim), static_cast<P>(shape.scale),
-                             over_columns<S>(q + q_at, q_stride), keys_of.transposed(tile), {scores, width});
+                layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
+                    tile_product(rows, padded<P>(keys), units<S>(dim), static_cast<P>(shape.scale),
+                                 over_columns<S>(q + q_at + band * q_stride, q_stride),
+                                 keys_of.transposed(tile), {scores + band * width, width});
+                });
                 for_best_isa([&] {
                     for (int64_t r = 0; r < tile.rows; ++r) {
                         P* row = scores + r * width;
@@ -210,9 +232,11 @@ void attention_forward(const AttentionShape& shape, const S* q, const S* k, cons
                                           threshold, keep_scale);
                     }
                 });
-                tile_product(tile.rows, dim, units<S>(tile.keys()), P{1},
-                             over_columns<S>(scores, tile.rows, width, probabilities), values_of.rows(tile),
-                             {result, dim});
+                const auto left = over_columns<S>(scores, tile.rows, width, probabilities);
+                layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
+                    tile_product(rows, dim, units<S>(keys), P{1}, from_row(left, band), values_of.rows(tile),
+                                 {result + band * dim, dim});
+                });
                 narrow_rows(result, tile.rows, dim, out + q_at, q_stride);
             }
         }
@@ -255,13 +279,15 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
         for (int64_t head = kv_head * layout.group(); head < (kv_head + 1) * layout.group(); ++head) {
             for (int64_t first = 0; first < layout.queries(sequence); first += kTile) {
                 const Tile tile = layout.tile(sequence, first);
-                const int64_t keys = tile.keys(), q_at = layout.query_at(tile, head),
-                              k_at = tile.key_begin * dim, width = padded<P>(keys);
-                tile_product(tile.rows, width, units<S>(dim), scale, over_columns<S>(q + q_at, q_stride),
-                             keys_of.transposed(tile), {p, width});
-                tile_product(tile.rows, width, units<S>(dim), P{1},
-                             over_columns<S>(grad_out + q_at, q_stride), values_of.transposed(tile),
-                             {ds, width});
+                const int64_t q_at = layout.query_at(tile, head), k_at = tile.key_begin * dim,
+                              width = padded<P>(tile.keys());
+                layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
+                    const int64_t at = q_at + band * q_stride, columns = padded<P>(keys);
+                    tile_product(rows, columns, units<S>(dim), scale, over_columns<S>(q + at, q_stride),
+                                 keys_of.transposed(tile), {p + band * width, width});
+                    tile_product(rows, columns, units<S>(dim), P{1}, over_columns<S>(grad_out + at, q_stride),
+                                 values_of.transposed(tile), {ds + band * width, width});
+                });
                 for_best_isa([&] {
                     for (int64_t r = 0; r < tile.rows; ++r) {
                         P *p_row = p + r * width, *ds_row = ds + r * width;
@@ -280,9 +306,10 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
                             const uint64_t counter = layout.counter(tile, r, head);
                             P* dropped_row = dropped + r * width;
                             std::copy(p_row, p_row + width, dropped_row);
-                            apply_dropout(dropped_row, keys, shape.dropout_key, counter, threshold,
+                            apply_dropout(dropped_row, tile.keys(), shape.dropout_key, counter, threshold,
                                           keep_scale);
-                            apply_dropout(ds_row, keys, shape.dropout_key, counter, threshold, keep_scale);
+                            apply_dropout(ds_row, tile.keys(), shape.dropout_key, counter, threshold,
+                                          keep_scale);
                         }
 #pragma omp simd
                         for (int64_t j = visible.first; j < visible.second; ++j)
@@ -291,16 +318,24 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
                     }
                 });
                 const P* used = shape.dropout > 0 ? dropped : p;  // the probabilities that met v
-                const int64_t row_units = units<S>(tile.rows);
-                tile_product(keys, dim, row_units, P{1},
-                             transposed(over_rows<S>(used, width, tile.rows, width, left)),
-                             over_rows<S>(grad_out + q_at, q_stride, tile.rows, dim, right),
-                             {grad_values + k_at, dim}, true);
-                tile_product(
-                    keys, dim, row_units, scale, transposed(over_rows<S>(ds, width, tile.rows, width, left)),
-                    over_rows<S>(q + q_at, q_stride, tile.rows, dim, right), {grad_keys + k_at, dim}, true);
-                tile_product(tile.rows, dim, units<S>(keys), scale,
-                             over_columns<S>(ds, tile.rows, width, left), keys_of.rows(tile), {result, dim});
+                // to (keys, dim) += scale x^T y, summed over the rows that see a key
+                const auto add_to_keys = [&](const P* x, const S* y, P factor, P* to) {
+                    const auto x_rows = over_rows<S>(x, width, tile.rows, width, left);
+                    const auto y_rows = over_rows<S>(y + q_at, q_stride, tile.rows, dim, right);
+                    layout.for_key_bands(tile, [&](int64_t key, int64_t count, int64_t row) {
+                        auto columns = transposed(from_row(x_rows, units<S>(row)));
+                        columns.data += key;
+                        tile_product(count, dim, units<S>(tile.rows - row), factor, columns,
+                                     from_row(y_rows, units<S>(row)), {to + k_at + key * dim, dim}, true);
+                    });
+                };
+                add_to_keys(used, grad_out, P{1}, grad_values);
+                add_to_keys(ds, q, scale, grad_keys);
+                const auto ds_columns = over_columns<S>(ds, tile.rows, width, left);
+                layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
+                    tile_product(rows, dim, units<S>(keys), scale, from_row(ds_columns, band),
+                                 keys_of.rows(tile), {result + band * dim, dim});
+                });
                 narrow_rows(result, tile.rows, dim, grad_q + q_at, q_stride);
             }
         }

@@ -69,6 +69,12 @@ Strided<const Unit<S>> over_rows(const X* x, int64_t stride, int64_t rows, int64
     }
 }
 
+// Without its first rows.
+template <typename U>
+Strided<U> from_row(const Strided<U>& x, int64_t row) {
+    return {x.data + row * x.row, x.row, x.column};
+}
+
 template <typename U>
 Strided<U> transposed(const Strided<U>& x) {
     return {x.data, x.column, x.row};

@@ -26,7 +26,8 @@ template <typename P>
 void rank1_forward(const Rank1View<P>& form, const P* x, P* y, int64_t first, int64_t count);
 
 // grad_x (null: not wanted) from grad_y; the sums over tokens are added to grad_left and grad_right (bank,
-// terms, blocks, size), where they are not null. x is read only if one of them is given.
+// terms, blocks, size), where they are not null. x is read only if one of them is given. Where left is right,
+// both may be one sum, which is faster.
 template <typename P>
 void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* grad_x, P* grad_left,
                     P* grad_right, int64_t first, int64_t count);

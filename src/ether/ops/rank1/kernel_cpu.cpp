@@ -17,73 +17,96 @@ struct Block {
 
 // In the functions below R tokens' values of a block, in rows `stride` apart, share each load of its vectors.
 
-// factors[r][k] = c_k (vector_k . row_r). The sums run in one loop, since a single one waits for itself.
-template <int T, int R, int bytes, typename P>
-ETHER_INLINE void products(Isa<bytes> isa, const Block<P>& block, const P* vectors, const P* rows,
-                           P (&factors)[R][T]) {
-    Vector<P, bytes> sums[R][T] = {};
-    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
-        Vector<P, bytes> vector[T];
-        for (int k = 0; k < T; ++k) vector[k] = load<P>(vectors + k * block.stride + j, lanes);
-        for (int r = 0; r < R; ++r) {
-            const auto row = load<P>(rows + r * block.stride + j, lanes);
-            for (int k = 0; k < T; ++k) sums[r][k] += row * vector[k];
-        }
-    });
+template <int T, typename V, typename P, typename Lanes>
+ETHER_INLINE void load_all(V (&values)[T], const Block<P>& block, const P* vectors, int64_t j,
+                           const Lanes& lanes) {
+    for (int k = 0; k < T; ++k) values[k] = load<P>(vectors + k * block.stride + j, lanes);
+}
+
+// factors[r][k] = c_k times the sum of a vector's lanes
+template <int T, int R, typename P, typename V>
+ETHER_INLINE void to_factors(const Block<P>& block, const V (&sums)[R][T], P (&factors)[R][T]) {
+    sums_of<P, R * T>(&sums[0][0], &factors[0][0]);
     for (int r = 0; r < R; ++r)
-        for (int k = 0; k < T; ++k) factors[r][k] = block.coefficients[k] * sum_of<P>(sums[r][k]);
-}
-
-// to_r = row_r + sum_k factors[r][k] vector_k
-template <int T, int R, int bytes, typename P>
-ETHER_INLINE void add_vectors(Isa<bytes> isa, const Block<P>& block, const P* vectors, const P* rows,
-                              const P (&factors)[R][T], P* to) {
-    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
-        Vector<P, bytes> vector[T];
-        for (int k = 0; k < T; ++k) vector[k] = load<P>(vectors + k * block.stride + j, lanes);
-        for (int r = 0; r < R; ++r) {
-            auto value = load<P>(rows + r * block.stride + j, lanes);
-            for (int k = 0; k < T; ++k) value += factors[r][k] * vector[k];
-            store<P>(to + r * block.stride + j, value, lanes);
-        }
-    });
-}
-
-// to_k += sum_r factors[r][k] row_r
-template <int T, int R, int bytes, typename P>
-ETHER_INLINE void add_rows(Isa<bytes> isa, const Block<P>& block, const P* rows, const P (&factors)[R][T],
-                           P* to) {
-    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
-        Vector<P, bytes> sum[T];
-        for (int k = 0; k < T; ++k) sum[k] = load<P>(to + k * block.stride + j, lanes);
-        for (int r = 0; r < R; ++r) {
-            const auto row = load<P>(rows + r * block.stride + j, lanes);
-            for (int k = 0; k < T; ++k) sum[k] += factors[r][k] * row;
-        }
-        for (int k = 0; k < T; ++k) store<P>(to + k * block.stride + j, sum[k], lanes);
-    });
+        for (int k = 0; k < T; ++k) factors[r][k] *= block.coefficients[k];
 }
 
 template <int T, int R, int bytes, typename P>
 ETHER_INLINE void forward_block(Isa<bytes> isa, const Block<P>& block, const P* x, P* y) {
+    using V = Vector<P, bytes>;
+    V products[R][T] = {};
+    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
+        V right[T];
+        load_all(right, block, block.right, j, lanes);
+        for (int r = 0; r < R; ++r) {
+            const V row = load<P>(x + r * block.stride + j, lanes);
+            for (int k = 0; k < T; ++k) products[r][k] += row * right[k];
+        }
+    });
     P of_x[R][T];
-    products<T, R>(isa, block, block.right, x, of_x);
-    add_vectors<T, R>(isa, block, block.left, x, of_x, y);
+    to_factors(block, products, of_x);
+    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
+        V left[T];
+        load_all(left, block, block.left, j, lanes);
+        for (int r = 0; r < R; ++r) {
+            V value = load<P>(x + r * block.stride + j, lanes);
+            for (int k = 0; k < T; ++k) value += of_x[r][k] * left[k];
+            store<P>(y + r * block.stride + j, value, lanes);
+        }
+    });
 }
 
-// grad_x = g + sum_k c_k right_k (left_k . g); the vectors' gradients are added to the sums. What is null is
-// not wanted.
+// grad_x (null: not wanted) = g + sum_k c_k right_k (left_k . g)
 template <int T, int R, int bytes, typename P>
+ETHER_INLINE void backward_frozen_block(Isa<bytes> isa, Block<P> block, const P* g, P* grad_x) {
+    std::swap(block.left, block.right);
+    if (grad_x) forward_block<T, R>(isa, block, g, grad_x);
+}
+
+// The same, and the vectors' gradients, added to the sums (null: not wanted): two passes over everything.
+// reflects: left is right, and their gradient is one, sum_left.
+template <int T, int R, bool reflects, int bytes, typename P>
 ETHER_INLINE void backward_block(Isa<bytes> isa, const Block<P>& block, const P* x, const P* g, P* grad_x,
                                  P* sum_left, P* sum_right) {
-    P of_g[R][T];
-    products<T, R>(isa, block, block.left, g, of_g);
-    if (grad_x) add_vectors<T, R>(isa, block, block.right, g, of_g, grad_x);
-    if (sum_right) add_rows<T, R>(isa, block, x, of_g, sum_right);
-    if (!sum_left) return;
-    P of_x[R][T];
-    products<T, R>(isa, block, block.right, x, of_x);
-    add_rows<T, R>(isa, block, g, of_x, sum_left);
+    using V = Vector<P, bytes>;
+    V products_g[R][T] = {}, products_x[R][T] = {};
+    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
+        V left[T], right[T];
+        load_all(left, block, block.left, j, lanes);
+        load_all(right, block, reflects ? block.left : block.right, j, lanes);
+        for (int r = 0; r < R; ++r) {
+            const V row_g = load<P>(g + r * block.stride + j, lanes);
+            const V row_x = load<P>(x + r * block.stride + j, lanes);
+            for (int k = 0; k < T; ++k) {
+                products_g[r][k] += row_g * left[k];
+                products_x[r][k] += row_x * right[k];
+            }
+        }
+    });
+    P of_g[R][T], of_x[R][T];
+    to_factors(block, products_g, of_g);
+    to_factors(block, products_x, of_x);
+    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
+        V right[T], left_sums[T] = {}, right_sums[T] = {};
+        load_all(right, block, block.right, j, lanes);
+        if (sum_left) load_all(left_sums, block, sum_left, j, lanes);
+        if (!reflects && sum_right) load_all(right_sums, block, sum_right, j, lanes);
+        for (int r = 0; r < R; ++r) {
+            const V row_g = load<P>(g + r * block.stride + j, lanes);
+            const V row_x = load<P>(x + r * block.stride + j, lanes);
+            V value = row_g;
+            for (int k = 0; k < T; ++k) {
+                value += of_g[r][k] * right[k];
+                left_sums[k] += of_x[r][k] * row_g;
+                (reflects ? left_sums : right_sums)[k] += of_g[r][k] * row_x;
+            }
+            if (grad_x) store<P>(grad_x + r * block.stride + j, value, lanes);
+        }
+        for (int k = 0; k < T; ++k) {
+            if (sum_left) store<P>(sum_left + k * block.stride + j, left_sums[k], lanes);
+            if (!reflects && sum_right) store<P>(sum_right + k * block.stride + j, right_sums[k], lanes);
+        }
+    });
 }
 
 // Tokens that are taken together: their sums and the vectors fit 16 registers.
@@ -144,13 +167,21 @@ template <typename P>
 void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* grad_x, P* grad_left,
                     P* grad_right, int64_t first, int64_t count) {
     const auto shifted = [](auto* pointer, int64_t by) { return pointer ? pointer + by : nullptr; };
+    const bool trained = grad_left || grad_right,
+               reflects = form.left == form.right && grad_left == grad_right;
     with_terms(form.terms, [&](auto terms) {
         for_best_isa([&](auto isa) {
             for_blocks<terms>(
                 form, first, count, [&](auto together, int64_t at, int64_t entry, const Block<P>& block) {
-                    backward_block<terms, together>(isa, block, shifted(x, at), grad_y + at,
-                                                    shifted(grad_x, at), shifted(grad_left, entry),
-                                                    shifted(grad_right, entry));
+                    const P *g = grad_y + at, *x_at = shifted(x, at);
+                    P *to = shifted(grad_x, at), *left = shifted(grad_left, entry),
+                      *right = shifted(grad_right, entry);
+                    if (!trained)
+                        backward_frozen_block<terms, together>(isa, block, g, to);
+                    else if (reflects)
+                        backward_block<terms, together, true>(isa, block, x_at, g, to, left, right);
+                    else
+                        backward_block<terms, together, false>(isa, block, x_at, g, to, left, right);
                 });
         });
     });
