@@ -180,6 +180,23 @@ TEST(LinearCrossEntropy, ManyChunks) {  // a chunk holds 2^23 logits: 16 tokens 
     EXPECT_TRUE(near(actual[1], expected[1], 1e-13));
 }
 
+TEST(LinearCrossEntropy, Bfloat16IsWidenedRowByRow) {
+    const auto hidden = normal({6, 5}, 1).to(at::kBFloat16), weight = normal({37, 5}, 2).to(at::kBFloat16);
+    const auto targets = at::tensor({3, -100, 0, 36, -100, 2}, at::kLong);
+    auto gradient = [&](auto loss, at::ScalarType dtype) {
+        const auto h = hidden.to(dtype).detach().requires_grad_(true);
+        loss(h, weight.to(dtype), targets).backward();
+        return h.grad();
+    };
+    const auto loss = linear_cross_entropy(hidden, weight, targets);
+    EXPECT_EQ(loss.scalar_type(), at::kFloat);
+    EXPECT_TRUE(near(loss, loss_reference(hidden, weight, targets), kBfloatEps));
+    const auto actual = gradient(linear_cross_entropy, at::kBFloat16),
+               expected = gradient(loss_reference, at::kDouble);
+    EXPECT_TRUE(near(actual, expected, 2 * kBfloatEps));
+    EXPECT_EQ(actual[1].abs().max().item<double>(), 0);
+}
+
 TEST(VectorMath, ExpIsWithinTwoUnitsInTheLastPlace) {
     const Random random(5);
     for (uint64_t i = 0; i < 200000; ++i) {

@@ -137,6 +137,14 @@ void for_values(int64_t n, Body&& body) {
     for_best_isa([&](auto isa) { for_vectors<P>(isa, n, n, body); });
 }
 
+// Values of one precision in another; bfloat16 is rounded.
+template <typename From, typename To>
+void convert(const From* from, To* to, int64_t count) {
+    using P = std::conditional_t<std::is_same_v<From, double>, double, float>;
+    for_values<P>(count,
+                  [&](int64_t j, const auto& lanes) { store<P>(to + j, load<P>(from + j, lanes), lanes); });
+}
+
 template <typename P, typename V>
 ETHER_INLINE P sum_of(const V& v) {
     if constexpr (sizeof(V) > 16) {

@@ -166,7 +166,7 @@ void zero_outside(T* row, std::pair<int64_t, int64_t> visible, int64_t width) {
 // x (rows, dim), rounded, to rows of y that are `stride` apart.
 template <typename S>
 void narrow_rows(const Wide<S>* x, int64_t rows, int64_t dim, S* y, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) narrow<S>(x + r * dim, dim, y + r * stride);
+    for (int64_t r = 0; r < rows; ++r) convert(x + r * dim, y + r * stride, dim);
 }
 
 // Multiplies kept entries by 1 / (1 - p) and clears the others.

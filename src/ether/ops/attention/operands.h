@@ -31,17 +31,11 @@ Strided<const Unit<S>> over_columns(const S* x, int64_t stride) {
     return {reinterpret_cast<const Unit<S>*>(x), units<S>(stride)};
 }
 
-template <typename S>
-void narrow(const Wide<S>* x, int64_t n, S* y) {
-    using P = Wide<S>;
-    for_values<P>(n, [&](int64_t j, auto lanes) { store<P>(y + j, load<P>(x + j, lanes), lanes); });
-}
-
 // x (rows, n) of full precision, to be summed over n, in scratch where it must be rounded first.
 template <typename S>
 Strided<const Unit<S>> over_columns(const Wide<S>* x, int64_t rows, int64_t n, Unit<S>* scratch) {
     if constexpr (kInPairs<S>) {
-        narrow<S>(x, rows * n, reinterpret_cast<S*>(scratch));
+        convert(x, reinterpret_cast<S*>(scratch), rows * n);
         return {scratch, units<S>(n)};
     } else {
         return {x, n};

@@ -61,10 +61,10 @@ at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
     if (has_gpu_cross_entropy(logits.scalar_type(), logits.device()))
         return gpu_cross_entropy(logits, targets).sum(at::kDouble);
     const auto dtype = logits.scalar_type();
-    logits = logits.to(accumulate_dtype(dtype));
     const int64_t count = logits.size(0), classes = logits.size(1);
     const auto options = logits.options().dtype(at::kDouble);
     if (runs_composed(logits)) {
+        logits = logits.to(accumulate_dtype(dtype));
         const auto target = targets.clamp_min(0).unsqueeze(1), ignored = targets.eq(kIgnored).unsqueeze(1);
         const auto normalizer = logits.logsumexp(1, /*keepdim=*/true);
         const auto losses = (normalizer - logits.gather(1, target)).masked_fill(ignored, 0);
@@ -76,19 +76,26 @@ at::Tensor loss_and_gradient(at::Tensor& logits, const at::Tensor& targets) {
     std::vector<double> losses(static_cast<size_t>(count));
     const int64_t* target = targets.const_data_ptr<int64_t>();
     dispatch(logits.scalar_type(), "linear_cross_entropy", [&](auto type) {
-        using A = decltype(type);
-        if constexpr (std::is_floating_point_v<A>) {
-            A* rows = logits.template mutable_data_ptr<A>();
-            parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
-                for_best_isa([&] {
-                    for (int64_t t = first; t < last; ++t)
-                        losses[static_cast<size_t>(t)] =
-                            loss_and_gradient(rows + t * classes, classes, target[t]);
-                });
-            });
-        }
+        using X = decltype(type);
+        using A = accumulate_t<X>;
+        X* rows = logits.template mutable_data_ptr<X>();
+        parallel_for(count, 1, [&](int, int64_t first, int64_t last) {
+            std::vector<A> wide(std::is_same_v<X, A> ? 0 : static_cast<size_t>(classes));
+            for (int64_t t = first; t < last; ++t) {
+                X* row = rows + t * classes;
+                A* values;
+                if constexpr (std::is_same_v<X, A>) {
+                    values = row;
+                } else {
+                    values = wide.data();
+                    convert(row, values, classes);
+                }
+                for_best_isa(
+                    [&] { losses[static_cast<size_t>(t)] = loss_and_gradient(values, classes, target[t]); });
+                if constexpr (!std::is_same_v<X, A>) convert(values, row, classes);
+            }
+        });
     });
-    logits = logits.to(dtype);
     return at::full({}, std::accumulate(losses.begin(), losses.end(), 0.0), options);
 }
 

@@ -15,13 +15,6 @@ namespace {
 constexpr int64_t kGrain = 16;  // tokens below which another thread costs more than it saves
 constexpr int64_t kTile = 8;    // tokens: a handful of rows of a wide layer stay in a core's second cache
 
-template <typename From, typename To>
-void convert(const From* from, To* to, int64_t count) {
-    using P = accumulate_t<From>;
-    for_values<P>(count,
-                  [&](int64_t j, const auto& lanes) { store<P>(to + j, load<P>(from + j, lanes), lanes); });
-}
-
 // Rows of a tensor as P: in place where it holds P, else converted through `scratch`.
 template <typename X, typename P>
 const P* read_rows(const at::Tensor& tensor, int64_t first, int64_t count, int64_t width, P* scratch) {
