@@ -1,4 +1,5 @@
 #include <type_traits>
+#include <utility>
 
 #include "ether/core/error.h"
 #include "ether/ops/isa.h"
@@ -23,9 +24,20 @@ ETHER_INLINE void load_all(V (&values)[T], const Block<P>& block, const P* vecto
     for (int k = 0; k < T; ++k) values[k] = load<P>(vectors + k * block.stride + j, lanes);
 }
 
-// factors[r][k] = c_k times the sum of a vector's lanes
-template <int T, int R, typename P, typename V>
-ETHER_INLINE void to_factors(const Block<P>& block, const V (&sums)[R][T], P (&factors)[R][T]) {
+// factors[r][k] = c_k (vector_k . row_r)
+template <int T, int R, int bytes, typename P>
+ETHER_INLINE void products(Isa<bytes> isa, const Block<P>& block, const P* vectors, const P* rows,
+                           P (&factors)[R][T]) {
+    using V = Vector<P, bytes>;
+    V sums[R][T] = {};
+    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
+        V vector[T];
+        load_all(vector, block, vectors, j, lanes);
+        for (int r = 0; r < R; ++r) {
+            const V row = load<P>(rows + r * block.stride + j, lanes);
+            for (int k = 0; k < T; ++k) sums[r][k] += row * vector[k];
+        }
+    });
     sums_of<P, R * T>(&sums[0][0], &factors[0][0]);
     for (int r = 0; r < R; ++r)
         for (int k = 0; k < T; ++k) factors[r][k] *= block.coefficients[k];
@@ -34,17 +46,8 @@ ETHER_INLINE void to_factors(const Block<P>& block, const V (&sums)[R][T], P (&f
 template <int T, int R, int bytes, typename P>
 ETHER_INLINE void forward_block(Isa<bytes> isa, const Block<P>& block, const P* x, P* y) {
     using V = Vector<P, bytes>;
-    V products[R][T] = {};
-    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
-        V right[T];
-        load_all(right, block, block.right, j, lanes);
-        for (int r = 0; r < R; ++r) {
-            const V row = load<P>(x + r * block.stride + j, lanes);
-            for (int k = 0; k < T; ++k) products[r][k] += row * right[k];
-        }
-    });
     P of_x[R][T];
-    to_factors(block, products, of_x);
+    products<T, R>(isa, block, block.right, x, of_x);
     for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
         V left[T];
         load_all(left, block, block.left, j, lanes);
@@ -56,36 +59,15 @@ ETHER_INLINE void forward_block(Isa<bytes> isa, const Block<P>& block, const P* 
     });
 }
 
-// grad_x (null: not wanted) = g + sum_k c_k right_k (left_k . g)
-template <int T, int R, int bytes, typename P>
-ETHER_INLINE void backward_frozen_block(Isa<bytes> isa, Block<P> block, const P* g, P* grad_x) {
-    std::swap(block.left, block.right);
-    if (grad_x) forward_block<T, R>(isa, block, g, grad_x);
-}
-
-// The same, and the vectors' gradients, added to the sums (null: not wanted): two passes over everything.
-// reflects: left is right, and their gradient is one, sum_left.
+// grad_x = g + sum_k c_k right_k (left_k . g); the vectors' gradients are added to the sums. What is null is
+// not wanted. reflects: left is right, and their gradient is one, sum_left.
 template <int T, int R, bool reflects, int bytes, typename P>
 ETHER_INLINE void backward_block(Isa<bytes> isa, const Block<P>& block, const P* x, const P* g, P* grad_x,
                                  P* sum_left, P* sum_right) {
     using V = Vector<P, bytes>;
-    V products_g[R][T] = {}, products_x[R][T] = {};
-    for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
-        V left[T], right[T];
-        load_all(left, block, block.left, j, lanes);
-        load_all(right, block, reflects ? block.left : block.right, j, lanes);
-        for (int r = 0; r < R; ++r) {
-            const V row_g = load<P>(g + r * block.stride + j, lanes);
-            const V row_x = load<P>(x + r * block.stride + j, lanes);
-            for (int k = 0; k < T; ++k) {
-                products_g[r][k] += row_g * left[k];
-                products_x[r][k] += row_x * right[k];
-            }
-        }
-    });
     P of_g[R][T], of_x[R][T];
-    to_factors(block, products_g, of_g);
-    to_factors(block, products_x, of_x);
+    products<T, R>(isa, block, block.left, g, of_g);
+    products<T, R>(isa, block, block.right, x, of_x);
     for_vectors<P>(isa, block.size, block.room, [&](int64_t j, const auto& lanes) {
         V right[T], left_sums[T] = {}, right_sums[T] = {};
         load_all(right, block, block.right, j, lanes);
@@ -136,11 +118,11 @@ template <int T, typename P, typename Body>
 ETHER_INLINE void for_blocks(const Rank1View<P>& form, int64_t first, int64_t count, Body&& body) {
     const int64_t width = form.width();
     int64_t t = 0;
-    auto run = [&](auto together) {
-        for (; t + together <= count; t += together)
+    auto run = [&](auto tokens) {
+        for (; t + tokens <= count; t += tokens)
             for (int64_t offset = 0; offset < width; offset += form.size) {
                 const int64_t entry = form.offset(first + t) + offset;
-                body(together, t * width + offset, entry,
+                body(tokens, t * width + offset, entry,
                      Block<P>{form.coefficients, form.left + entry, form.right + entry, width, form.size,
                               width - offset});
             }
@@ -156,8 +138,8 @@ void rank1_forward(const Rank1View<P>& form, const P* x, P* y, int64_t first, in
     with_terms(form.terms, [&](auto terms) {
         for_best_isa([&](auto isa) {
             for_blocks<terms>(form, first, count,
-                              [&](auto together, int64_t at, int64_t, const Block<P>& block) {
-                                  forward_block<terms, together>(isa, block, x + at, y + at);
+                              [&](auto tokens, int64_t at, int64_t, const Block<P>& block) {
+                                  forward_block<terms, tokens>(isa, block, x + at, y + at);
                               });
         });
     });
@@ -171,17 +153,22 @@ void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* gr
                reflects = form.left == form.right && grad_left == grad_right;
     with_terms(form.terms, [&](auto terms) {
         for_best_isa([&](auto isa) {
+            if (!trained) {
+                if (!grad_x) return;
+                for_blocks<terms>(form, first, count, [&](auto tokens, int64_t at, int64_t, Block<P> block) {
+                    std::swap(block.left, block.right);
+                    forward_block<terms, tokens>(isa, block, grad_y + at, grad_x + at);
+                });
+                return;
+            }
             for_blocks<terms>(
-                form, first, count, [&](auto together, int64_t at, int64_t entry, const Block<P>& block) {
-                    const P *g = grad_y + at, *x_at = shifted(x, at);
-                    P *to = shifted(grad_x, at), *left = shifted(grad_left, entry),
-                      *right = shifted(grad_right, entry);
-                    if (!trained)
-                        backward_frozen_block<terms, together>(isa, block, g, to);
-                    else if (reflects)
-                        backward_block<terms, together, true>(isa, block, x_at, g, to, left, right);
-                    else
-                        backward_block<terms, together, false>(isa, block, x_at, g, to, left, right);
+                form, first, count, [&](auto tokens, int64_t at, int64_t entry, const Block<P>& block) {
+                    const auto run = [&](auto same) __attribute__((always_inline)) {
+                        backward_block<terms, tokens, same>(isa, block, x + at, grad_y + at,
+                                                            shifted(grad_x, at), shifted(grad_left, entry),
+                                                            shifted(grad_right, entry));
+                    };
+                    reflects ? run(std::true_type()) : run(std::false_type());
                 });
         });
     });

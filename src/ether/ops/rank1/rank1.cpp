@@ -60,7 +60,8 @@ class Rank1Op : public RowOpOf<Rank1Op> {
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
         // Autograd adds the two gradients of vectors that are both; so both go to the first.
-        const bool one = address(parameters[0]) == address(parameters[1]) && grad.parameters[1];
+        const bool one =
+            address(parameters[0]) == address(parameters[1]) && grad.parameters[0] && grad.parameters[1];
         rank1_backward(view(tile), tile.x[0], grad.y, grad.x[0], grad.parameters[0],
                        grad.parameters[one ? 0 : 1], tile.first, tile.count);
     }
