@@ -73,6 +73,27 @@ TEST_P(Rank1, EqualsReferenceAndItsGradient) {
     EXPECT_TRUE(gradcheck(function, {{"x", x}, {"left", left}, {"right", right}}));
 }
 
+TEST_P(Rank1, VectorsThatAreLeftAndRight) {  // a reflection's, with one gradient
+    const auto both = [&](const Tensors& in) { return rank1(in[0], in[1], in[1], coefficients(), rows()); };
+    EXPECT_TRUE(gradcheck(both, {{"x", x}, {"both", left}}));
+    EXPECT_TRUE(gradcheck([&](const Tensors& in) { return both({x, in[0]}); }, {{"both", left}}));
+    // In one memory, but only one of them trained: as if it had its own.
+    const auto upstream = normal(x.sizes(), 4);
+    const auto gradient = [&](at::ScalarType dtype, bool of_left, bool own_memory) {
+        const auto trained = left.to(dtype).clone().requires_grad_(true);
+        const auto frozen = own_memory ? trained.detach().clone() : trained.detach();
+        const auto &l = of_left ? trained : frozen, &r = of_left ? frozen : trained;
+        rank1(x.to(dtype), l, r, coefficients(), rows()).backward(upstream.to(dtype));
+        return trained.grad();
+    };
+    for (const bool of_left : {true, false}) {
+        const auto exact = gradient(at::kDouble, of_left, true);
+        EXPECT_TRUE(near(gradient(at::kDouble, of_left, false), exact, 1e-14));
+        EXPECT_TRUE(near(gradient(at::kFloat, of_left, false), exact,
+                         kFloatEps * static_cast<double>(4 + c.size + c.tokens)));
+    }
+}
+
 TEST_P(Rank1, NarrowTypesFollowDouble) {
     const auto exact =
         rank1_reference(x.to(at::kFloat), left.to(at::kFloat), right.to(at::kFloat), coefficients(), rows());
