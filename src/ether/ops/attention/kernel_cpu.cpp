@@ -318,7 +318,7 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
                     }
                 });
                 const P* used = shape.dropout > 0 ? dropped : p;  // the probabilities that met v
-                // to (keys, dim) += scale x^T y, summed over the rows that see a key
+                // to (keys, dim) += factor x^T y, summed over the rows that see a key
                 const auto add_to_keys = [&](const P* x, const S* y, P factor, P* to) {
                     const auto x_rows = over_rows<S>(x, width, tile.rows, width, left);
                     const auto y_rows = over_rows<S>(y + q_at, q_stride, tile.rows, dim, right);

@@ -149,18 +149,15 @@ template <typename P>
 void rank1_backward(const Rank1View<P>& form, const P* x, const P* grad_y, P* grad_x, P* grad_left,
                     P* grad_right, int64_t first, int64_t count) {
     const auto shifted = [](auto* pointer, int64_t by) { return pointer ? pointer + by : nullptr; };
-    const bool trained = grad_left || grad_right,
-               reflects = form.left == form.right && grad_left == grad_right;
+    if (!grad_left && !grad_right) {  // the same form, from the other side
+        auto turned = form;
+        std::swap(turned.left, turned.right);
+        if (grad_x) rank1_forward(turned, grad_y, grad_x, first, count);
+        return;
+    }
+    const bool reflects = form.left == form.right && grad_left == grad_right;
     with_terms(form.terms, [&](auto terms) {
         for_best_isa([&](auto isa) {
-            if (!trained) {
-                if (!grad_x) return;
-                for_blocks<terms>(form, first, count, [&](auto tokens, int64_t at, int64_t, Block<P> block) {
-                    std::swap(block.left, block.right);
-                    forward_block<terms, tokens>(isa, block, grad_y + at, grad_x + at);
-                });
-                return;
-            }
             for_blocks<terms>(
                 form, first, count, [&](auto tokens, int64_t at, int64_t entry, const Block<P>& block) {
                     const auto run = [&](auto same) __attribute__((always_inline)) {
