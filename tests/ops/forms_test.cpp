@@ -71,6 +71,7 @@ TEST_P(Rank1, EqualsReferenceAndItsGradient) {
     EXPECT_TRUE(
         near(function({x, left, right}), rank1_reference(x, left, right, coefficients(), rows()), 1e-14));
     EXPECT_TRUE(gradcheck(function, {{"x", x}, {"left", left}, {"right", right}}));
+    EXPECT_TRUE(gradcheck([&](const Tensors& in) { return function({in[0], left, right}); }, {{"x", x}}));
 }
 
 TEST_P(Rank1, VectorsThatAreLeftAndRight) {  // a reflection's, with one gradient
