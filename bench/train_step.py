@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--steps", default="5")
     parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
     parser.add_argument("--methods", default="none,ether,ether+,lora")
+    parser.add_argument("--memory", default="fast", choices=["fast", "low"], help="of ether's steps")
     parser.add_argument("--ether", default=str(ROOT / "build/release/bin/ether"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +67,7 @@ def main():
         peer = peer_step(model, options.dtype, sizes)
         print(f"PEFT LoRA r=8   {peer['tokens_per_second']:7.0f} tok/s  {peer['peak_rss_bytes'] / 1e9:5.2f} GB")
         for method in options.methods.split(","):
-            ours = our_step(options.ether, model, options.dtype, sizes, method)
+            ours = our_step(options.ether, model, options.dtype, sizes, method, ["--memory", options.memory])
             print(f"ether {method:9} {ours['tokens_per_second']:7.0f} tok/s  {ours['peak_rss_bytes'] / 1e9:5.2f} GB  "
                   f"{ours['tokens_per_second'] / peer['tokens_per_second']:.2f} x PEFT LoRA, "
                   f"{ours['peak_rss_bytes'] / peer['peak_rss_bytes']:.2f} of its memory, "

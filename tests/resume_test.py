@@ -134,6 +134,9 @@ class ResumeTest(RunTest):
         code, words, run = self.resumed(lambda run: None, [20], ["--threads", "2"])
         self.assertEqual(code, 0, words)
         self.assertIn("the run began on cpu, 1 threads and goes on on cpu, 2 threads", words)
+        code, words, run = self.resumed(setting(("memory = 'auto'", "memory = 'low'")), [20])
+        self.assertEqual(code, 0, words)
+        self.assertIn("the run began on cpu, 1 threads and goes on on cpu, 1 threads, in pieces of 256 tokens", words)
         code, words, run = self.resumed(lambda run: None, [], ["--threads", "2"])  # nothing is left to do
         self.assertEqual((code, "warning" in words), (0, False), words)
         code, words, run = self.resumed(lose_adapter, [20])

@@ -94,6 +94,10 @@ int train_step_main(int argc, char** argv) {
          .value = &options.checkpoint_activations,
          .help =
              "keep of each block its input and last product alone, and compute the rest again in backward"},
+        {.name = "memory",
+         .value = &options.memory,
+         .help = "low: in pieces of a few hundred tokens, as in ether train",
+         .choices = {"fast", "low"}},
     });
     if (!line.parse(argc, argv)) return 0;
     const auto result = eval::bench_train_step(common.open(line, options.adapter, options.input), options);

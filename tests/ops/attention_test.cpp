@@ -138,6 +138,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"causal", kRagged, kRagged, 2, 2, 8, true, 0},
                     Case{"grouped", kRagged, kRagged, 4, 2, 4, true, 0},
                     Case{"one_kv_head", {5, 9}, {5, 9}, 3, 1, 6, false, 0},
+                    Case{"one_long", {200}, {200}, 3, 1, 6, true, 0},
+                    Case{"nobody_asks", {0, 3, 0}, {4, 3, 2}, 2, 1, 4, true, 0},
                     Case{"window", kRagged, kRagged, 2, 1, 4, true, 7},
                     Case{"window_of_one", {70}, {70}, 1, 1, 4, true, 1},
                     Case{"prefix", kRagged, {4, 66, 67, 68, 133}, 2, 1, 4, true, 0},

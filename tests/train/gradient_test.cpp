@@ -39,12 +39,12 @@ struct Step {
 };
 
 Step step(AdaptedModel& model, const tasks::Task& task, const std::vector<data::Sequence>& data,
-          int64_t batch, int threads, int64_t checkpoints = 0) {
+          int64_t batch, int threads, const MemoryMode& memory = {}) {
     set_num_threads(threads);
     data::BatchRows rows(data.size());
     std::iota(rows.begin(), rows.end(), 0);
     model.parameters().clear_grads();
-    Step result{accumulate_gradients(model, task, data, rows, {batch, Random(5), checkpoints}), {}};
+    Step result{accumulate_gradients(model, task, data, rows, {batch, Random(5), memory}), {}};
     for (const auto& parameter : model.parameters().trained())
         result.gradients.push_back(parameter.value.grad().clone());
     return result;
@@ -77,6 +77,12 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
             expect_same(whole, cut, 1e-6);
             expect_same(cut, step(model, *task, data, batch, threads), 0);
         }
+        for (const auto& [tokens, threads] : {std::pair{1, 1}, {30, 1}, {200, 3}}) {
+            const MemoryMode pieces{.piece_tokens = tokens};
+            const auto cut = step(model, *task, data, 40, threads, pieces);
+            expect_same(whole, cut, 1e-6);
+            expect_same(cut, step(model, *task, data, 40, threads, pieces), 0);
+        }
     }
 }
 
@@ -101,7 +107,8 @@ TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
         for (const auto& [batch, threads] : {std::pair{40, 1}, {7, 1}, {40, 2}}) {
             const auto plain = step(model, *task, data, batch, threads);
             for (int64_t blocks = 1; blocks <= model.model().shape().layers; ++blocks)
-                expect_same(plain, step(model, *task, data, batch, threads, blocks), 0);
+                expect_same(plain, step(model, *task, data, batch, threads, {.checkpointed_blocks = blocks}),
+                            0);
         }
     }
 }

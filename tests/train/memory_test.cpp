@@ -40,6 +40,32 @@ TEST(Memory, AsFewBlocksAsItTakesAreCheckpointed) {
     EXPECT_EQ(estimate.blocks_to_checkpoint(100), 8);
 }
 
+TEST(Memory, TheFastestModeThatFitsIsChosen) {
+    const MemoryEstimate at_once{.blocks = 8, .block = 100, .checkpoint = 10, .rest = 5},
+        in_pieces{.blocks = 8, .block = 50, .checkpoint = 5, .rest = 5};
+    const auto mode = [&](int64_t available, BlockRange blocks, bool pieces = true) {
+        const auto chosen = fastest_that_fits(at_once, pieces ? std::optional(in_pieces) : std::nullopt, 256,
+                                              blocks, available);
+        return std::pair(chosen.piece_tokens, chosen.checkpointed_blocks);
+    };
+    using Mode = std::pair<int64_t, int64_t>;
+    EXPECT_EQ(mode(805, {0, 8}), Mode(0, 0));
+    EXPECT_EQ(mode(804, {0, 8}), Mode(256, 0));
+    EXPECT_EQ(mode(405, {0, 8}), Mode(256, 0));
+    EXPECT_EQ(mode(404, {0, 8}), Mode(256, 2));
+    EXPECT_EQ(mode(100, {0, 0}), Mode(256, 0));       // no block can be run again
+    EXPECT_EQ(mode(804, {0, 8}, false), Mode(0, 2));  // batches do not pass in pieces
+    EXPECT_EQ(mode(235, {8, 8}), Mode(0, 8));         // all blocks are wanted so
+    EXPECT_EQ(mode(234, {8, 8}), Mode(256, 8));
+    EXPECT_EQ(fastest_that_fits(at_once, at_once, 256, {}, 1).piece_tokens, 0);  // which spares nothing
+}
+
+TEST(Memory, APieceHoldsTheLongestSequence) {
+    EXPECT_EQ(largest_piece({1000, 100}, 256).tokens, 256);
+    EXPECT_EQ(largest_piece({1000, 400}, 256).tokens, 400);
+    EXPECT_EQ(largest_piece({200, 100}, 256).tokens, 200);
+}
+
 TEST(Memory, TheLargestBatchIsOfTheLongest) {
     const auto batch = largest_batch({3, 9, 1, 7}, 2);
     EXPECT_EQ(batch.tokens, 16);
@@ -47,9 +73,9 @@ TEST(Memory, TheLargestBatchIsOfTheLongest) {
 }
 
 TEST(Memory, ARunThatCannotFitSaysWhatToChange) {
-    EXPECT_NO_THROW(check_memory({.trained = 1, .rest = 2}, 0, 3));
+    EXPECT_NO_THROW(check_memory({.trained = 1, .rest = 2}, 0, 3, ""));
     try {
-        check_memory({.trained = 1'000'000'000, .rest = 2'500'000'000}, 0, 3'000'000'000);
+        check_memory({.trained = 1'000'000'000, .rest = 2'500'000'000}, 0, 3'000'000'000, "lower --batch");
         FAIL();
     } catch (const Error& error) {
         EXPECT_EQ(error.kind(), ErrorKind::memory);

@@ -145,6 +145,19 @@ TEST_F(Runs, AccumulationIsTheLargeBatch) {
     }
 }
 
+TEST_F(Runs, LittleMemoryIsTheLargeBatch) {
+    auto fast = config("bert_bare", "fast");
+    fast.batch = 64, fast.max_steps = 4, fast.memory = "fast";
+    auto low = fast;
+    low.out = folder / "low", low.memory = "low";
+    const auto one = run(fast), two = run(low);
+    ASSERT_EQ(one.steps.size(), two.steps.size());
+    for (size_t i = 0; i < one.steps.size(); ++i) {
+        EXPECT_NEAR(two.steps[i].loss, one.steps[i].loss, 1e-6 * one.steps[i].loss);
+        EXPECT_EQ(two.steps[i].tokens, one.steps[i].tokens);
+    }
+}
+
 TEST_F(Runs, RefusesWhatCannotWork) {
     auto settings = config("bert_bare", "run");
     run(settings);
@@ -167,6 +180,8 @@ TEST_F(Runs, RefusesWhatCannotWork) {
     settings.method = "id3";
     settings.accumulate = 2;
     EXPECT_FAILS(usage, "use --accumulate 1", run(settings));
+    settings.accumulate = 1, settings.memory = "low";
+    EXPECT_FAILS(usage, "--memory low: method id3 looks at", run(settings));
     settings = config("bert_bare", "schedule");
     settings.method = "adalora";
     settings.method_options = {{"tinit", "100"}};

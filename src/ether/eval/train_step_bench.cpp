@@ -13,6 +13,7 @@
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
 #include "ether/train/gradient.h"
+#include "ether/train/memory.h"
 #include "ether/train/optimizer.h"
 
 namespace ether::eval {
@@ -48,7 +49,7 @@ double train_flops_per_token(const nn::Model& model, int64_t tokens) {
 }
 
 double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_t steps,
-                   int64_t checkpointed_blocks) {
+                   const train::MemoryMode& memory) {
     std::unique_ptr<tasks::Task> task;
     if (model.model().shape().head == nn::Head::causal_lm)
         task = std::make_unique<tasks::CausalLm>();
@@ -67,9 +68,9 @@ double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_
     const int64_t unmeasured = graphs ? 3 : 1;  // a graph is recorded in the third step
     for (int64_t step = 0; step < unmeasured + steps; ++step) {
         const auto start = Clock::now();
-        train::accumulate_gradients(model, *task, sequences, rows,
-                                    {input.batch, Random(input.seed).stream(static_cast<uint64_t>(step)),
-                                     checkpointed_blocks, graphs.get()});
+        train::accumulate_gradients(
+            model, *task, sequences, rows,
+            {input.batch, Random(input.seed).stream(static_cast<uint64_t>(step)), memory, graphs.get()});
         model.after_backward({step, unmeasured + steps});
         optimizer.step(1);
         model.after_update({.step = step + 1, .total = unmeasured + steps});
@@ -89,8 +90,10 @@ TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainSt
     if (frozen) config = {.method = "ether", .targets = {.modules = "attention", .layers = "0"}};
     methods::AdaptedModel model(std::move(base), config);
     TrainStepResult result;
-    result.median_seconds = median_step(model, options.input, options.steps,
-                                        options.checkpoint_activations ? model.model().shape().layers : 0);
+    train::MemoryMode memory;
+    if (options.memory == "low") memory.piece_tokens = train::piece_tokens(model.model().device());
+    if (options.checkpoint_activations) memory.checkpointed_blocks = model.model().shape().layers;
+    result.median_seconds = median_step(model, options.input, options.steps, memory);
     const auto total = static_cast<double>(options.input.batch * options.input.tokens);
     result.tokens_per_second = total / result.median_seconds;
     rusage usage{};

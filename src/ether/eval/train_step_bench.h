@@ -7,6 +7,7 @@
 #include "ether/eval/bench_input.h"
 #include "ether/methods/adapted_model.h"
 #include "ether/ops/gemm/rate.h"
+#include "ether/train/gradient.h"
 
 namespace ether::eval {
 
@@ -15,6 +16,7 @@ struct TrainStepOptions {
     BenchInput input;
     int64_t steps = 5;
     bool checkpoint_activations = false;
+    std::string memory = "fast";  // or "low", as --memory of ether train
 };
 
 struct TrainStepResult {
@@ -31,7 +33,7 @@ struct TrainStepResult {
 
 // Median seconds of a training step on random tokens, after one that warms up.
 double median_step(methods::AdaptedModel& model, const BenchInput& input, int64_t steps,
-                   int64_t checkpointed_blocks = 0);
+                   const train::MemoryMode& memory = {});
 
 TrainStepResult bench_train_step(const io::Checkpoint& checkpoint, const TrainStepOptions& options);
 

@@ -47,6 +47,24 @@ std::vector<data::BatchRows> balanced(std::span<const data::Sequence> sequences,
     return pieces;
 }
 
+// Rows in consecutive pieces of at most so many tokens, or of one row; 0: in one piece.
+std::vector<data::BatchRows> in_pieces(std::span<const data::Sequence> sequences, const data::BatchRows& rows,
+                                       int64_t most_tokens) {
+    if (most_tokens == 0) return {rows};
+    std::vector<data::BatchRows> pieces;
+    int64_t tokens = 0;  // of the last piece
+    for (const auto row : rows) {
+        const auto own = static_cast<int64_t>(sequences[static_cast<size_t>(row)].ids.size());
+        if (pieces.empty() || tokens + own > most_tokens) {
+            pieces.emplace_back();
+            tokens = 0;
+        }
+        pieces.back().push_back(row);
+        tokens += own;
+    }
+    return pieces;
+}
+
 // Methods that look at a pass as a whole, and copies of whole weights' gradients, are neither for slices nor
 // for graphs.
 bool has_plain_passes(methods::AdaptedModel& model) {
@@ -80,6 +98,8 @@ at::Tensor loss_share(methods::AdaptedModel& model, const tasks::Task& task, nn:
 
 }  // namespace
 
+bool can_pass_in_pieces(methods::AdaptedModel& model) { return !model.wants_weight_grad(); }
+
 bool can_checkpoint(methods::AdaptedModel& model) {
     return model.forward_passes() == 1 && !model.wants_weight_grad() && !model.inserts_modules();
 }
@@ -97,10 +117,13 @@ void check_can_checkpoint(methods::AdaptedModel& model) {
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
                               std::span<const data::Sequence> sequences, const data::BatchRows& rows,
                               const StepOptions& options) {
-    if (options.checkpointed_blocks > 0) check_can_checkpoint(model);
+    if (options.memory.checkpointed_blocks > 0) check_can_checkpoint(model);
     const auto device = model.model().device();
     const int threads = device.is_cpu() && has_plain_passes(model) ? num_threads() : 1;
-    const auto cuts = data::cut(rows, options.batch);
+    std::vector<data::BatchRows> cuts;
+    for (const auto& micro : data::cut(rows, options.batch))
+        for (auto& piece : in_pieces(sequences, micro, options.memory.piece_tokens))
+            cuts.push_back(std::move(piece));
     std::vector<std::vector<data::Batch>> micro_batches;
     StepSums sums;
     double weight = 0;
@@ -115,7 +138,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
     }
     std::vector<at::Tensor> trained;
     for (const auto& parameter : model.parameters().trained()) trained.push_back(parameter.value);
-    const bool plain = has_plain_passes(model) && options.checkpointed_blocks == 0 && !trained.empty();
+    const bool plain = has_plain_passes(model) && options.memory.checkpointed_blocks == 0 && !trained.empty();
     auto* const graphs = plain ? options.graphs : nullptr;
     const auto share = [&model, &task, random = options.random, weight](const nn::Pass& pass) {
         return loss_share(model, task, pass, random, weight);
@@ -129,7 +152,7 @@ StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& t
                             .first_token = token,
                             .first_sequence = sequence,
                             .bound = slices.size() > 1,
-                            .checkpointed_blocks = options.checkpointed_blocks};
+                            .checkpointed_blocks = options.memory.checkpointed_blocks};
         };
         std::vector<nn::Pass> passes;
         for (const auto& slice : slices) {

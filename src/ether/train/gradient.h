@@ -15,11 +15,19 @@
 
 namespace ether::train {
 
-struct StepOptions {
-    int64_t batch = 32;               // sequences of a micro-batch
-    Random random{0};                 // of this step's dropouts
+// How a step spares memory.
+struct MemoryMode {
+    // A micro-batch passes in pieces of at most so many tokens (or one sequence), one after the other, with
+    // all threads in each where one alone would be too short for slices; 0: at once.
+    int64_t piece_tokens = 0;
     int64_t checkpointed_blocks = 0;  // run again in backward; the same bits, for about a third more time
-    PassGraphs* graphs = nullptr;     // of all steps, on devices that they suit
+};
+
+struct StepOptions {
+    int64_t batch = 32;  // sequences of a micro-batch
+    Random random{0};    // of this step's dropouts
+    MemoryMode memory;
+    PassGraphs* graphs = nullptr;  // of all steps, on devices that they suit
 };
 
 struct StepSums {
@@ -27,6 +35,8 @@ struct StepSums {
     int64_t tokens = 0;
 };
 
+// Whether a micro-batch of this model can pass in pieces.
+bool can_pass_in_pieces(methods::AdaptedModel& model);
 // Whether this model's blocks can be run again in backward.
 bool can_checkpoint(methods::AdaptedModel& model);
 // An Error of kind usage where they cannot.

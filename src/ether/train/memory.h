@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "ether/methods/adapted_model.h"
+#include "ether/train/gradient.h"
 
 namespace ether::train {
 
@@ -17,6 +20,7 @@ struct MemoryEstimate {
 
     int64_t activations(int64_t checkpointed_blocks) const;
     int64_t total(int64_t checkpointed_blocks) const { return trained + activations(checkpointed_blocks); }
+    bool evaluates_with_more() const { return evaluation >= rest + blocks * block; }
     // The fewest checkpointed blocks with which it fits; all if it does not.
     int64_t blocks_to_checkpoint(int64_t available) const;
 };
@@ -27,14 +31,29 @@ struct LargestBatch {
 };
 // Of `batch` of these lengths, the longest ones.
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
+// Of the pieces in which such batches pass (MemoryMode).
+LargestBatch largest_piece(const LargestBatch& batch, int64_t piece_tokens);
+
+// The tokens of a piece with which the device still multiplies about as fast as with more.
+int64_t piece_tokens(at::Device device);
 
 // What is needed, besides the base weights that are loaded already, for training on micro-batches of that
 // size and evaluating on such batches. Binds the adapter's forms to look at them, and leaves none bound.
 MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
                                const LargestBatch& evaluation);
 
-// Throws, saying what to change, if the estimate is beyond what is available.
+// How many blocks are checkpointed at least, and at most.
+struct BlockRange {
+    int64_t least = 0, most = 0;
+};
+
+// The fastest way that fits: at once; in pieces; in pieces, with as few more checkpointed blocks as it takes.
+// in_pieces: absent where the model's batches cannot pass so.
+MemoryMode fastest_that_fits(const MemoryEstimate& at_once, const std::optional<MemoryEstimate>& in_pieces,
+                             int64_t piece_tokens, BlockRange checkpointed, int64_t available);
+
+// Throws if the estimate is beyond what is available; advice: what to change.
 void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available,
-                  bool resumed = false);
+                  const std::string& advice);
 
 }  // namespace ether::train

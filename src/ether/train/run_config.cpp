@@ -191,11 +191,18 @@ Fields RunConfig::fields() {
          .value = &dtype,
          .help = "of weights and activations; auto: as stored",
          .choices = {"auto", "f32", "bf16"}},
+        {.name = "memory",
+         .value = &memory,
+         .help = "low: a batch passes in pieces of a few hundred tokens, and no more than these have "
+                 "activations at a time (the same result but for rounding, a few percent slower); fast: at "
+                 "once; auto: fast where it fits, else low, and that is said",
+         .choices = {"auto", "fast", "low"}},
         {.name = "checkpoint-activations",
          .value = &checkpoint_activations,
-         .help = "keep of each block its input and its last product alone, and compute the rest again in "
-                 "backward: the same result in a fraction of the memory, for about a third more time; where "
-                 "a run fits only so, as many blocks as it takes do it by themselves"},
+         .help =
+             "keep of each block its input and its last product alone, and compute the rest again in "
+             "backward: the same result in a fraction of the memory, for about a third more time; where "
+             "a run does not fit with --memory low either, as many blocks as it takes do it by themselves"},
         {.name = "force",
          .value = &force,
          .help = "go on where the memory estimate says the run cannot fit, or where --adapter was trained on "
@@ -364,7 +371,7 @@ std::map<std::string, std::string> deciding_settings(RunConfig config) {
                                     "adapter",      "text-column", "pair-column", "quoting",
                                     "label-column", "threads",     "force",       "eval-batch",
                                     "patience",     "save-every",  "keep",        "checkpoint-activations",
-                                    "device"};
+                                    "device",       "memory"};
     config.batch *= config.accumulate;  // a step's examples, however they are cut
     config.accumulate = 1;
     std::map<std::string, std::string> settings;

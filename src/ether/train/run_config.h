@@ -34,7 +34,7 @@ struct RunConfig {
 
     int64_t eval_every = 0, eval_batch = 64, patience = 0, save_every = 0, keep = 2;
     int64_t seed = 0, threads = 0;
-    std::string dtype = "auto", device = "auto";
+    std::string dtype = "auto", device = "auto", memory = "auto";
     bool force = false, checkpoint_activations = false;
 
     // Options of the method are not among them; see method_fields.

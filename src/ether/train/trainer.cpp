@@ -38,8 +38,11 @@ double seconds_since(Clock::time_point start) {
 }
 
 // What an order of sums depends on.
-std::string machine(const nn::Model& model) {
-    return model.device().is_cpu() ? fmt::format("cpu, {} threads", num_threads()) : model.device().str();
+std::string machine(const nn::Model& model, const MemoryMode& memory) {
+    auto text =
+        model.device().is_cpu() ? fmt::format("cpu, {} threads", num_threads()) : model.device().str();
+    if (memory.piece_tokens) text += fmt::format(", in pieces of {} tokens", memory.piece_tokens);
+    return text;
 }
 
 }  // namespace
@@ -100,17 +103,54 @@ AdamW Trainer::make_optimizer() {
 }
 
 void Trainer::choose_memory_mode() {
-    const auto training = largest_batch(data::lengths_of(setup_.training), config_.batch),
-               evaluation = largest_batch(data::lengths_of(setup_.evaluation), config_.eval_batch);
-    const int64_t available = ops::free_memory(setup_.model->model().device());
-    const auto estimate = estimate_memory(*setup_.model, training, evaluation);
-    if (config_.checkpoint_activations) {
-        check_can_checkpoint(*setup_.model);
-        checkpointed_blocks_ = estimate.blocks;
-    } else if (can_checkpoint(*setup_.model)) {
-        checkpointed_blocks_ = estimate.blocks_to_checkpoint(available);
+    auto& model = *setup_.model;
+    const auto device = model.model().device();
+    const int64_t available = ops::free_memory(device), tokens = piece_tokens(device);
+    if (config_.checkpoint_activations) check_can_checkpoint(model);
+    const auto training = largest_batch(data::lengths_of(setup_.training), config_.batch);
+    eval_batch_ = config_.eval_batch;
+    const auto estimate_of = [&](const LargestBatch& batch) {
+        return estimate_memory(model, batch, largest_batch(data::lengths_of(setup_.evaluation), eval_batch_));
+    };
+    const auto at_once = estimate_of(training);
+    std::optional<MemoryEstimate> in_pieces;
+    if (can_pass_in_pieces(model)) {
+        const auto piece = largest_piece(training, tokens);
+        in_pieces = estimate_of(piece);
+        for (; eval_batch_ > 1 && in_pieces->evaluates_with_more(); in_pieces = estimate_of(piece))
+            eval_batch_ /= 2;
+    } else if (config_.memory == "low") {
+        fail(ErrorKind::usage,
+             "--memory low: method {} looks at the weights' gradients of a whole batch, which are only there "
+             "if it passes in one piece; leave the option out",
+             model.method_name());
     }
-    if (!config_.force) check_memory(estimate, checkpointed_blocks_, available, resume_);
+    const int64_t most = can_checkpoint(model) ? at_once.blocks : 0,
+                  least = config_.checkpoint_activations ? most : 0;
+    if (config_.memory == "auto")
+        memory_ = fastest_that_fits(at_once, in_pieces, tokens, {least, most}, available);
+    else if (config_.memory == "low")
+        memory_ = {tokens, std::clamp(in_pieces->blocks_to_checkpoint(available), least, most)};
+    else
+        memory_ = {0, least};
+    if (memory_.piece_tokens == 0) eval_batch_ = config_.eval_batch;
+    if (memory_.piece_tokens && config_.memory == "auto")
+        warnings_.push_back(
+            fmt::format("a batch at once needs more memory than is free: it passes in pieces of {} tokens, "
+                        "as with --memory "
+                        "low, which takes a few percent longer",
+                        memory_.piece_tokens));
+    if (!config_.force)
+        check_memory(memory_.piece_tokens ? *in_pieces : at_once, memory_.checkpointed_blocks, available,
+                     memory_advice());
+}
+
+std::string Trainer::memory_advice() const {
+    if (config_.memory == "fast") return "use --memory auto or low";
+    if (memory_.piece_tokens) return resume_ ? "make room for it" : "lower --max-length, or use --dtype bf16";
+    return resume_ ? "in its run.toml, lower batch as much as you raise accumulate"
+                   : "lower --batch (and raise --accumulate to keep the result) or --max-length, or use "
+                     "--dtype bf16";
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
@@ -125,10 +165,10 @@ RunInfo Trainer::info(int64_t first_step) const {
             .model_parameters = setup_.model->model().parameter_count(),
             .training_examples = static_cast<int64_t>(setup_.training.size()),
             .eval_examples = static_cast<int64_t>(setup_.evaluation.size()),
-            .device = fmt::format("{}, {}", machine(setup_.model->model()),
+            .device = fmt::format("{}, {}", machine(setup_.model->model(), memory_),
                                   io::dtype_name(setup_.model->model().dtype())),
             .blocks = setup_.model->model().shape().layers,
-            .checkpointed_blocks = checkpointed_blocks_,
+            .checkpointed_blocks = memory_.checkpointed_blocks,
             .method = setup_.model->method_name(),
             .task = classes > 1 ? fmt::format("{} classes", classes) : setup_.task->name(),
             .learning_rate = config_.learning_rate(),
@@ -162,7 +202,7 @@ StepReport Trainer::train_step(int64_t step) {
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums = accumulate_gradients(*setup_.model, *setup_.task, setup_.training, rows,
-                                           {config_.batch, random, checkpointed_blocks_, graphs_.get()});
+                                           {config_.batch, random, memory_, graphs_.get()});
     if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
     StepReport report;
     report.loss = sums.loss;
@@ -187,7 +227,7 @@ bool Trainer::evaluate(RunProgress& progress) {
     const auto start = Clock::now();
     EvalReport report{.step = progress.step};
     try {
-        report.scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, config_.eval_batch);
+        report.scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, eval_batch_);
     } catch (const Interrupted&) {
         return false;
     }
@@ -247,7 +287,7 @@ void Trainer::open_folder(RunProgress& progress) {
     if (!resume_) {
         state_.clear();
         progress.inputs = setup_.inputs;
-        progress.machine = machine(setup_.model->model());
+        progress.machine = machine(setup_.model->model(), memory_);
         progress.settings = deciding_settings(config_);
         return;
     }
@@ -262,10 +302,11 @@ void Trainer::resume(RunProgress& progress) {
     for (const auto& reason : skipped)
         warnings_.push_back(fmt::format(
             "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
-    if (const auto now = machine(setup_.model->model()); progress.machine != now && !progress.finished)
+    if (const auto now = machine(setup_.model->model(), memory_);
+        progress.machine != now && !progress.finished)
         warnings_.push_back(
             fmt::format("the run began on {} and goes on on {}: sums are added in another "
-                        "order, so its end differs by rounding; --threads and --device keep it",
+                        "order, so its end differs by rounding; --threads, --device and --memory keep it",
                         progress.machine, now));
     if (!progress.finished)
         for (const auto& folder : {fs::path(config_.out), fs::path(config_.out) / kCheckpointsFolder})

@@ -9,6 +9,7 @@
 
 #include "ether/data/order.h"
 #include "ether/train/callback.h"
+#include "ether/train/gradient.h"
 #include "ether/train/optimizer.h"
 #include "ether/train/pass_graphs.h"
 #include "ether/train/run_config.h"
@@ -44,6 +45,7 @@ class Trainer {
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
     void choose_memory_mode();
+    std::string memory_advice() const;
     void open_folder(RunProgress& progress);
     void resume(RunProgress& progress);
     void check_same_run(const RunProgress& progress) const;
@@ -60,7 +62,8 @@ class Trainer {
 
     RunConfig config_;
     const bool resume_;
-    int64_t checkpointed_blocks_ = 0;
+    MemoryMode memory_;
+    int64_t eval_batch_ = 0;
     std::vector<Callback*> callbacks_;
     std::unique_ptr<RunLock> lock_;
     std::string toml_;

@@ -1,5 +1,5 @@
 // Attention kernels over ragged sequences, free of torch. One query tile against all keys it may see, so the
-// probabilities of a tile are the only scratch; sequences and key heads run in parallel, without races.
+// probabilities of a tile are the only scratch; tiles run in parallel, without races.
 #pragma once
 
 #include <cstdint>

@@ -104,8 +104,10 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
                               const at::Tensor& targets) {
         const auto accumulate = accumulate_dtype(hidden.scalar_type());
         const int64_t tokens = hidden.size(0), classes = weight.size(0);
-        const int64_t chunk = std::clamp<int64_t>(
-            chunk_values(hidden.scalar_type(), hidden.device()) / classes, 1, std::max<int64_t>(tokens, 1));
+        const int64_t most =
+            std::max<int64_t>(1, chunk_values(hidden.scalar_type(), hidden.device()) / classes);
+        const int64_t chunks = std::max<int64_t>(1, (tokens + most - 1) / most);
+        const int64_t chunk = std::max<int64_t>(1, (tokens + chunks - 1) / chunks);  // all about as long
         auto grad_hidden = hidden.requires_grad() ? at::empty_like(hidden) : at::Tensor();
         auto grad_weight = weight.requires_grad()
                                ? at::zeros(weight.sizes(), weight.options().dtype(accumulate))
