@@ -4,7 +4,7 @@
                          [--targets all-linear,qv] [--only "ETHER n=4,PEFT LoRA r=8"] [--device cuda] [--ether build/release/bin/ether]
 
 Models are Llamas of random bfloat16 weights, made in a temporary folder. Every figure is the median of --steps steps after one that
-warms up, in a process of its own; memory is the most that tensors took on the GPU. --json appends a line a figure. Needs torch,
+warms up, in a process of its own; memory is the most that tensors took on the GPU (--device cpu: that the process took). --json appends a line a figure. Needs torch,
 transformers and peft that Python finds, and a build that found the same torch (ETHER_TORCH_DIR).
 """
 
@@ -37,8 +37,8 @@ with torch.device(device):
 PEERS = {"PEFT LoRA r=8": ("LoraConfig", dict(r=8, lora_alpha=16)), "PEFT OFT b=32": ("OFTConfig", dict(r=0, oft_block_size=32)),
          "PEFT HRA r=8": ("HRAConfig", dict(r=8))}
 OURS = {"none": ("none", []), "ETHER n=1": ("ether", ["--blocks", "1"]), "ETHER n=4": ("ether", []), "ETHER n=32": ("ether", ["--blocks", "32"]),
-        "ETHER+ n=4": ("ether+", []), "ETHER+ n=32": ("ether+", ["--blocks", "32"]), "LoRA r=8": ("lora", [])}
-WEIGHTS = {"ETHER n=4 by weights": ("ether", "4")}
+        "ETHER+ n=1": ("ether+", ["--blocks", "1"]), "ETHER+ n=4": ("ether+", []), "ETHER+ n=32": ("ether+", ["--blocks", "32"]), "LoRA r=8": ("lora", [])}
+WEIGHTS = {"ETHER n=4 by weights": ("ether", "4"), "ETHER n=1 by weights": ("ether", "1"), "ETHER+ n=1 by weights": ("ether+", "1")}
 
 
 def main():

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "ether/core/parallel.h"
@@ -15,17 +16,21 @@
 namespace ether::ops {
 namespace {
 
-// Memory that a thread keeps from one head to the next.
+// Memory that a thread keeps from one head to the next, of no values until they are written.
 template <typename T>
 class Scratch {
   public:
     T* room(int64_t values) {
-        if (static_cast<int64_t>(data_.size()) < values) data_.resize(static_cast<size_t>(values));
-        return data_.data();
+        if (size_ < values) {
+            data_ = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(values));
+            size_ = values;
+        }
+        return data_.get();
     }
 
   private:
-    std::vector<T> data_;
+    std::unique_ptr<T[]> data_;
+    int64_t size_ = 0;
 };
 
 // One head's keys or values, as the operands of all its tiles.

@@ -32,6 +32,7 @@ constexpr int64_t kSmallProduct = int64_t{1} << 20;
 // x (T, in) times w (out, in) transposed, all of one dtype.
 at::Tensor product(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
     const bool suits = x.is_cpu() && x.scalar_type() != at::kDouble && x.numel() * w.size(0) > kSmallProduct;
+    const at::AutoDispatchBelowAutograd guard;  // which would box the arguments for nothing
     if (const auto* onednn = onednn_linear(); onednn && suits)
         return onednn->call(x, w, bias.defined() ? std::optional(bias) : std::nullopt, "none",
                             c10::List<std::optional<at::Scalar>>(), "");

@@ -106,9 +106,9 @@ class TilesBack {
     using P = accumulate_t<X>;
 
   public:
-    // See tiles_backward.
+    // See tiles_backward. sums_there: parameters' gradients are summed where they are wanted.
     TilesBack(const Plan& plan, const BackwardPlan& way, const std::vector<at::Tensor>& inputs,
-              const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to)
+              const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to, bool sums_there)
         : plan_(plan),
           way_(way),
           inputs_(inputs),
@@ -122,7 +122,8 @@ class TilesBack {
           gradients_(plan.widths.size()) {
         for (size_t k = 0; k < plan.parameters; ++k) {
             const auto& wanted = to[plan.inputs + k];
-            sums_.push_back(wanted.defined() ? at::zeros(wanted.sizes(), wanted.options()) : at::Tensor());
+            const bool own = wanted.defined() && !sums_there;
+            sums_.push_back(own ? at::zeros(wanted.sizes(), wanted.options()) : wanted);
         }
     }
 
@@ -224,18 +225,18 @@ class TilesBack {
 template <typename X>
 void backward(const Plan& plan, const BackwardPlan& way, const std::vector<at::Tensor>& inputs,
               const std::vector<at::Tensor>& grads, std::vector<at::Tensor>& to, int64_t tokens) {
-    // Each chunk sums parameters' gradients on its own; the chunks are then added in order, so the result
-    // depends on their number alone.
+    // Each chunk sums parameters' gradients on its own, the first one in place; the others are then added in
+    // order, so the result depends on their number alone.
     std::vector<std::vector<at::Tensor>> sums(static_cast<size_t>(num_chunks(tokens, kGrain)));
     parallel_for(tokens, kGrain, [&](int chunk, int64_t begin, int64_t end) {
-        TilesBack<X> tiles(plan, way, inputs, grads, to);
+        TilesBack<X> tiles(plan, way, inputs, grads, to, chunk == 0);
         for (int64_t first = begin; first < end; first += kTile)
             tiles.run(first, std::min(kTile, end - first));
         sums[static_cast<size_t>(chunk)] = tiles.sums();
     });
     for (size_t k = 0; k < plan.parameters; ++k) {
         if (!to[plan.inputs + k].defined()) continue;
-        for (const auto& own : sums) to[plan.inputs + k].add_(own[k]);
+        for (size_t chunk = 1; chunk < sums.size(); ++chunk) to[plan.inputs + k].add_(sums[chunk][k]);
     }
 }
 
