@@ -28,39 +28,52 @@ class PairRotation : public RowOpOf<PairRotation> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        const P* x = tile.x[0];
-        each_pair(tile, [&](int64_t at, int64_t partner, int64_t j) {
-            y[at] = tile.parameters[0][j] * x[at] + tile.parameters[1][j] * x[partner];
+        const P *x = tile.x[0], *cosine = tile.parameters[0], *sine = tile.parameters[1];
+        each_pair(tile, [=](int64_t at, int64_t partner, int64_t j, int64_t other, const auto& lanes) {
+            const auto first = load<P>(x + at, lanes), second = load<P>(x + partner, lanes);
+            store<P>(y + at, load<P>(cosine + j, lanes) * first + load<P>(sine + j, lanes) * second, lanes);
+            store<P>(y + partner,
+                     load<P>(cosine + other, lanes) * second + load<P>(sine + other, lanes) * first, lanes);
         });
     }
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        const P *x = tile.x[0], *g = grad.y;
-        if (P* to = grad.x[0])
-            each_pair(tile, [&](int64_t at, int64_t partner, int64_t j) {
-                to[at] = tile.parameters[0][j] * g[at] + tile.parameters[1][j + partner - at] * g[partner];
-            });
-        if (P* to = grad.parameters[0])
-            each_pair(tile, [&](int64_t at, int64_t, int64_t j) { to[j] += g[at] * x[at]; });
-        if (P* to = grad.parameters[1])
-            each_pair(tile, [&](int64_t at, int64_t partner, int64_t j) { to[j] += g[at] * x[partner]; });
+        const P *x = tile.x[0], *g = grad.y, *cosine = tile.parameters[0], *sine = tile.parameters[1];
+        P *to = grad.x[0], *to_cosine = grad.parameters[0], *to_sine = grad.parameters[1];
+        each_pair(tile, [=](int64_t at, int64_t partner, int64_t j, int64_t other, const auto& lanes) {
+            const auto g_first = load<P>(g + at, lanes), g_second = load<P>(g + partner, lanes);
+            if (to) {
+                const auto back = [&](int64_t own, int64_t their, const auto& a, const auto& b) {
+                    return load<P>(cosine + own, lanes) * a + load<P>(sine + their, lanes) * b;
+                };
+                store<P>(to + at, back(j, other, g_first, g_second), lanes);
+                store<P>(to + partner, back(other, j, g_second, g_first), lanes);
+            }
+            const auto add = [&](P* sums, const auto& a, const auto& b) {
+                store<P>(sums + j, load<P>(sums + j, lanes) + g_first * a, lanes);
+                store<P>(sums + other, load<P>(sums + other, lanes) + g_second * b, lanes);
+            };
+            if (!to_cosine && !to_sine) return;
+            const auto first = load<P>(x + at, lanes), second = load<P>(x + partner, lanes);
+            if (to_cosine) add(to_cosine, first, second);
+            if (to_sine) add(to_sine, second, first);
+        });
     }
 
   private:
-    // Calls body(a value's place in the tile, its partner's, its place in the parameters).
+    // Calls body(values' places in the tile, their partners', the places of both in the parameters, lanes).
     template <typename P, typename Body>
-    ETHER_INLINE void each_pair(const RowTile<P>& tile, Body&& body) const {
+    void each_pair(const RowTile<P>& tile, Body&& body) const {
         const auto* entries =
             bank_rows_.defined() ? bank_rows_.const_data_ptr<int32_t>() + tile.first : nullptr;
-        for_best_isa([&] {
+        for_best_isa([&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
-                const int64_t at = t * width_, in_bank = entries ? entries[t] * width_ : 0;
+                const int64_t row = t * width_, in_bank = entries ? entries[t] * width_ : 0;
                 for (int64_t group = 0; group < width_; group += 2 * half_)
-                    for (int64_t side = 0; side < 2; ++side) {
-                        const int64_t first = group + side * half_, other = group + (1 - side) * half_;
-                        for (int64_t k = 0; k < half_; ++k)
-                            body(at + first + k, at + other + k, in_bank + first + k);
-                    }
+                    for_vectors<P>(isa, half_, half_, [&](int64_t k, const auto& lanes) {
+                        const int64_t first = group + k, second = first + half_;
+                        body(row + first, row + second, in_bank + first, in_bank + second, lanes);
+                    });
             }
         });
     }
