@@ -117,7 +117,9 @@ void attention_forward(const AttentionShape& shape, const S* q, const S* k, cons
         const int64_t widest = padded<P>(layout.keys(sequence));
         P *scores = work.scores.room(kTile * widest), *result = work.result.room(kTile * dim);
         Unit<S>* probabilities = kInPairs<S> ? work.probabilities.room(kTile * units<S>(widest)) : nullptr;
-        for (const auto& [tile, head] : part.pieces) {
+        for (const auto& piece : part.pieces) {
+            const Tile& tile = piece.tile;
+            const int64_t head = piece.head;
             const int64_t q_at = layout.query_at(tile, head), width = padded<P>(tile.keys());
             layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
                 tile_product(rows, padded<P>(keys), units<S>(dim), static_cast<P>(shape.scale),
@@ -210,7 +212,9 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
         }
         std::fill(grad_keys, grad_keys + key_values, P{0});
         std::fill(grad_values, grad_values + key_values, P{0});
-        for (const auto& [tile, head] : part.pieces) {
+        for (const auto& piece : part.pieces) {
+            const Tile& tile = piece.tile;
+            const int64_t head = piece.head;
             const int64_t q_at = layout.query_at(tile, head), k_at = tile.key_begin * dim,
                           width = padded<P>(tile.keys());
             layout.for_bands(tile, [&](int64_t band, int64_t rows, int64_t keys) {
