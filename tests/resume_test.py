@@ -134,9 +134,6 @@ class ResumeTest(RunTest):
         code, words, run = self.resumed(lambda run: None, [20], ["--threads", "2"])
         self.assertEqual(code, 0, words)
         self.assertIn("the run began on cpu, 1 threads and goes on on cpu, 2 threads", words)
-        code, words, run = self.resumed(setting(("memory = 'auto'", "memory = 'low'")), [20])
-        self.assertEqual(code, 0, words)
-        self.assertIn("the run began on cpu, 1 threads and goes on on cpu, 1 threads, in pieces of 256 tokens", words)
         code, words, run = self.resumed(lambda run: None, [], ["--threads", "2"])  # nothing is left to do
         self.assertEqual((code, "warning" in words), (0, False), words)
         code, words, run = self.resumed(lose_adapter, [20])
@@ -146,6 +143,21 @@ class ResumeTest(RunTest):
         # The same step in smaller pieces, and what says nothing about the result.
         code, words, run = self.resumed(setting(("batch = 4", "batch = 2"), ("accumulate = 1", "accumulate = 2"), ("keep = 9", "keep = 3")), [20])
         self.assertEqual(code, 0, words)
+
+    def test_pieces_stay_as_the_run_began(self):
+        """A step's pieces change the last bits: a run that began with them keeps them where there is more memory, and says when it cannot."""
+        self.data = self.write("long.csv", "text,label\n" + "".join(f"{' '.join(f'w{4 + (i * k) % 40}' for k in range(12))},{i % 3}\n" for i in range(40)))
+        words = [40 if word == 4 else word for word in self.words()]  # the batch: 560 tokens
+        ether(*words, "--memory", "low")
+        adapter = "adapter_model.safetensors"
+        code, told, run = self.resumed(lambda run: None, [20], ["--memory", "auto"])
+        self.assertEqual((code, "warning" in told), (0, False), told)
+        self.assertEqual((run / adapter).read_bytes(), (self.run_folder / adapter).read_bytes())
+        code, told, run = self.resumed(lambda run: None, [20], ["--memory", "fast"])
+        self.assertEqual(code, 0, told)
+        self.assertIn("the run began on cpu, 1 threads, in pieces of 256 tokens and goes on on cpu, 1 threads: sums", told)
+        code, told, run = self.resumed(lambda run: None, [20], ["--batch", "4"])
+        self.assertEqual(code, 2, told)
 
     def test_a_finished_runs_best_adapter_is_lost(self):
         """The scores never change, so the first evaluation is the best, which nothing can make again."""

@@ -60,9 +60,8 @@ int train_main(int argc, char** argv) {
     const Fields own = {
         {.name = "resume",
          .value = &resume,
-         .help =
-             "run folder to continue where it stopped; takes no other options but --threads, --device and "
-             "--json"},
+         .help = "run folder to continue where it stopped; takes no other options but --threads, --device, "
+                 "--memory and --json"},
         {.name = "json", .value = &json, .help = "print the result as one JSON object"},
     };
     CommandLine line("train", "Fine-tunes a model on a file of examples.",
@@ -81,11 +80,12 @@ int train_main(int argc, char** argv) {
                  name, resume);
         };
         for (const auto& field : config.fields())
-            if (line.given(field.name) && field.name != "threads" && field.name != "device")
+            if (line.given(field.name) && field.name != "threads" && field.name != "device" &&
+                field.name != "memory")
                 refuse(field.name);
         for (const auto& [name, value] : line.method_options()) refuse(name);
         const auto threads = config.threads;
-        const auto device = config.device;
+        const auto device = config.device, memory = config.memory;
         const auto saved = (std::filesystem::path(resume) / io::kRunFile).string();
         if (!io::has_entry(saved))
             fail(ErrorKind::file, "{}: there is no run to resume ({} is missing)", resume, io::kRunFile);
@@ -104,6 +104,7 @@ int train_main(int argc, char** argv) {
         config.method_options = saved_line.method_options();
         if (line.given("threads")) config.threads = threads;
         if (line.given("device")) config.device = device;
+        if (line.given("memory")) config.memory = memory;
     } else {
         config.method_options = line.method_options();
     }

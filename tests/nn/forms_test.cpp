@@ -90,11 +90,15 @@ TEST(PermuteForm, MovesFeaturesAndBack) {
 
 // The dense matrix: cosines on the diagonal, sines beside it.
 TEST(PairRotateForm, EqualsTheDenseMatrixAndItsGradient) {
-    for (const auto& [width, half] : {std::pair{12, 1}, {12, 2}, {12, 6}, {6, 3}}) {
+    for (const auto& [width, half] :
+         {std::pair{12, 1}, {12, 2}, {12, 6}, {6, 3}, {32, 8}, {80, 20}, {64, 32}}) {
         const auto x = normal({9, width}, 1), cosine = normal({width}, 2), sine = normal({width}, 3);
         auto matrix = at::diag(cosine);
         for (int64_t j = 0; j < width; ++j) matrix[j % (2 * half) < half ? j + half : j - half][j] = sine[j];
         EXPECT_TRUE(near(apply_form(PairRotate{cosine, sine, half}, x), x.mm(matrix), 1e-14));
+        EXPECT_TRUE(
+            near(apply_form(PairRotate{cosine.to(at::kFloat), sine.to(at::kFloat), half}, x.to(at::kFloat)),
+                 x.mm(matrix), 1e-6));
         EXPECT_TRUE(gradcheck(
             [half = half](const Tensors& in) {
                 return apply_form(PairRotate{in[0], in[1], half}, in[2]);

@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "ether/core/parallel.h"
 #include "ether/ops/gemm/tile.h"
 #include "gradcheck.h"
 
@@ -94,6 +95,29 @@ TEST_P(Attention, FloatFollowsDouble) {
 TEST_P(Attention, Gradient) {
     EXPECT_TRUE(test::gradcheck([&](const Tensors& in) { return run(in[0], in[1], in[2], options_of(c)); },
                                 {{"q", q}, {"k", k}, {"v", v}}, {.entries = 12}));
+}
+
+// However many threads share tiles, and key heads' gradients.
+TEST_P(Attention, ThreadsChangeNothingButRounding) {
+    const auto upstream = normal({total(c.queries), c.heads * c.head_dim}, 4);
+    const auto results = [&](int threads) {
+        set_num_threads(threads);
+        Tensors in;
+        for (const auto& x : {q, k, v}) in.push_back(x.detach().clone().requires_grad_(true));
+        const auto y = run(in[0], in[1], in[2], options_of(c));
+        y.backward(upstream);
+        return Tensors{y.detach(), in[0].grad(), in[1].grad(), in[2].grad()};
+    };
+    const int before = num_threads();
+    const auto one = results(1);
+    for (const int threads : {2, 3, 7}) {
+        const auto shared = results(threads), again = results(threads);
+        for (size_t i = 0; i < one.size(); ++i) {
+            EXPECT_TRUE(near(shared[i], one[i], 1e-13)) << i << ", threads " << threads;
+            EXPECT_TRUE(at::equal(shared[i], again[i])) << i << ", threads " << threads;
+        }
+    }
+    set_num_threads(before);
 }
 
 TEST_P(Attention, GradientWithTheSameDropoutMask) {

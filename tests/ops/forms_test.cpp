@@ -142,6 +142,31 @@ TEST(Unit, LengthOneAndGradient) {
     }
 }
 
+// Stacks of several sizes and numbers of vectors, one of which is frozen and one not used.
+TEST(Unit, ManyAreTheSame) {
+    const auto stacks = [](const Tensors& in) {
+        return std::vector<std::vector<Tensor>>{{in[0], in[1]}, {in[2]}, {in[3]}, {in[4].detach()}};
+    };
+    const std::vector<std::pair<const char*, Tensor>> vectors = {{"a", normal({4, 3}, 1)},
+                                                                 {"b", normal({4, 3}, 2)},
+                                                                 {"c", normal({2, 6}, 3)},
+                                                                 {"d", normal({2, 3}, 4)},
+                                                                 {"frozen", normal({1, 3}, 5)}};
+    Tensors in;
+    for (const auto& [name, v] : vectors) in.push_back(v);
+    const auto all = units(stacks(in));
+    for (size_t i = 0; i < all.size(); ++i) {
+        const auto expected = unit(at::stack(stacks(in)[i]));
+        EXPECT_EQ(all[i].sizes(), expected.sizes());
+        EXPECT_TRUE(near(all[i], expected, 0));
+    }
+    EXPECT_TRUE(gradcheck(
+        [&](const Tensors& x) {
+            return at::cat({units(stacks(x))[0].flatten(), units(stacks(x))[2].flatten()});
+        },
+        {{"a", in[0]}, {"b", in[1]}, {"c", in[2]}, {"d", in[3]}, {"frozen", in[4]}}));
+}
+
 TEST(Unit, ZeroHasNoDirection) {
     // NaN there, of which a device would have to be asked.
     if (runs_composed(at::zeros({1})) || kernels_of(at::kCPU)) GTEST_SKIP();

@@ -86,6 +86,32 @@ TEST_P(Gradient, DoesNotDependOnHowAStepIsCut) {
     }
 }
 
+// Counts the tokens of each pass.
+struct CountingTask : tasks::CausalLm {
+    tasks::LossSum loss(AdaptedModel& model, const nn::Pass& pass) const override {
+        passes.push_back(pass.batch.tokens());
+        return CausalLm::loss(model, pass);
+    }
+    mutable std::vector<int64_t> passes;
+};
+
+TEST(Gradient, PiecesAreNoLongerThanTheirTokens) {
+    AdaptedModel model(test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether", .seed = 2});
+    const auto data = sequences(40, 40);
+    CountingTask task;
+    step(model, task, data, 40, 1);
+    EXPECT_EQ(task.passes.size(), 1);
+    task.passes.clear();
+    const auto sums = step(model, task, data, 40, 1, {.piece_tokens = 30}).sums;
+    EXPECT_GE(std::ssize(task.passes), sums.tokens / 30);
+    EXPECT_LE(*std::max_element(task.passes.begin(), task.passes.end()), 30);
+    EXPECT_EQ(std::accumulate(task.passes.begin(), task.passes.end(), int64_t{0}), sums.tokens);
+    task.passes.clear();
+    step(model, task, data, 40, 1, {.piece_tokens = 1});  // a sequence is not cut
+    EXPECT_EQ(task.passes.size(), data.size());
+    set_num_threads(1);
+}
+
 // Blocks that are run again in backward give the same bits, dropouts and weights trained whole included.
 TEST_P(Gradient, IsTheSameWithCheckpointedActivations) {
     const auto classification = tasks::Classification(data::LabelSet::from_names({"a", "b", "c"}, "f"));

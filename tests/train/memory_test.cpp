@@ -11,8 +11,8 @@ namespace {
 
 TEST(Memory, CheckpointedActivationsNeedLess) {
     methods::AdaptedModel model(test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether+"});
-    const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
-    const auto estimate = estimate_memory(model, training, none);
+    const LargestBatch training{.tokens = 1 << 20, .longest = 128};
+    const auto estimate = estimate_memory(model, training);
     ASSERT_GT(estimate.blocks, 1);
     for (int64_t blocks = 1; blocks < estimate.blocks; ++blocks)
         EXPECT_LT(estimate.activations(blocks + 1), estimate.activations(blocks));
@@ -20,11 +20,11 @@ TEST(Memory, CheckpointedActivationsNeedLess) {
 }
 
 TEST(Memory, ProductsWithTheAdaptersMatricesKeepWhatTheyRead) {
-    const LargestBatch training{.tokens = 1 << 20, .longest = 128}, none;
+    const LargestBatch training{.tokens = 1 << 20, .longest = 128};
     methods::AdaptedModel reflected(test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether+"}),
         low_rank(test::kLlamaTied.load(), methods::AdapterConfig{.method = "lora"});
-    EXPECT_LT(estimate_memory(reflected, training, none).activations(0),
-              estimate_memory(low_rank, training, none).activations(0));
+    EXPECT_LT(estimate_memory(reflected, training).activations(0),
+              estimate_memory(low_rank, training).activations(0));
 }
 
 TEST(Memory, AsFewBlocksAsItTakesAreCheckpointed) {
@@ -58,6 +58,14 @@ TEST(Memory, TheFastestModeThatFitsIsChosen) {
     EXPECT_EQ(mode(235, {8, 8}), Mode(0, 8));         // all blocks are wanted so
     EXPECT_EQ(mode(234, {8, 8}), Mode(256, 8));
     EXPECT_EQ(fastest_that_fits(at_once, at_once, 256, {}, 1).piece_tokens, 0);  // which spares nothing
+}
+
+TEST(Memory, EvaluationNeedsWhatItsBatchTakes) {
+    const auto model = test::kLlamaTied.load();
+    const auto bytes = [&](int64_t tokens) { return evaluation_bytes(*model, {tokens, 16}, false); };
+    EXPECT_LT(bytes(64), bytes(1 << 16));
+    EXPECT_LT(bytes(64), evaluation_bytes(*model, {64, 1 << 16}, false));
+    EXPECT_LT(bytes(1 << 20), evaluation_bytes(*model, {1 << 20, 16}, true));
 }
 
 TEST(Memory, APieceHoldsTheLongestSequence) {

@@ -9,7 +9,9 @@ namespace ether::ops {
 
 // An instruction set, by its vectors' size in bytes.
 template <int bytes>
-struct Isa {};
+struct Isa {
+    static constexpr int kBytes = bytes;
+};
 
 #if defined(__x86_64__)
 using BaseIsa = Isa<32>;

@@ -100,6 +100,14 @@ at::Tensor loss_share(methods::AdaptedModel& model, const tasks::Task& task, nn:
 
 bool can_pass_in_pieces(methods::AdaptedModel& model) { return !model.wants_weight_grad(); }
 
+void check_can_pass_in_pieces(methods::AdaptedModel& model) {
+    if (!can_pass_in_pieces(model))
+        fail(ErrorKind::usage,
+             "--memory low: method {} looks at the weights' gradients of a whole batch, which are only there "
+             "if it passes in one piece; leave the option out",
+             model.method_name());
+}
+
 bool can_checkpoint(methods::AdaptedModel& model) {
     return model.forward_passes() == 1 && !model.wants_weight_grad() && !model.inserts_modules();
 }
@@ -117,6 +125,7 @@ void check_can_checkpoint(methods::AdaptedModel& model) {
 StepSums accumulate_gradients(methods::AdaptedModel& model, const tasks::Task& task,
                               std::span<const data::Sequence> sequences, const data::BatchRows& rows,
                               const StepOptions& options) {
+    if (options.memory.piece_tokens > 0) check_can_pass_in_pieces(model);
     if (options.memory.checkpointed_blocks > 0) check_can_checkpoint(model);
     const auto device = model.model().device();
     const int threads = device.is_cpu() && has_plain_passes(model) ? num_threads() : 1;

@@ -37,6 +37,8 @@ struct StepSums {
 
 // Whether a micro-batch of this model can pass in pieces.
 bool can_pass_in_pieces(methods::AdaptedModel& model);
+// An Error of kind usage where it cannot.
+void check_can_pass_in_pieces(methods::AdaptedModel& model);
 // Whether this model's blocks can be run again in backward.
 bool can_checkpoint(methods::AdaptedModel& model);
 // An Error of kind usage where they cannot.

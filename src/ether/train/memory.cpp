@@ -53,6 +53,33 @@ int64_t turned_values(const nn::SiteForms& forms) {
     return values;
 }
 
+// Bytes of a value.
+int64_t width_of(const nn::Model& model) { return model.dtype() == at::kBFloat16 ? 2 : 4; }
+
+// Values a token that lie between two graphs of rows of a block, which are kept: its input, q, k and v before
+// and after rotation, the results of attention, o and down, the inputs of the activation.
+int64_t block_values(const nn::ModelShape& shape) {
+    return 8 * shape.hidden_size + 2 * shape.intermediate_size;
+}
+
+// A language model's logits. whole: of an adapted head, their logarithms and gradient too.
+int64_t logits_bytes(const nn::Model& model, const LargestBatch& batch, bool whole) {
+    const auto& shape = model.shape();
+    if (shape.head != nn::Head::causal_lm) return 0;
+    if (whole) return 3 * batch.tokens * shape.vocab_size * int64_t{sizeof(float)};
+    return ops::linear_cross_entropy_bytes(batch.tokens, shape.vocab_size, model.dtype(), model.device());
+}
+
+// Attention's tiles and the operands and gradients of a key head, in every thread; on a GPU, FlashAttention's
+// sums for the gradient of q, in several parts where there are fewer heads than processors.
+int64_t attention_bytes(const nn::Model& model, const LargestBatch& batch) {
+    constexpr int64_t kProcessors = 132, kTile = 64;
+    const auto& shape = model.shape();
+    const int64_t parts = (kProcessors + shape.heads - 1) / shape.heads;
+    return model.device().is_cpu() ? num_threads() * 4 * batch.longest * (3 * kTile + 8 * shape.head_dim)
+                                   : parts * 4 * batch.tokens * shape.heads * shape.head_dim;
+}
+
 }  // namespace
 
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
@@ -83,17 +110,13 @@ int64_t MemoryEstimate::blocks_to_checkpoint(int64_t available) const {
     return count;
 }
 
-MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation) {
+MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training) {
     const auto& shape = model.model().shape();
-    const int64_t element = model.model().dtype() == at::kBFloat16 ? 2 : 4;
+    const int64_t element = width_of(model.model());
     MemoryEstimate estimate;
     estimate.trained = model.parameters().count() * 4 * 5;  // in float32
-    // What lies between two graphs of rows is kept: a block's input, q, k and v before and after rotation,
-    // the results of attention, o and down, the inputs of the activation. An adapted site adds what its
-    // products with matrices of the adapter read and make.
-    const int64_t block = 8 * shape.hidden_size + 2 * shape.intermediate_size;
-    int64_t per_token = shape.layers * block;
+    // An adapted site adds what its products with matrices of the adapter read and make.
+    int64_t per_token = shape.layers * block_values(shape);
     const at::NoGradGuard no_grad;
     const data::Batch nothing;
     model.bind({.batch = nothing});
@@ -105,23 +128,8 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
             largest = std::max(largest, site->linear.weight.numel() * element);
         turned += 4 * turned_values(site->forms);
     }
-    const bool whole_logits = !model.model().output_site().forms.empty();
+    estimate.whole_logits = !model.model().output_site().forms.empty();
     model.model().unbind();
-    const auto device = model.model().device();
-    const auto logits = [&](int64_t tokens) -> int64_t {
-        if (shape.head != nn::Head::causal_lm) return 0;
-        // Of an adapted head: the logits, their logarithms and gradient.
-        if (whole_logits) return 3 * tokens * shape.vocab_size * int64_t{sizeof(float)};
-        return ops::linear_cross_entropy_bytes(tokens, shape.vocab_size, model.model().dtype(), device);
-    };
-    // Attention tiles of all threads; on a GPU, FlashAttention's sums for the gradient of q, in several parts
-    // where there are fewer heads than processors.
-    const auto scores = [&](int64_t longest, int64_t tokens) {
-        constexpr int64_t kProcessors = 132;
-        const int64_t parts = (kProcessors + shape.heads - 1) / shape.heads;
-        return device.is_cpu() ? 3 * 64 * longest * 4 * 64
-                               : parts * 4 * tokens * shape.heads * shape.head_dim;
-    };
     estimate.blocks = shape.layers;
     // Each slice of a batch turns its own.
     estimate.block = (per_token * training.tokens * element + turned * num_threads()) / shape.layers;
@@ -129,12 +137,15 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
     estimate.checkpoint = 2 * shape.hidden_size * training.tokens * element;
     // One at a time, its sum with the weight, its gradient, and what lies between them and the trained
     // values.
-    estimate.rest = logits(training.tokens) + scores(training.longest, training.tokens) + 5 * largest +
+    estimate.rest = logits_bytes(model.model(), training, estimate.whole_logits) +
+                    attention_bytes(model.model(), training) + 5 * largest +
                     outside * training.tokens * element;
-    // Without gradients a block's values live until the next one.
-    estimate.evaluation = logits(evaluation.tokens) + block * evaluation.tokens * element +
-                          scores(evaluation.longest, evaluation.tokens);
     return estimate;
+}
+
+int64_t evaluation_bytes(const nn::Model& model, const LargestBatch& batch, bool whole_logits) {
+    return logits_bytes(model, batch, whole_logits) +
+           block_values(model.shape()) * batch.tokens * width_of(model) + attention_bytes(model, batch);
 }
 
 MemoryMode fastest_that_fits(const MemoryEstimate& at_once, const std::optional<MemoryEstimate>& in_pieces,

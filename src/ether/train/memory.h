@@ -16,11 +16,11 @@ struct MemoryEstimate {
     int64_t trained = 0;  // trained values, gradients, optimizer state, and a product not yet added
     int64_t blocks = 0, block = 0, checkpoint = 0;  // how many; what each keeps, and keeps if checkpointed
     int64_t rest = 0;                               // of a training step's activations
-    int64_t evaluation = 0;
+    int64_t evaluation = 0;                         // not estimated yet: see evaluation_bytes
+    bool whole_logits = false;                      // of an adapted head
 
     int64_t activations(int64_t checkpointed_blocks) const;
     int64_t total(int64_t checkpointed_blocks) const { return trained + activations(checkpointed_blocks); }
-    bool evaluates_with_more() const { return evaluation >= rest + blocks * block; }
     // The fewest checkpointed blocks with which it fits; all if it does not.
     int64_t blocks_to_checkpoint(int64_t available) const;
 };
@@ -38,9 +38,10 @@ LargestBatch largest_piece(const LargestBatch& batch, int64_t piece_tokens);
 int64_t piece_tokens(at::Device device);
 
 // What is needed, besides the base weights that are loaded already, for training on micro-batches of that
-// size and evaluating on such batches. Binds the adapter's forms to look at them, and leaves none bound.
-MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training,
-                               const LargestBatch& evaluation);
+// size. Binds the adapter's forms to look at them, and leaves none bound.
+MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training);
+// The same of evaluating on such batches: without gradients a block's values live until the next one.
+int64_t evaluation_bytes(const nn::Model& model, const LargestBatch& batch, bool whole_logits);
 
 // How many blocks are checkpointed at least, and at most.
 struct BlockRange {

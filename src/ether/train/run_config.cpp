@@ -193,9 +193,11 @@ Fields RunConfig::fields() {
          .choices = {"auto", "f32", "bf16"}},
         {.name = "memory",
          .value = &memory,
-         .help = "low: a batch passes in pieces of a few hundred tokens, and no more than these have "
-                 "activations at a time (the same result but for rounding, a few percent slower); fast: at "
-                 "once; auto: fast where it fits, else low, and that is said",
+         .help =
+             "low: a batch passes in pieces (of 256 tokens or 64 a thread, on a GPU 2048, but at least of "
+             "one example), and only one of them has activations at a time: the same result but for "
+             "rounding, some 10% slower, more for methods that make a change as large as its weight; "
+             "fast: at once; auto: fast where that fits, else low, and that is said",
          .choices = {"auto", "fast", "low"}},
         {.name = "checkpoint-activations",
          .value = &checkpoint_activations,

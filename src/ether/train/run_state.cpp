@@ -39,6 +39,7 @@ nlohmann::json to_json(const RunProgress& progress) {
             {"stopped_early", progress.stopped_early},
             {"loss", progress.loss},
             {"machine", progress.machine},
+            {"piece_tokens", progress.piece_tokens},
             {"inputs", progress.inputs},
             {"settings", progress.settings},
             {"logs", logs}};
@@ -73,6 +74,7 @@ RunProgress from_json(const io::JsonObject& json) {
     progress.stopped_early = json.get_or<bool>("stopped_early", false);
     progress.loss = json.get_or<double>("loss", 0);
     progress.machine = json.get<std::string>("machine");
+    if (json.has("piece_tokens")) progress.piece_tokens = count(json, "piece_tokens");
     progress.inputs = texts(json, "inputs");
     progress.settings = texts(json, "settings");
     const auto logs = json.object("logs");

@@ -32,8 +32,9 @@ struct RunProgress {
     int64_t evaluations_without_best = 0;
     bool evaluation_due = false;  // after this step, which a signal put off
     bool finished = false, stopped_early = false;
-    double loss = 0;      // of the last step
-    std::string machine;  // what sums were added on: device and threads
+    double loss = 0;           // of the last step
+    std::string machine;       // what sums were added on: device, threads, pieces
+    int64_t piece_tokens = 0;  // MemoryMode's
     std::map<std::string, std::string>
         inputs;  // base model and data, by hash: a run goes on with the same only
     std::map<std::string, std::string> settings;  // deciding_settings, likewise

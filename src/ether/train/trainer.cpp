@@ -107,50 +107,57 @@ void Trainer::choose_memory_mode() {
     const auto device = model.model().device();
     const int64_t available = ops::free_memory(device), tokens = piece_tokens(device);
     if (config_.checkpoint_activations) check_can_checkpoint(model);
-    const auto training = largest_batch(data::lengths_of(setup_.training), config_.batch);
-    eval_batch_ = config_.eval_batch;
-    const auto estimate_of = [&](const LargestBatch& batch) {
-        return estimate_memory(model, batch, largest_batch(data::lengths_of(setup_.evaluation), eval_batch_));
-    };
-    const auto at_once = estimate_of(training);
+    if (config_.memory == "low") check_can_pass_in_pieces(model);
+    const auto training = largest_batch(data::lengths_of(setup_.training), config_.batch),
+               piece = largest_piece(training, tokens);
+    const auto at_once = estimate_memory(model, training);
     std::optional<MemoryEstimate> in_pieces;
-    if (can_pass_in_pieces(model)) {
-        const auto piece = largest_piece(training, tokens);
-        in_pieces = estimate_of(piece);
-        for (; eval_batch_ > 1 && in_pieces->evaluates_with_more(); in_pieces = estimate_of(piece))
-            eval_batch_ /= 2;
-    } else if (config_.memory == "low") {
-        fail(ErrorKind::usage,
-             "--memory low: method {} looks at the weights' gradients of a whole batch, which are only there "
-             "if it passes in one piece; leave the option out",
-             model.method_name());
-    }
-    const int64_t most = can_checkpoint(model) ? at_once.blocks : 0,
-                  least = config_.checkpoint_activations ? most : 0;
-    if (config_.memory == "auto")
-        memory_ = fastest_that_fits(at_once, in_pieces, tokens, {least, most}, available);
-    else if (config_.memory == "low")
-        memory_ = {tokens, std::clamp(in_pieces->blocks_to_checkpoint(available), least, most)};
+    if (config_.memory != "fast" && can_pass_in_pieces(model) && piece.tokens < training.tokens)
+        in_pieces = estimate_memory(model, piece);
+    const int64_t most = can_checkpoint(model) && config_.memory != "fast" ? at_once.blocks : 0,
+                  least = config_.checkpoint_activations ? at_once.blocks : 0;
+    if (config_.memory == "low" && in_pieces)
+        memory_ = {tokens,
+                   std::clamp(in_pieces->blocks_to_checkpoint(available), least, std::max(least, most))};
     else
-        memory_ = {0, least};
-    if (memory_.piece_tokens == 0) eval_batch_ = config_.eval_batch;
+        memory_ = fastest_that_fits(at_once, in_pieces, tokens, {least, std::max(least, most)}, available);
     if (memory_.piece_tokens && config_.memory == "auto")
         warnings_.push_back(
             fmt::format("a batch at once needs more memory than is free: it passes in pieces of {} tokens, "
                         "as with --memory "
-                        "low, which takes a few percent longer",
+                        "low, which takes longer",
                         memory_.piece_tokens));
-    if (!config_.force)
-        check_memory(memory_.piece_tokens ? *in_pieces : at_once, memory_.checkpointed_blocks, available,
-                     memory_advice());
+    auto estimate = memory_.piece_tokens ? *in_pieces : at_once;
+    choose_eval_batch(estimate, available);
+    if (!config_.force) check_memory(estimate, memory_.checkpointed_blocks, available, memory_advice());
+}
+
+// As many examples at once as fit; with --memory low, as take no more than training does.
+void Trainer::choose_eval_batch(MemoryEstimate& estimate, int64_t available) {
+    const int64_t activations = estimate.activations(memory_.checkpointed_blocks);
+    const int64_t room =
+        config_.memory == "low" ? activations : std::max(activations, available - estimate.trained);
+    const auto lengths = data::lengths_of(setup_.evaluation);
+    for (eval_batch_ = config_.eval_batch;; eval_batch_ /= 2) {
+        estimate.evaluation = evaluation_bytes(setup_.model->model(), largest_batch(lengths, eval_batch_),
+                                               estimate.whole_logits);
+        if (config_.memory == "fast" || eval_batch_ == 1 || estimate.evaluation <= room) break;
+    }
+    if (eval_batch_ < config_.eval_batch)
+        warnings_.push_back(
+            fmt::format("evaluation takes {} examples at once, as {} need more memory than {}", eval_batch_,
+                        config_.eval_batch, config_.memory == "low" ? "training" : "is free"));
 }
 
 std::string Trainer::memory_advice() const {
-    if (config_.memory == "fast") return "use --memory auto or low";
-    if (memory_.piece_tokens) return resume_ ? "make room for it" : "lower --max-length, or use --dtype bf16";
-    return resume_ ? "in its run.toml, lower batch as much as you raise accumulate"
-                   : "lower --batch (and raise --accumulate to keep the result) or --max-length, or use "
-                     "--dtype bf16";
+    const bool divides = can_pass_in_pieces(*setup_.model);
+    if (config_.memory == "fast" && (divides || can_checkpoint(*setup_.model))) return "use --memory auto";
+    if (memory_.piece_tokens)
+        return resume_ ? "end other programs, or go on on a machine with more memory"
+                       : "lower --max-length, or use --dtype bf16";
+    if (resume_) return "in its run.toml, lower batch as much as you raise accumulate";
+    return fmt::format("lower --batch{} or --max-length, or use --dtype bf16",
+                       divides ? " (and raise --accumulate to keep the result)" : "");
 }
 
 RunInfo Trainer::info(int64_t first_step) const {
@@ -288,6 +295,7 @@ void Trainer::open_folder(RunProgress& progress) {
         state_.clear();
         progress.inputs = setup_.inputs;
         progress.machine = machine(setup_.model->model(), memory_);
+        progress.piece_tokens = memory_.piece_tokens;
         progress.settings = deciding_settings(config_);
         return;
     }
@@ -302,6 +310,9 @@ void Trainer::resume(RunProgress& progress) {
     for (const auto& reason : skipped)
         warnings_.push_back(fmt::format(
             "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
+    // More memory is free than when the run began, whose sums it goes on with.
+    if (config_.memory == "auto" && memory_.piece_tokens == 0 && can_pass_in_pieces(*setup_.model))
+        memory_.piece_tokens = progress.piece_tokens;
     if (const auto now = machine(setup_.model->model(), memory_);
         progress.machine != now && !progress.finished)
         warnings_.push_back(

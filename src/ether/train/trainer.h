@@ -9,7 +9,7 @@
 
 #include "ether/data/order.h"
 #include "ether/train/callback.h"
-#include "ether/train/gradient.h"
+#include "ether/train/memory.h"
 #include "ether/train/optimizer.h"
 #include "ether/train/pass_graphs.h"
 #include "ether/train/run_config.h"
@@ -45,6 +45,7 @@ class Trainer {
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
     void choose_memory_mode();
+    void choose_eval_batch(MemoryEstimate& estimate, int64_t available);
     std::string memory_advice() const;
     void open_folder(RunProgress& progress);
     void resume(RunProgress& progress);

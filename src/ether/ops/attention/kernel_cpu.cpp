@@ -282,6 +282,9 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
     });
     // A key head that several threads had parts of: their sums, in order.
     Shared* sum = nullptr;
+    const auto store_sum = [&] {
+        if (sum) store(sum->sequence, sum->kv_head, sum->grad_keys.data(), sum->grad_values.data());
+    };
     for (auto& of_chunk : shared)
         for (auto& part : of_chunk) {
             if (sum && sum->sequence == part.sequence && sum->kv_head == part.kv_head) {
@@ -291,10 +294,11 @@ void attention_backward(const AttentionShape& shape, const S* q, const S* k, con
                 add(sum->grad_keys, part.grad_keys);
                 add(sum->grad_values, part.grad_values);
             } else {
+                store_sum();
                 sum = &part;
             }
-            store(sum->sequence, sum->kv_head, sum->grad_keys.data(), sum->grad_values.data());
         }
+    store_sum();
 }
 
 #define ETHER_INSTANTIATE(S)                                                                               \

@@ -66,7 +66,7 @@ class PairRotation : public RowOpOf<PairRotation> {
     void each_pair(const RowTile<P>& tile, Body&& body) const {
         const auto* entries =
             bank_rows_.defined() ? bank_rows_.const_data_ptr<int32_t>() + tile.first : nullptr;
-        for_best_isa([&](auto isa) {
+        const auto each = [&](auto isa) {
             for (int64_t t = 0; t < tile.count; ++t) {
                 const int64_t row = t * width_, in_bank = entries ? entries[t] * width_ : 0;
                 for (int64_t group = 0; group < width_; group += 2 * half_)
@@ -75,6 +75,15 @@ class PairRotation : public RowOpOf<PairRotation> {
                         body(row + first, row + second, in_bank + first, in_bank + second, lanes);
                     });
             }
+        };
+        for_best_isa([&](auto isa) {
+            // Whole vectors alone: a part of one is made value by value.
+            if (half_ % kLanes<P, decltype(isa)::kBytes> == 0)
+                each(isa);
+            else if (half_ % kLanes<P, 16> == 0)
+                each(Isa<16>());
+            else
+                each(Isa<sizeof(P)>());
         });
     }
 
