@@ -1,10 +1,11 @@
 // The memory estimate: what it grows with, and the words of a run that cannot fit.
-#include "ether/train/memory.h"
+#include "ether/train/memory_mode.h"
 
 #include <gtest/gtest.h>
 
 #include "ether/core/error.h"
 #include "fixture_models.h"
+#include "io/test_files.h"
 
 namespace ether::train {
 namespace {
@@ -91,6 +92,75 @@ TEST(Memory, ARunThatCannotFitSaysWhatToChange) {
         for (const char* part : {"3.5 GB", "3.0 GB are free", "--batch"})
             EXPECT_NE(words.find(part), std::string::npos) << words;
     }
+}
+
+// What a run on 64 texts of 16 tokens chooses, whose pieces of 256 tokens hold a quarter of a batch.
+class Choice : public testing::Test {
+  protected:
+    MemoryChoice choose(int64_t available, bool resumed = false) {
+        return choose_memory(model, config, std::vector<int64_t>(64, 16), std::vector<int64_t>(1000, 16),
+                             available, resumed);
+    }
+    int64_t needed(int64_t tokens, int64_t blocks = 0) {
+        return estimate_memory(model, {tokens, 16}).total(blocks);
+    }
+
+    methods::AdaptedModel model{test::kLlamaTied.load(), methods::AdapterConfig{.method = "ether"}};
+    RunConfig config = [] {
+        RunConfig run;
+        run.batch = 64, run.eval_batch = 1;
+        return run;
+    }();
+};
+
+TEST_F(Choice, FollowsWhatIsFree) {
+    const auto at_once = choose(needed(1024)), in_pieces = choose(needed(1024) - 1);
+    EXPECT_EQ(at_once.mode.piece_tokens, 0);
+    EXPECT_TRUE(at_once.warnings.empty());
+    EXPECT_EQ(in_pieces.mode.piece_tokens, 256);
+    EXPECT_EQ(in_pieces.mode.checkpointed_blocks, 0);
+    ASSERT_EQ(in_pieces.warnings.size(), 1);
+    EXPECT_NE(in_pieces.warnings[0].find("it passes in pieces of 256 tokens"), std::string::npos);
+    EXPECT_GT(choose(needed(256) - 1).mode.checkpointed_blocks, 0);
+    EXPECT_FAILS(memory, "lower --max-length, or use --dtype bf16", choose(1));
+    EXPECT_FAILS(memory, "end other programs", choose(1, true));
+}
+
+TEST_F(Choice, FollowsItsOptions) {
+    config.memory = "low";
+    const auto low = choose(int64_t{1} << 40);
+    EXPECT_EQ(low.mode.piece_tokens, 256);
+    EXPECT_TRUE(low.warnings.empty());
+    config.checkpoint_activations = true;
+    EXPECT_EQ(choose(int64_t{1} << 40).mode.checkpointed_blocks, model.model().shape().layers);
+    config = {};
+    config.batch = 8, config.memory = "low";  // 128 tokens are one piece
+    EXPECT_EQ(choose(int64_t{1} << 40).mode.piece_tokens, 0);
+    config.batch = 64, config.memory = "fast", config.eval_batch = 1;
+    EXPECT_FAILS(memory, "use --memory auto", choose(needed(1024) - 1));
+    config.force = true;
+    EXPECT_EQ(choose(1).mode.piece_tokens, 0);
+}
+
+TEST_F(Choice, EvaluationNeverDecidesHowTrainingPasses) {
+    config.batch = 4, config.eval_batch = 1000;
+    const auto choice = choose(needed(64));
+    EXPECT_EQ(choice.mode.piece_tokens, 0);
+    EXPECT_LT(choice.eval_batch, 1000);
+    ASSERT_EQ(choice.warnings.size(), 1);
+    EXPECT_NE(choice.warnings[0].find("as 1000 need more memory than is free"), std::string::npos);
+    config.memory = "fast";
+    EXPECT_FAILS(memory, "use --memory auto", choose(needed(64)));
+}
+
+TEST_F(Choice, WholeBatchesStayWhole) {
+    methods::AdaptedModel whole(test::kLlamaTied.load(), methods::AdapterConfig{.method = "id3"});
+    const std::vector<int64_t> lengths(64, 16);
+    EXPECT_FAILS(memory, "lower --batch or --max-length",
+                 choose_memory(whole, config, lengths, {}, 1, false));
+    config.memory = "low";
+    EXPECT_FAILS(usage, "--memory low: method id3",
+                 choose_memory(whole, config, lengths, {}, int64_t{1} << 40, false));
 }
 
 }  // namespace

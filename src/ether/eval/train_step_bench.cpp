@@ -13,7 +13,7 @@
 #include "ether/tasks/causal_lm.h"
 #include "ether/tasks/classification.h"
 #include "ether/train/gradient.h"
-#include "ether/train/memory.h"
+#include "ether/train/memory_mode.h"
 #include "ether/train/optimizer.h"
 
 namespace ether::eval {

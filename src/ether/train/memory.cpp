@@ -89,14 +89,6 @@ LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch) {
             lengths.empty() ? 0 : lengths.front()};
 }
 
-LargestBatch largest_piece(const LargestBatch& batch, int64_t piece_tokens) {
-    return {std::min(batch.tokens, std::max(piece_tokens, batch.longest)), batch.longest};
-}
-
-int64_t piece_tokens(at::Device device) {
-    return device.is_cpu() ? std::max<int64_t>(256, 64 * num_threads()) : 2048;
-}
-
 int64_t MemoryEstimate::activations(int64_t checkpointed_blocks) const {
     // While it is run again, one block's values are there once more, and half of them as gradients.
     const int64_t again = checkpointed_blocks > 0 ? 3 * block / 2 : 0;
@@ -146,17 +138,6 @@ MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch&
 int64_t evaluation_bytes(const nn::Model& model, const LargestBatch& batch, bool whole_logits) {
     return logits_bytes(model, batch, whole_logits) +
            block_values(model.shape()) * batch.tokens * width_of(model) + attention_bytes(model, batch);
-}
-
-MemoryMode fastest_that_fits(const MemoryEstimate& at_once, const std::optional<MemoryEstimate>& in_pieces,
-                             int64_t piece_tokens, BlockRange checkpointed, int64_t available) {
-    const auto [least, most] = checkpointed;
-    MemoryMode mode{0, least};
-    if (at_once.total(least) <= available) return mode;
-    if (in_pieces && in_pieces->total(least) < at_once.total(least)) mode.piece_tokens = piece_tokens;
-    const auto& estimate = mode.piece_tokens ? *in_pieces : at_once;
-    mode.checkpointed_blocks = std::clamp(estimate.blocks_to_checkpoint(available), least, most);
-    return mode;
 }
 
 void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available,

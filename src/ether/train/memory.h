@@ -2,12 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "ether/methods/adapted_model.h"
-#include "ether/train/gradient.h"
 
 namespace ether::train {
 
@@ -31,27 +29,11 @@ struct LargestBatch {
 };
 // Of `batch` of these lengths, the longest ones.
 LargestBatch largest_batch(std::vector<int64_t> lengths, int64_t batch);
-// Of the pieces in which such batches pass (MemoryMode).
-LargestBatch largest_piece(const LargestBatch& batch, int64_t piece_tokens);
-
-// The tokens of a piece with which the device still multiplies about as fast as with more.
-int64_t piece_tokens(at::Device device);
-
 // What is needed, besides the base weights that are loaded already, for training on micro-batches of that
 // size. Binds the adapter's forms to look at them, and leaves none bound.
 MemoryEstimate estimate_memory(methods::AdaptedModel& model, const LargestBatch& training);
 // The same of evaluating on such batches: without gradients a block's values live until the next one.
 int64_t evaluation_bytes(const nn::Model& model, const LargestBatch& batch, bool whole_logits);
-
-// How many blocks are checkpointed at least, and at most.
-struct BlockRange {
-    int64_t least = 0, most = 0;
-};
-
-// The fastest way that fits: at once; in pieces; in pieces, with as few more checkpointed blocks as it takes.
-// in_pieces: absent where the model's batches cannot pass so.
-MemoryMode fastest_that_fits(const MemoryEstimate& at_once, const std::optional<MemoryEstimate>& in_pieces,
-                             int64_t piece_tokens, BlockRange checkpointed, int64_t available);
 
 // Throws if the estimate is beyond what is available; advice: what to change.
 void check_memory(const MemoryEstimate& estimate, int64_t checkpointed_blocks, int64_t available,

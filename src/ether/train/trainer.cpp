@@ -76,7 +76,10 @@ Trainer::Trainer(RunConfig config, bool resume, std::vector<Callback*> callbacks
             ? config_.max_steps
             : std::max<int64_t>(1, std::llround(config_.epochs * static_cast<double>(steps_per_epoch_)));
     setup_.model->check_run({.steps = total_steps_, .accumulate = config_.accumulate});
-    choose_memory_mode();
+    memory_ = choose_memory(*setup_.model, config_, data::lengths_of(setup_.training),
+                            data::lengths_of(setup_.evaluation),
+                            ops::free_memory(setup_.model->model().device()), resume_);
+    warnings_.insert(warnings_.end(), memory_.warnings.begin(), memory_.warnings.end());
     optimizer_ = std::make_unique<AdamW>(make_optimizer());
     graphs_ = PassGraphs::of(*setup_.model);
 }
@@ -102,64 +105,6 @@ AdamW Trainer::make_optimizer() {
     return AdamW(std::move(parameters));
 }
 
-void Trainer::choose_memory_mode() {
-    auto& model = *setup_.model;
-    const auto device = model.model().device();
-    const int64_t available = ops::free_memory(device), tokens = piece_tokens(device);
-    if (config_.checkpoint_activations) check_can_checkpoint(model);
-    if (config_.memory == "low") check_can_pass_in_pieces(model);
-    const auto training = largest_batch(data::lengths_of(setup_.training), config_.batch),
-               piece = largest_piece(training, tokens);
-    const auto at_once = estimate_memory(model, training);
-    std::optional<MemoryEstimate> in_pieces;
-    if (config_.memory != "fast" && can_pass_in_pieces(model) && piece.tokens < training.tokens)
-        in_pieces = estimate_memory(model, piece);
-    const int64_t most = can_checkpoint(model) && config_.memory != "fast" ? at_once.blocks : 0,
-                  least = config_.checkpoint_activations ? at_once.blocks : 0;
-    if (config_.memory == "low" && in_pieces)
-        memory_ = {tokens,
-                   std::clamp(in_pieces->blocks_to_checkpoint(available), least, std::max(least, most))};
-    else
-        memory_ = fastest_that_fits(at_once, in_pieces, tokens, {least, std::max(least, most)}, available);
-    if (memory_.piece_tokens && config_.memory == "auto")
-        warnings_.push_back(
-            fmt::format("a batch at once needs more memory than is free: it passes in pieces of {} tokens, "
-                        "as with --memory "
-                        "low, which takes longer",
-                        memory_.piece_tokens));
-    auto estimate = memory_.piece_tokens ? *in_pieces : at_once;
-    choose_eval_batch(estimate, available);
-    if (!config_.force) check_memory(estimate, memory_.checkpointed_blocks, available, memory_advice());
-}
-
-// As many examples at once as fit; with --memory low, as take no more than training does.
-void Trainer::choose_eval_batch(MemoryEstimate& estimate, int64_t available) {
-    const int64_t activations = estimate.activations(memory_.checkpointed_blocks);
-    const int64_t room =
-        config_.memory == "low" ? activations : std::max(activations, available - estimate.trained);
-    const auto lengths = data::lengths_of(setup_.evaluation);
-    for (eval_batch_ = config_.eval_batch;; eval_batch_ /= 2) {
-        estimate.evaluation = evaluation_bytes(setup_.model->model(), largest_batch(lengths, eval_batch_),
-                                               estimate.whole_logits);
-        if (config_.memory == "fast" || eval_batch_ == 1 || estimate.evaluation <= room) break;
-    }
-    if (eval_batch_ < config_.eval_batch)
-        warnings_.push_back(
-            fmt::format("evaluation takes {} examples at once, as {} need more memory than {}", eval_batch_,
-                        config_.eval_batch, config_.memory == "low" ? "training" : "is free"));
-}
-
-std::string Trainer::memory_advice() const {
-    const bool divides = can_pass_in_pieces(*setup_.model);
-    if (config_.memory == "fast" && (divides || can_checkpoint(*setup_.model))) return "use --memory auto";
-    if (memory_.piece_tokens)
-        return resume_ ? "end other programs, or go on on a machine with more memory"
-                       : "lower --max-length, or use --dtype bf16";
-    if (resume_) return "in its run.toml, lower batch as much as you raise accumulate";
-    return fmt::format("lower --batch{} or --max-length, or use --dtype bf16",
-                       divides ? " (and raise --accumulate to keep the result)" : "");
-}
-
 RunInfo Trainer::info(int64_t first_step) const {
     const auto& parameters = setup_.model->parameters();
     const int64_t classes = setup_.task->classes();
@@ -172,10 +117,10 @@ RunInfo Trainer::info(int64_t first_step) const {
             .model_parameters = setup_.model->model().parameter_count(),
             .training_examples = static_cast<int64_t>(setup_.training.size()),
             .eval_examples = static_cast<int64_t>(setup_.evaluation.size()),
-            .device = fmt::format("{}, {}", machine(setup_.model->model(), memory_),
+            .device = fmt::format("{}, {}", machine(setup_.model->model(), memory_.mode),
                                   io::dtype_name(setup_.model->model().dtype())),
             .blocks = setup_.model->model().shape().layers,
-            .checkpointed_blocks = memory_.checkpointed_blocks,
+            .checkpointed_blocks = memory_.mode.checkpointed_blocks,
             .method = setup_.model->method_name(),
             .task = classes > 1 ? fmt::format("{} classes", classes) : setup_.task->name(),
             .learning_rate = config_.learning_rate(),
@@ -209,7 +154,7 @@ StepReport Trainer::train_step(int64_t step) {
     const auto random =
         Random(static_cast<uint64_t>(config_.seed)).stream("dropout").stream(static_cast<uint64_t>(step));
     const auto sums = accumulate_gradients(*setup_.model, *setup_.task, setup_.training, rows,
-                                           {config_.batch, random, memory_, graphs_.get()});
+                                           {config_.batch, random, memory_.mode, graphs_.get()});
     if (!std::isfinite(sums.loss)) fail_not_finite("loss", sums.loss, step);
     StepReport report;
     report.loss = sums.loss;
@@ -234,7 +179,7 @@ bool Trainer::evaluate(RunProgress& progress) {
     const auto start = Clock::now();
     EvalReport report{.step = progress.step};
     try {
-        report.scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, eval_batch_);
+        report.scores = setup_.task->evaluate(*setup_.model, setup_.evaluation, memory_.eval_batch);
     } catch (const Interrupted&) {
         return false;
     }
@@ -294,8 +239,8 @@ void Trainer::open_folder(RunProgress& progress) {
     if (!resume_) {
         state_.clear();
         progress.inputs = setup_.inputs;
-        progress.machine = machine(setup_.model->model(), memory_);
-        progress.piece_tokens = memory_.piece_tokens;
+        progress.machine = machine(setup_.model->model(), memory_.mode);
+        progress.piece_tokens = memory_.mode.piece_tokens;
         progress.settings = deciding_settings(config_);
         return;
     }
@@ -311,9 +256,9 @@ void Trainer::resume(RunProgress& progress) {
         warnings_.push_back(fmt::format(
             "a newer checkpoint cannot be read, so the run goes on from step {}: {}", progress.step, reason));
     // More memory is free than when the run began, whose sums it goes on with.
-    if (config_.memory == "auto" && memory_.piece_tokens == 0 && can_pass_in_pieces(*setup_.model))
-        memory_.piece_tokens = progress.piece_tokens;
-    if (const auto now = machine(setup_.model->model(), memory_);
+    if (config_.memory == "auto" && memory_.mode.piece_tokens == 0 && can_pass_in_pieces(*setup_.model))
+        memory_.mode.piece_tokens = progress.piece_tokens;
+    if (const auto now = machine(setup_.model->model(), memory_.mode);
         progress.machine != now && !progress.finished)
         warnings_.push_back(
             fmt::format("the run began on {} and goes on on {}: sums are added in another "

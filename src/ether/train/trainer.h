@@ -9,7 +9,7 @@
 
 #include "ether/data/order.h"
 #include "ether/train/callback.h"
-#include "ether/train/memory.h"
+#include "ether/train/memory_mode.h"
 #include "ether/train/optimizer.h"
 #include "ether/train/pass_graphs.h"
 #include "ether/train/run_config.h"
@@ -44,9 +44,6 @@ class Trainer {
   private:
     AdamW make_optimizer();
     RunInfo info(int64_t first_step) const;
-    void choose_memory_mode();
-    void choose_eval_batch(MemoryEstimate& estimate, int64_t available);
-    std::string memory_advice() const;
     void open_folder(RunProgress& progress);
     void resume(RunProgress& progress);
     void check_same_run(const RunProgress& progress) const;
@@ -63,8 +60,7 @@ class Trainer {
 
     RunConfig config_;
     const bool resume_;
-    MemoryMode memory_;
-    int64_t eval_batch_ = 0;
+    MemoryChoice memory_;
     std::vector<Callback*> callbacks_;
     std::unique_ptr<RunLock> lock_;
     std::string toml_;
