@@ -423,7 +423,7 @@ class FaultsTest(RunTest):
         ends wherever memory does; with more of it, it goes on."""
         data = self.write("long.csv", "text,label\n" + "".join(f"{'w5 ' * 14},{i % 3}\n" for i in range(5000)))
         words = ["train", "--model", self.model, "--data", data, "--out", self.run_folder, "--max-steps", 1, "--batch", 5000,
-                 "--threads", 1, "--force"]
+                 "--threads", 1, "--memory", "fast", "--force"]
 
         within, least = self.within, self.least_memory()
         self.assertIn("(ulimit -v) leaves", within(least - 48, "--version").stderr)
