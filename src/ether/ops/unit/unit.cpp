@@ -56,39 +56,19 @@ class Unit : public RowOpOf<Unit> {
     int64_t size_;
 };
 
-// The directions of vectors of one size, each (n, size), stacked by so many: (terms, n, size). One node in
-// place of a thousand small ones.
-struct UnitsFunction : torch::autograd::Function<UnitsFunction> {
-    static variable_list forward(AutogradContext* context, at::TensorList vectors,
-                                 const std::vector<int64_t>& terms) {
+// x (rows, size) in consecutive stacks of (terms, n, size): one node in place of a split and a view for each.
+struct StacksFunction : torch::autograd::Function<StacksFunction> {
+    static variable_list forward(AutogradContext*, const at::Tensor& x, const std::vector<int64_t>& terms,
+                                 const std::vector<int64_t>& rows) {
         const at::AutoDispatchBelowADInplaceOrView guard;  // pieces of one memory, not views of each other
-        const auto stack = at::cat(vectors), directions = unit(stack);
-        context->save_for_backward({directions, stack.norm(2, {-1}, /*keepdim=*/true)});
-        variable_list result;
-        std::vector<int64_t> rows;
-        int64_t first = 0;
-        for (size_t k = 0; const int64_t count : terms) {
-            const int64_t n = vectors[k].size(0);
-            result.push_back(directions.narrow(0, first, count * n).view({count, n, -1}));
-            rows.insert(rows.end(), static_cast<size_t>(count), n);
-            first += count * n;
-            k += static_cast<size_t>(count);
-        }
-        context->saved_data["rows"] = rows;
-        return result;
+        auto stacks = x.split_with_sizes(rows);
+        for (size_t k = 0; k < stacks.size(); ++k) stacks[k] = stacks[k].view({terms[k], -1, x.size(1)});
+        return stacks;
     }
 
-    // With u = x / |x|: grad_x = (g - u (u . g)) / |x|.
-    static variable_list backward(AutogradContext* context, const variable_list& grads) {
-        const auto saved = context->get_saved_variables();
-        const auto &directions = saved[0], &norms = saved[1];
-        std::vector<at::Tensor> pieces;
-        for (const auto& grad : grads) pieces.push_back(grad.reshape({-1, directions.size(1)}));
-        const auto g = at::cat(pieces);
-        const auto grad = (g - directions * (directions * g).sum(-1, /*keepdim=*/true)) / norms;
-        auto result = grad.split_with_sizes(context->saved_data["rows"].toIntVector());
-        result.emplace_back();  // of terms
-        return result;
+    static variable_list backward(AutogradContext*, variable_list grads) {
+        for (auto& grad : grads) grad = grad.flatten(0, 1);
+        return {at::cat(grads), {}, {}};
     }
 };
 
@@ -107,15 +87,16 @@ std::vector<at::Tensor> units(const std::vector<std::vector<at::Tensor>>& stacks
     std::vector<at::Tensor> result(stacks.size());
     for (const auto& [size, members] : by_size) {
         std::vector<at::Tensor> vectors;
-        std::vector<int64_t> terms;
+        std::vector<int64_t> terms, rows;
         for (const size_t i : members) {
             for (const auto& v : stacks[i]) {
                 ETHER_ASSERT(v.dim() == 2 && v.sizes() == stacks[i].front().sizes());
                 vectors.push_back(v);
             }
             terms.push_back(static_cast<int64_t>(stacks[i].size()));
+            rows.push_back(terms.back() * stacks[i].front().size(0));
         }
-        auto directions = UnitsFunction::apply(at::TensorList(vectors), terms);
+        auto directions = StacksFunction::apply(unit(at::cat(vectors)), terms, rows);
         for (size_t k = 0; k < members.size(); ++k) result[members[k]] = std::move(directions[k]);
     }
     return result;
