@@ -12,6 +12,7 @@
 #include "ether/ops/gemm/gemm.h"
 #include "ether/ops/gpu/launcher.h"
 #include "ether/ops/linear/linear.h"
+#include "ether/ops/permute/permute.h"
 #include "ether/ops/rank1/rank1.h"
 #include "ether/ops/unit/unit.h"
 #include "gradcheck.h"
@@ -264,6 +265,11 @@ TEST(BlockProduct, IsAProductPieceByPiece) {
                                                           {17, 1, 40, 4, false},
                                                           {11, 1, 12, 28, false},
                                                           {7, 3, 6, 5, false},
+                                                          {19, 36, 4, 4, false},
+                                                          {3, 7, 4, 4, false},
+                                                          {1, 2, 4, 4, false},
+                                                          {9, 5, 4, 4, true},
+                                                          {9, 1, 4, 4, false},
                                                           {0, 2, 8, 8, false}}) {
         for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
             const auto compute = dtype == at::kBFloat16 ? at::kFloat : dtype;
@@ -305,6 +311,28 @@ TEST(BlockProduct, IsForSmallOrThinMatricesOfWholeVectors) {
                                        {{2, 10, 8}, false},
                                        {{2, 8, 264}, false}})
         EXPECT_EQ(suits_block_product(at::empty(shape)), suits);
+}
+
+// Features that move one by one, or in runs of any length.
+TEST(Permute, MovesFeatures) {
+    for (const int64_t run : {1, 2, 3, 4, 8, 16, 32}) {
+        const int64_t width = 6 * run;
+        const auto order =
+            (at::tensor({3, 5, 0, 4, 2, 1}, at::kLong).unsqueeze(1) * run + at::arange(run)).reshape({width});
+        for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16})
+            for (const int64_t tokens : {0, 1, 19}) {
+                const auto x = normal({tokens, width}, 1, dtype);
+                Rows rows;
+                EXPECT_TRUE(
+                    at::equal(rows.run(permute(rows, rows.input(x), order)), x.index_select(1, order)));
+            }
+        EXPECT_TRUE(gradcheck(
+            [&](const Tensors& inputs) {
+                Rows rows;
+                return rows.run(permute(rows, rows.input(inputs[0]), order));
+            },
+            {{"x", normal({3, width}, 1)}}));
+    }
 }
 
 TEST(Dropout, KeepsTheMeanAndRepeatsItsMask) {

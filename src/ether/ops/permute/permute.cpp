@@ -2,6 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include <cstring>
+
 #include "ether/core/error.h"
 
 namespace ether::ops {
@@ -9,7 +11,8 @@ namespace {
 
 class Permutation : public RowOpOf<Permutation> {
   public:
-    explicit Permutation(const at::Tensor& order) : order_(order) {}
+    explicit Permutation(const at::Tensor& order)
+        : order_(order), run_(order.is_cpu() ? longest_run(order) : 1) {}
 
     bool reads_arguments(bool) const override { return false; }
 
@@ -19,23 +22,54 @@ class Permutation : public RowOpOf<Permutation> {
 
     template <typename P>
     void run(const RowTile<P>& tile, P* y) const {
-        each(tile.count, [&](int64_t to, int64_t from) { y[to] = tile.x[0][from]; });
+        move(tile.count, tile.x[0], y, [](const P* x, P* to, int64_t j, int64_t at, auto run) {
+            std::memcpy(to + j, x + at, run * sizeof(P));
+        });
     }
     template <typename P>
     void run_back(const RowTile<P>& tile, const RowGradients<P>& grad) const {
-        each(tile.count, [&](int64_t to, int64_t from) { grad.x[0][from] = grad.y[to]; });
+        move(tile.count, grad.y, grad.x[0], [](const P* g, P* to, int64_t j, int64_t at, auto run) {
+            std::memcpy(to + at, g + j, run * sizeof(P));
+        });
     }
 
   private:
-    template <typename Body>
-    void each(int64_t tokens, Body&& body) const {
+    static constexpr int64_t kLongestRun = 16;
+
+    // The largest power of two such that features which begin at its multiples stay side by side.
+    static int64_t longest_run(const at::Tensor& order) {
+        const auto* from = order.const_data_ptr<int64_t>();
+        const auto keeps = [&](int64_t run) {
+            if (order.numel() % run != 0) return false;
+            for (int64_t j = 0; j < order.numel(); j += run)
+                for (int64_t i = 1; i < run; ++i)
+                    if (from[j + i] != from[j] + i) return false;
+            return true;
+        };
+        int64_t run = 1;
+        while (run < kLongestRun && keeps(2 * run)) run *= 2;
+        return run;
+    }
+
+    // Calls body(a row, where it goes, j, order[j], length of a run) for each run of each row.
+    template <typename P, typename Body>
+    void move(int64_t tokens, const P* x, P* to, Body&& body) const {
         const auto* order = order_.const_data_ptr<int64_t>();
         const int64_t width = order_.numel();
-        for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t j = 0; j < width; ++j) body(t * width + j, t * width + order[j]);
+        const auto in_runs = [&]<int64_t run>(std::integral_constant<int64_t, run> length) {
+            for (int64_t t = 0; t < tokens; ++t)
+                for (int64_t j = 0; j < width; j += run)
+                    body(x + t * width, to + t * width, j, order[j], length);
+        };
+        if (run_ == kLongestRun) return in_runs(std::integral_constant<int64_t, kLongestRun>());
+        if (run_ == 8) return in_runs(std::integral_constant<int64_t, 8>());
+        if (run_ == 4) return in_runs(std::integral_constant<int64_t, 4>());
+        if (run_ == 2) return in_runs(std::integral_constant<int64_t, 2>());
+        in_runs(std::integral_constant<int64_t, 1>());
     }
 
     at::Tensor order_;
+    int64_t run_;
 };
 
 }  // namespace
