@@ -1,17 +1,19 @@
 """Today's ratios to the peers beside the committed ones; fails where one is more than 10% worse. `make bench` runs it.
 
-    .venv-oracle/bin/python bench/check.py [--update]
+    .venv-oracle/bin/python bench/check.py [--update] [--rounds N]
 
 On the 135M Llama shape (random weights, float32, 2 x 256, all linear layers): speed and peak memory of a training step beside PEFT's LoRA
 r = 8, the share of the machine's GEMM limit, and the time of a forward pass with another adapter in each of 128 rows beside the base
 model's. bench/results/ratios.json holds the committed ones by kind of machine (its vectors and cores), since ratios differ between these;
---update writes today's there. Needs `make oracle`'s environment and an otherwise idle machine; some five minutes on two cores.
+--update writes today's there. Needs `make oracle`'s environment and an otherwise idle machine; some seven minutes on two cores,
+for each round; a ratio is the median of its rounds.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,10 +34,16 @@ def machine():
 
 
 def measure(ether, model):
-    """Ratios by name, and whether more is better."""
-    peer = peer_step(model, "f32", STEPS)
-    for name, (method, options) in STEPS_OF.items():
-        ours = our_step(ether, model, "f32", STEPS, method, options)
+    """Ratios by name, and whether more is better. The peer's step is measured before every second one of ours and in
+    the end, since a machine's speed may move within minutes."""
+    peers, steps = [], {}
+    for i, (name, (method, options)) in enumerate(STEPS_OF.items()):
+        if i % 2 == 0:
+            peers.append(peer_step(model, "f32", STEPS))
+        steps[name] = our_step(ether, model, "f32", STEPS, method, options)
+    peers.append(peer_step(model, "f32", STEPS))
+    peer = {key: statistics.median(each[key] for each in peers) for key in ("tokens_per_second", "peak_rss_bytes")}
+    for name, ours in steps.items():
         yield f"{name}: speed, of PEFT LoRA's", ours["tokens_per_second"] / peer["tokens_per_second"], True
         yield f"{name}: share of the GEMM limit", ours["tokens_per_second"] / ours["gemm_limit_tokens_per_second"], True
         yield f"{name}: memory, of PEFT LoRA's", ours["peak_rss_bytes"] / peer["peak_rss_bytes"], False
@@ -47,6 +55,7 @@ def measure(ether, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--ether", default=str(ROOT / "build/release/bin/ether"))
     options = parser.parse_args()
     kind = machine()
@@ -55,7 +64,9 @@ def main():
     print(f"{kind}\n{'':58} today  committed")
     with tempfile.TemporaryDirectory() as model:
         subprocess.run([sys.executable, "-c", MAKE_MODEL, model], check=True, capture_output=True)
-        for name, ratio, more_is_better in measure(options.ether, model):
+        rounds = [list(measure(options.ether, model)) for _ in range(options.rounds)]
+        for row in zip(*rounds):
+            (name, _, more_is_better), ratio = row[0], statistics.median(ratio for _, ratio, _ in row)
             today[name] = round(ratio, 3)
             known = committed.get(name)
             worse = known is not None and (ratio < WORST * known if more_is_better else ratio > known / WORST)
