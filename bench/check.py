@@ -40,6 +40,7 @@ def measure(ether, model):
     for i, (name, (method, options)) in enumerate(STEPS_OF.items()):
         if i % 2 == 0:
             peers.append(peer_step(model, "f32", STEPS))
+        print(f"  measuring {name}", file=sys.stderr, flush=True)
         steps[name] = our_step(ether, model, "f32", STEPS, method, options)
     peers.append(peer_step(model, "f32", STEPS))
     peer = {key: statistics.median(each[key] for each in peers) for key in ("tokens_per_second", "peak_rss_bytes")}
@@ -61,16 +62,16 @@ def main():
     kind = machine()
     all_ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {}
     committed, today, fallen = all_ratios.get(kind, {}), {}, []
-    print(f"{kind}\n{'':58} today  committed")
     with tempfile.TemporaryDirectory() as model:
         subprocess.run([sys.executable, "-c", MAKE_MODEL, model], check=True, capture_output=True)
         rounds = [list(measure(options.ether, model)) for _ in range(options.rounds)]
+        print(f"{kind}\n{'':58} today  committed")
         for row in zip(*rounds):
             (name, _, more_is_better), ratio = row[0], statistics.median(ratio for _, ratio, _ in row)
             today[name] = round(ratio, 3)
             known = committed.get(name)
             worse = known is not None and (ratio < WORST * known if more_is_better else ratio > known / WORST)
-            print(f"{name:58} {ratio:5.2f}  {'' if known is None else f'{known:5.2f}'}{'  WORSE' if worse else ''}", flush=True)
+            print(f"{name:58} {ratio:5.2f}  {'' if known is None else f'{known:5.2f}'}{'  WORSE' if worse else ''}")
             if worse:
                 fallen.append(name)
     if options.update:
