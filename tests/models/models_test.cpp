@@ -77,9 +77,10 @@ TEST_P(Models, GradientsAgree) {
         loss.backward();
         for (const auto& [name, tensor] : trained) {
             const auto reference = expected.tensor("gradient/" + name);
-            // The gradients are small: compare relative to the largest entry of each. That of a key's bias is
-            // none but for rounding.
-            const double scale = 1 / std::max(test::largest(reference), 2e-3);
+            // The gradients are small: compare relative to the largest entry of each. That of BERT's key
+            // biases is none but for rounding, since softmax takes no notice of them.
+            const double least = name.ends_with("key.bias") ? 2e-3 : 1e-3;
+            const double scale = 1 / std::max(test::largest(reference), least);
             EXPECT_TRUE(near(tensor.grad() * scale, reference * scale, tolerance)) << name;
         }
     }
