@@ -2,11 +2,14 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+#include "ether/ops/gemm/panels.h"
 
 namespace ether::ops {
 namespace {
@@ -29,8 +32,30 @@ const c10::TypedOperatorHandle<LinearPointwise>* onednn_linear() {
 // A primitive is made for every new shape, which costs more than a small product takes.
 constexpr int64_t kSmallProduct = int64_t{1} << 20;
 
+// By panels, or undefined where such a product is better left to a library.
+template <typename T>
+at::Tensor by_panels(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
+    const int64_t rows = x.size(0), in = x.size(1), out = w.size(0);
+    const auto order = w.stride(1) == 1 ? WeightOrder::kOutIn : WeightOrder::kInOut;
+    const int64_t w_row = w.stride(order == WeightOrder::kOutIn ? 0 : 1);
+    const bool by_rows = x.stride(1) == 1 && x.stride(0) * sizeof(T) % 4 == 0 &&
+                         w.stride(order == WeightOrder::kOutIn ? 1 : 0) == 1 &&
+                         (!bias.defined() || bias.is_contiguous());
+    if (!by_rows || !has_panel_product<T>(rows, out, in, order)) return {};
+    auto y = at::empty({rows, out}, x.options());
+    panel_product<T>(rows, out, in, {x.const_data_ptr<T>(), x.stride(0)}, {w.const_data_ptr<T>(), w_row},
+                     order, bias.defined() ? bias.const_data_ptr<T>() : nullptr, y.mutable_data_ptr<T>());
+    return y;
+}
+
 // x (T, in) times w (out, in) transposed, all of one dtype.
 at::Tensor product(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
+    if (x.is_cpu()) {
+        const auto y = x.scalar_type() == at::kFloat      ? by_panels<float>(x, w, bias)
+                       : x.scalar_type() == at::kBFloat16 ? by_panels<c10::BFloat16>(x, w, bias)
+                                                          : at::Tensor();
+        if (y.defined()) return y;
+    }
     const bool suits = x.is_cpu() && x.scalar_type() != at::kDouble && x.numel() * w.size(0) > kSmallProduct;
     const at::AutoDispatchBelowAutograd guard;  // which would box the arguments for nothing
     if (const auto* onednn = onednn_linear(); onednn && suits)

@@ -109,13 +109,21 @@ Layer with_onednn(const Operands& operands) {
             over_parts(x.size(), [=](size_t i) { at::mkldnn_linear(g[i], transposed); })};
 }
 
+Layer with_own(const Operands& operands) {
+    const auto& weight = operands.weight;
+    return {over_parts(operands.x.size(), [=, x = operands.x](size_t i) { gemm_nt(x[i], weight); }),
+            over_parts(operands.g.size(), [=, g = operands.g](size_t i) { gemm_nn(g[i], weight); })};
+}
+
 struct Candidate {
     const char* name;
     Layer (*prepare)(const Operands&);
     bool float_only;
 };
-constexpr Candidate kCandidates[] = {
-    {"at::mm", with_mm, false}, {"MKL packed", with_mkl_packed, true}, {"oneDNN", with_onednn, false}};
+constexpr Candidate kCandidates[] = {{"at::mm", with_mm, false},
+                                     {"MKL packed", with_mkl_packed, true},
+                                     {"oneDNN", with_onednn, false},
+                                     {"ether", with_own, false}};
 
 }  // namespace
 

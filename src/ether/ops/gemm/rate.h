@@ -20,9 +20,10 @@ struct GemmRate {
 };
 
 // Times y = x W^T and g W for every shape with `batch` sequences of `tokens` rows, by at::mm, MKL with packed
-// weights (float32) and oneDNN, on the whole batch with all threads and with one sequence a thread, and on
-// other devices by at::mm on the whole batch; bfloat16 as float32 where ops/gemm does; per product the
-// fastest of several repeats. Returns the candidate with the least time over all shapes.
+// weights (float32), oneDNN and as our own passes do (ops/gemm), on the whole batch with all threads and with
+// one sequence a thread, and on other devices by at::mm on the whole batch; bfloat16 as float32 where
+// ops/gemm does; per product the fastest of several repeats. Returns the candidate with the least time over
+// all shapes.
 GemmRate best_gemm_rate(const std::vector<GemmShape>& shapes, int64_t batch, int64_t tokens,
                         at::ScalarType dtype, at::Device device = at::kCPU);
 
