@@ -24,7 +24,7 @@ COLOURS = {"products": "#1f4e79", "attention": "#0072b2", "rows": "#d55e00", "lo
 NAMES = {"products": "base products and head", "attention": "attention",
          "rows": "between products: norms, reflections, SwiGLU, rotary", "loss": "cross entropy", "rest": "autograd, allocator, sums, waiting"}
 # What a sample's symbol belongs to; the first that fits. Code that oneDNN has generated has no symbol.
-SYMBOLS = [("loss", r"cross_?entropy"), ("attention", r"attention|tile_product"), ("products", r"\[JIT\]|dnnl|gemm|mkl_"),
+SYMBOLS = [("loss", r"cross_?entropy"), ("attention", r"attention|tile_by"), ("products", r"\[JIT\]|dnnl|gemm|mkl_|multiply_panels"),
            ("rows", r"rank1|norm|swiglu|rotary|rotate|RowOp|Rows|elementwise|scale|permute|overlay|dropout")]
 
 

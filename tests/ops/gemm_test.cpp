@@ -73,6 +73,26 @@ TEST(PanelProduct, AgreesWithDoubleAtAllSizes) {
                 }
 }
 
+// Gradients of logits have as many values as there are words: an even number.
+TEST(PanelProduct, SumsMayHaveAnyEvenLength) {
+    for (const int64_t in : {2, 34, 1534, 1538, 3042, 3070, 32002}) {
+        const Kind kind{at::kBFloat16, WeightOrder::kInOut};
+        const auto x = normal({13, in}, 1, kind.dtype), w = weight(kind, 80, in, 2);
+        EXPECT_TRUE(near(by_panels(x, w, kind.order), in_double(x, w, kind.order), tolerance(kind.dtype)))
+            << in;
+    }
+}
+
+// More sums than are kept at a time.
+TEST(PanelProduct, ResultsMayBeWide) {
+    for (const auto& kind : kKinds) {
+        const auto x = normal({600, 1600}, 1, kind.dtype), w = weight(kind, 1040, 1600, 2);
+        set_num_threads(1);
+        EXPECT_TRUE(near(by_panels(x, w, kind.order), in_double(x, w, kind.order), tolerance(kind.dtype)));
+        set_num_threads(2);
+    }
+}
+
 // Operands may be parts of larger ones and begin anywhere.
 TEST(PanelProduct, OperandsMayBeParts) {
     for (const auto& kind : kKinds) {
@@ -117,7 +137,7 @@ TEST(PanelProduct, NanAndInfinityStayInTheirRow) {
 // Whatever the provider chooses.
 TEST(Gemm, AgreesWithDouble) {
     for (const auto dtype : {at::kFloat, at::kBFloat16})
-        for (const int64_t rows : {0, 1, 47, 48, 130})
+        for (const int64_t rows : {0, 1, 11, 12, 130})
             for (const int64_t out : {33, 64, 192})
                 for (const int64_t in : {31, 34, 96}) {
                     const auto x = normal({rows, in}, 1, dtype), w = normal({out, in}, 2, dtype),
@@ -126,7 +146,27 @@ TEST(Gemm, AgreesWithDouble) {
                     EXPECT_TRUE(near(gemm_nt(x, w, bias), in_double(x, w, WeightOrder::kOutIn, bias),
                                      tolerance(dtype)));
                     EXPECT_TRUE(near(gemm_nn(g, w), in_double(g, w, WeightOrder::kInOut), tolerance(dtype)));
+                    // Operands in any order.
+                    const auto turned = w.t().contiguous().t(), columns = x.t().contiguous().t();
+                    EXPECT_TRUE(near(gemm_nt(columns, turned), in_double(x, w, WeightOrder::kOutIn),
+                                     tolerance(dtype)));
+                    EXPECT_TRUE(
+                        near(gemm_nn(g, turned), in_double(g, w, WeightOrder::kInOut), tolerance(dtype)));
+                    const auto wider = normal({rows, in + 1}, 5, dtype).narrow(1, 1, in);
+                    EXPECT_TRUE(
+                        near(gemm_nt(wider, w), in_double(wider, w, WeightOrder::kOutIn), tolerance(dtype)));
+                    const auto repeated =
+                        x.narrow(0, 0, std::min<int64_t>(rows, 1)).expand({rows ? 20 : 0, in});
+                    EXPECT_TRUE(near(gemm_nt(repeated, w), in_double(repeated, w, WeightOrder::kOutIn),
+                                     tolerance(dtype)));
                 }
+}
+
+TEST(Gemm, SizesThatDoNotFitAreErrors) {
+    const auto x = normal({20, 64}, 1, at::kFloat), w = normal({32, 96}, 2, at::kFloat);
+    EXPECT_ANY_THROW(gemm_nt(x, w));
+    EXPECT_ANY_THROW(gemm_nn(x, w));
+    EXPECT_ANY_THROW(gemm_nt(x, normal({32, 64}, 2, at::kFloat), normal({31}, 3, at::kFloat)));
 }
 
 }  // namespace

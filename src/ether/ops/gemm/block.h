@@ -21,7 +21,7 @@ struct Multiply {
     }
 };
 
-// The same for pairs of bfloat16; round: a vector of sums to bfloat16.
+// The same for pairs of bfloat16. round: a vector of sums to bfloat16.
 struct MultiplyPairs {
     using Entry = uint32_t;
     template <typename Sum, typename Row>
@@ -58,6 +58,8 @@ inline bool has_dot_pairs() {
     static const bool found = has_avx512() && __builtin_cpu_supports("avx512bf16");
     return found;
 }
+#else
+inline bool has_dot_pairs() { return false; }
 #endif
 
 // Called at every step of a sum; see panels_cpu.cpp.

@@ -39,8 +39,8 @@ at::Tensor by_panels(const at::Tensor& x, const at::Tensor& w, const at::Tensor&
     const auto order = w.stride(1) == 1 ? WeightOrder::kOutIn : WeightOrder::kInOut;
     const int64_t w_row = w.stride(order == WeightOrder::kOutIn ? 0 : 1);
     const bool by_rows = x.stride(1) == 1 && x.stride(0) * sizeof(T) % 4 == 0 &&
-                         w.stride(order == WeightOrder::kOutIn ? 1 : 0) == 1 &&
-                         (!bias.defined() || bias.is_contiguous());
+                         w.stride(order == WeightOrder::kOutIn ? 1 : 0) == 1 && w.size(1) == in &&
+                         (!bias.defined() || (bias.is_contiguous() && bias.numel() == out));
     if (!by_rows || !has_panel_product<T>(rows, out, in, order)) return {};
     auto y = at::empty({rows, out}, x.options());
     panel_product<T>(rows, out, in, {x.const_data_ptr<T>(), x.stride(0)}, {w.const_data_ptr<T>(), w_row},

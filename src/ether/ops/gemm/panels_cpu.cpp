@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "ether/core/error.h"
 #include "ether/core/parallel.h"
 #include "ether/ops/gemm/block.h"
 
@@ -12,12 +13,12 @@ namespace {
 
 constexpr int64_t kLine = 64;   // bytes that memory comes in
 constexpr int64_t kWidth = 64;  // of a panel, in columns
-// Of a panel, in entries of 4 bytes: a number or a pair. 196 KB, so that this panel, the next one and what
-// they are multiplied by are in a core's second cache (1 MB).
+// Of a panel, in entries of 4 bytes: a number or a pair. 196 KB, a fifth of a core's second cache (Zen 4: 1
+// MB), which also holds the next panel and most of what they are multiplied by.
 constexpr int64_t kDepth = 768;
 constexpr int64_t kSums = 1 << 18;   // that are not complete, at a time
 constexpr int64_t kFewestRows = 12;  // that packing pays for
-constexpr int64_t kRowsOfAThread = 128;
+constexpr int64_t kRowsOfAThread = 24;
 
 struct alignas(kLine) Line {
     uint32_t entries[kLine / sizeof(uint32_t)];
@@ -30,7 +31,7 @@ template <typename T>
 constexpr int64_t kPerEntry = sizeof(uint32_t) / sizeof(T);
 
 template <typename T>
-struct Operands {
+struct Factors {
     int64_t rows, out, depth;  // depth: in entries
     Strided<const T> x, w;
     WeightOrder order;
@@ -42,7 +43,7 @@ struct Operands {
 
 // A part of w, which is packed at once: `width` columns of the result by `depth` entries of their sums.
 template <typename T>
-struct Part {
+struct WeightPart {
     const T* data;
     int64_t column, width, entry, depth;
     int64_t sums_column;  // where its sums are among those that are not complete
@@ -51,16 +52,21 @@ struct Part {
 // Some panels at a time are gone through from cut to cut, so that what x has there is read from the cache for
 // all but the first.
 template <typename T>
-std::vector<Part<T>> parts_of(const Operands<T>& of, int64_t first_panel, int64_t last_panel, int64_t group) {
+std::vector<WeightPart<T>> parts_of(const Factors<T>& of, int64_t first_panel, int64_t last_panel,
+                                    int64_t group) {
     const int64_t cuts = (of.depth + kDepth - 1) / kDepth;
-    const auto entry = [&](int64_t cut) { return cut == cuts ? of.depth : of.depth * cut / cuts / 16 * 16; };
-    std::vector<Part<T>> parts;
+    // Rounded up, so that no part is longer than kDepth.
+    const auto entry = [&](int64_t cut) {
+        return std::min((of.depth * cut / cuts + 15) / 16 * 16, of.depth);
+    };
+    std::vector<WeightPart<T>> parts;
     for (int64_t begin = first_panel; begin < last_panel; begin += group)
         for (int64_t cut = 0; cut < cuts; ++cut)
             for (int64_t panel = begin; panel < std::min(begin + group, last_panel); ++panel) {
                 const int64_t column = panel * kWidth, value = entry(cut) * kPerEntry<T>;
                 const int64_t at =
                     of.order == WeightOrder::kOutIn ? column * of.w.row + value : value * of.w.row + column;
+                ETHER_ASSERT(entry(cut + 1) - entry(cut) <= kDepth);
                 parts.push_back({of.w.data + at, column, std::min(kWidth, of.out - column), entry(cut),
                                  entry(cut + 1) - entry(cut), (panel - begin) * kWidth});
             }
@@ -71,12 +77,14 @@ std::vector<Part<T>> parts_of(const Operands<T>& of, int64_t first_panel, int64_
 class Fetch {
   public:
     template <typename T>
-    Fetch(const Operands<T>& of, const Part<T>& next, int64_t steps)
+    Fetch(const Factors<T>& of, const WeightPart<T>& next, int64_t steps)
         : at_(reinterpret_cast<const char*>(next.data)), stride_(of.w.row * static_cast<int64_t>(sizeof(T))) {
         const bool by_columns = of.order == WeightOrder::kOutIn;
         const int64_t rows = by_columns ? next.width : next.depth * kPerEntry<T>;
         const int64_t row_bytes = by_columns ? next.depth * 4 : next.width * static_cast<int64_t>(sizeof(T));
-        lines_ = (row_bytes + kLine - 1) / kLine;
+        const auto into_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at_) % kLine);
+        at_ -= into_line;
+        lines_ = (into_line + row_bytes + kLine - 1) / kLine;
         left_ = rows * lines_;
         every_ = left_ == 0 ? 0 : std::max<int64_t>(1, steps / left_);
         wait_ = left_ == 0 ? -1 : 1;
@@ -126,7 +134,7 @@ ETHER_INLINE void transpose(Isa<bytes>, const char* from, int64_t row_bytes, uin
 
 // panel[i * kWidth + j]: entry i of column j.
 template <int bytes, typename T>
-ETHER_INLINE void pack(Isa<bytes> isa, const Operands<T>& of, const Part<T>& part, uint32_t* panel) {
+ETHER_INLINE void pack(Isa<bytes> isa, const Factors<T>& of, const WeightPart<T>& part, uint32_t* panel) {
     constexpr int64_t lanes = kLanes<uint32_t, bytes>;
     if (of.order == WeightOrder::kOutIn) {
         for (int64_t i = 0; i < part.depth; i += lanes)
@@ -161,10 +169,11 @@ ETHER_INLINE void round_rows(Isa<bytes>, int64_t rows, int64_t width, Strided<co
 
 // The rows [first, last) of a result in the columns of some panels.
 template <typename Step, typename T>
-void multiply(const Operands<T>& of, int64_t first_panel, int64_t last_panel, int64_t first, int64_t last) {
+void multiply_panels(const Factors<T>& of, int64_t first_panel, int64_t last_panel, int64_t first,
+                     int64_t last) {
     using E = Entry<T>;
-    constexpr bool in_place =
-        std::is_same_v<T, float>;  // sums of bfloat16 are rounded when they are complete
+    // Sums of bfloat16 are rounded when they are complete.
+    constexpr bool in_place = std::is_same_v<T, float>;
     const int64_t rows = last - first;
     const auto panel = std::make_unique_for_overwrite<Line[]>(kDepth * kWidth * 4 / kLine);
     const int64_t group = std::clamp<int64_t>(kSums / (rows * kWidth), 1, last_panel - first_panel);
@@ -182,24 +191,26 @@ void multiply(const Operands<T>& of, int64_t first_panel, int64_t last_panel, in
         if (part.entry == 0 && of.bias)
             for (int64_t t = 0; t < rows; ++t)
                 convert(of.bias + part.column, sums.data + t * sums.row, part.width);
-        for_best_isa([&](auto isa) { pack(isa, of, part, reinterpret_cast<uint32_t*>(panel.get())); });
-        Fetch fetch(of, i + 1 < parts.size() ? parts[i + 1] : Part<T>{}, rows / 6 * part.depth);
+        for_best_isa([&](auto isa) __attribute__((always_inline)) {
+            pack(isa, of, part, reinterpret_cast<uint32_t*>(panel.get()));
+        });
+        Fetch fetch(of, i + 1 < parts.size() ? parts[i + 1] : WeightPart<T>{}, rows / 6 * part.depth);
         // A function of its own: compiled into more loops, sums are no longer kept in registers.
-        for_best_isa([&](auto isa) {
+        for_best_isa([&](auto isa) __attribute__((always_inline)) {
             all_columns<Step>(isa, rows, part.width, part.depth, 1.0F, x, w, sums, part.entry > 0 || of.bias,
                               fetch);
         });
         if constexpr (!in_place)
             if (part.entry + part.depth == of.depth)
-                for_best_isa([&](auto isa) {
+                for_best_isa([&](auto isa) __attribute__((always_inline)) {
                     round_rows<Step>(isa, rows, part.width, {sums.data, sums.row}, y);
                 });
     }
 }
 
 template <typename Step, typename T>
-void by_threads(const Operands<T>& of) {
-    // Threads share panels where rows are many, so that they end together.
+void by_threads(const Factors<T>& of) {
+    // Threads share panels, so that they end together.
     const int64_t chunks = std::clamp<int64_t>(of.rows / kRowsOfAThread, 1, num_threads());
     parallel_for(of.panels() * chunks, 1, [&](int, int64_t begin, int64_t end) {
         while (begin < end) {
@@ -207,14 +218,14 @@ void by_threads(const Operands<T>& of) {
             // Whole panels at once, so that one fetches the next.
             const int64_t to = std::min(end, (panel + 1) * chunks) - panel * chunks;
             const int64_t panels = from == 0 && to == chunks ? (end - begin) / chunks : 1;
-            multiply<Step>(of, panel, panel + panels, of.rows * from / chunks, of.rows * to / chunks);
+            multiply_panels<Step>(of, panel, panel + panels, of.rows * from / chunks, of.rows * to / chunks);
             begin += from == 0 && to == chunks ? panels * chunks : to - from;
         }
     });
 }
 
-// AMD's processors with AVX-512, where it was measured; Intel's multiply bfloat16 by tiles, which the
-// libraries know.
+// On Zen 4, where it was measured, and what AMD has built since. Intel's processors multiply bfloat16 by
+// tiles, which the libraries know.
 bool gains() {
 #if defined(__x86_64__)
     static const bool found = has_avx512() && __builtin_cpu_is("amd");
@@ -224,36 +235,43 @@ bool gains() {
 #endif
 }
 
+// What panel_product takes.
+template <typename T>
+bool fits(int64_t out, int64_t in, WeightOrder order) {
+    const bool by_columns = order == WeightOrder::kOutIn;
+    if (std::is_same_v<T, float> && !by_columns) return false;
+    return out > 0 && in > 0 && out % 16 == 0 && in % ((by_columns ? 16 : 1) * kPerEntry<T>) == 0;
+}
+
 }  // namespace
 
-template <>
-bool has_panel_product<float>(int64_t rows, int64_t out, int64_t in, WeightOrder order) {
-    return gains() && order == WeightOrder::kOutIn && rows >= kFewestRows && out % 16 == 0 && in % 16 == 0;
-}
-template <>
-bool has_panel_product<c10::BFloat16>(int64_t rows, int64_t out, int64_t in, WeightOrder order) {
-#if defined(ETHER_DOT_PAIRS)
-    return gains() && has_dot_pairs() && rows >= kFewestRows && out % 16 == 0 &&
-           in % (order == WeightOrder::kOutIn ? 32 : 2) == 0;
-#else
-    return false;
-#endif
+template <typename T>
+bool has_panel_product(int64_t rows, int64_t out, int64_t in, WeightOrder order) {
+    return gains() && (std::is_same_v<T, float> || has_dot_pairs()) && rows >= kFewestRows &&
+           fits<T>(out, in, order);
 }
 
-template <>
-void panel_product<float>(int64_t rows, int64_t out, int64_t in, Strided<const float> x,
-                          Strided<const float> w, WeightOrder order, const float* bias, float* y) {
-    by_threads<Multiply<float>>(Operands<float>{rows, out, in, x, w, order, bias, y});
-}
-template <>
-void panel_product<c10::BFloat16>(int64_t rows, int64_t out, int64_t in, Strided<const c10::BFloat16> x,
-                                  Strided<const c10::BFloat16> w, WeightOrder order,
-                                  const c10::BFloat16* bias, c10::BFloat16* y) {
-    const Operands<c10::BFloat16> operands{rows, out, in / 2, x, w, order, bias, y};
+template <typename T>
+void panel_product(int64_t rows, int64_t out, int64_t in, Strided<const T> x, Strided<const T> w,
+                   WeightOrder order, const T* bias, T* y) {
+    ETHER_ASSERT(fits<T>(out, in, order) && x.column == 1 && w.column == 1 && x.row % kPerEntry<T> == 0);
+    if (rows == 0) return;
+    const Factors<T> factors{rows, out, in / kPerEntry<T>, x, w, order, bias, y};
+    if constexpr (std::is_same_v<T, float>) return by_threads<Multiply<float>>(factors);
 #if defined(ETHER_DOT_PAIRS)
-    if (has_dot_pairs()) return by_threads<DotPairs>(operands);
+    else if (has_dot_pairs())
+        return by_threads<DotPairs>(factors);
 #endif
-    by_threads<MultiplyPairs>(operands);
+    else
+        by_threads<MultiplyPairs>(factors);
 }
+
+#define ETHER_INSTANTIATE(T)                                                                      \
+    template bool has_panel_product<T>(int64_t, int64_t, int64_t, WeightOrder);                   \
+    template void panel_product<T>(int64_t, int64_t, int64_t, Strided<const T>, Strided<const T>, \
+                                   WeightOrder, const T*, T*);
+ETHER_INSTANTIATE(float)
+ETHER_INSTANTIATE(c10::BFloat16)
+#undef ETHER_INSTANTIATE
 
 }  // namespace ether::ops

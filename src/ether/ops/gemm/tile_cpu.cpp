@@ -4,7 +4,7 @@ namespace ether::ops {
 namespace {
 
 template <typename Step, typename T, typename U>
-void product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const U> a, Strided<const U> b, Strided<T> c,
+void tile_by(int64_t m, int64_t n, int64_t k, T alpha, Strided<const U> a, Strided<const U> b, Strided<T> c,
              bool accumulate) {
     for_best_isa([&]<int bytes>(Isa<bytes> isa) __attribute__((always_inline)) {
         Nothing nothing;
@@ -17,15 +17,15 @@ void product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const U> a, Strid
 template <typename T>
 void tile_product(int64_t m, int64_t n, int64_t k, T alpha, Strided<const T> a, Strided<const T> b,
                   Strided<T> c, bool accumulate) {
-    product<Multiply<T>>(m, n, k, alpha, a, b, c, accumulate);
+    tile_by<Multiply<T>>(m, n, k, alpha, a, b, c, accumulate);
 }
 
 void tile_product(int64_t m, int64_t n, int64_t k, float alpha, Strided<const Pair> a, Strided<const Pair> b,
                   Strided<float> c, bool accumulate) {
 #if defined(ETHER_DOT_PAIRS)
-    if (has_dot_pairs()) return product<DotPairs>(m, n, k, alpha, a, b, c, accumulate);
+    if (has_dot_pairs()) return tile_by<DotPairs>(m, n, k, alpha, a, b, c, accumulate);
 #endif
-    product<MultiplyPairs>(m, n, k, alpha, a, b, c, accumulate);
+    tile_by<MultiplyPairs>(m, n, k, alpha, a, b, c, accumulate);
 }
 
 template void tile_product<float>(int64_t, int64_t, int64_t, float, Strided<const float>,
