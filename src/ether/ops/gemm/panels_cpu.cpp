@@ -18,7 +18,7 @@ constexpr int64_t kWidth = 64;  // of a panel, in columns
 constexpr int64_t kDepth = 768;
 constexpr int64_t kSums = 1 << 18;   // that are not complete, at a time
 constexpr int64_t kFewestRows = 12;  // that packing pays for
-constexpr int64_t kRowsOfAThread = 24;
+constexpr int64_t kRowsOfAThread = 24;  // at least, where threads share a panel
 
 struct alignas(kLine) Line {
     uint32_t entries[kLine / sizeof(uint32_t)];
