@@ -16,8 +16,8 @@ constexpr int64_t kWidth = 64;  // of a panel, in columns
 // Of a panel, in entries of 4 bytes: a number or a pair. 196 KB, a fifth of a core's second cache (Zen 4: 1
 // MB), which also holds the next panel and most of what they are multiplied by.
 constexpr int64_t kDepth = 768;
-constexpr int64_t kSums = 1 << 18;   // that are not complete, at a time
-constexpr int64_t kFewestRows = 12;  // that packing pays for
+constexpr int64_t kSums = 1 << 18;      // that are not complete, at a time
+constexpr int64_t kFewestRows = 12;     // that packing pays for
 constexpr int64_t kRowsOfAThread = 24;  // at least, where threads share a panel
 
 struct alignas(kLine) Line {
