@@ -85,12 +85,13 @@ TEST(PanelProduct, SumsMayHaveAnyEvenLength) {
 
 // More sums than are kept at a time.
 TEST(PanelProduct, ResultsMayBeWide) {
+    const int threads = num_threads();
+    set_num_threads(1);
     for (const auto& kind : kKinds) {
         const auto x = normal({600, 1600}, 1, kind.dtype), w = weight(kind, 1040, 1600, 2);
-        set_num_threads(1);
         EXPECT_TRUE(near(by_panels(x, w, kind.order), in_double(x, w, kind.order), tolerance(kind.dtype)));
-        set_num_threads(2);
     }
+    set_num_threads(threads);
 }
 
 // Operands may be parts of larger ones and begin anywhere.

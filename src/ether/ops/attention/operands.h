@@ -3,27 +3,10 @@
 #pragma once
 
 #include <bit>
-#include <type_traits>
 
 #include "ether/ops/gemm/tile.h"
 
 namespace ether::ops {
-
-// S: what queries, keys and values are stored in.
-template <typename S>
-inline constexpr bool kInPairs = std::is_same_v<S, c10::BFloat16>;
-// What scores, probabilities and sums are held in.
-template <typename S>
-using Wide = std::conditional_t<kInPairs<S>, float, S>;
-// What tile_product reads.
-template <typename S>
-using Unit = std::conditional_t<kInPairs<S>, Pair, S>;
-
-// Units that hold n values along the sum.
-template <typename S>
-constexpr int64_t units(int64_t n) {
-    return kInPairs<S> ? (n + 1) / 2 : n;
-}
 
 // x (rows, n), as it lies, to be summed over n. In pairs n and the rows' stride are even.
 template <typename S>

@@ -24,11 +24,8 @@ struct alignas(kLine) Line {
     uint32_t entries[kLine / sizeof(uint32_t)];
 };
 
-// What a sum goes over one at a time.
 template <typename T>
-using Entry = std::conditional_t<std::is_same_v<T, float>, float, Pair>;
-template <typename T>
-constexpr int64_t kPerEntry = sizeof(uint32_t) / sizeof(T);
+constexpr int64_t kPerUnit = kInPairs<T> ? 2 : 1;
 
 template <typename T>
 struct Factors {
@@ -63,7 +60,7 @@ std::vector<WeightPart<T>> parts_of(const Factors<T>& of, int64_t first_panel, i
     for (int64_t begin = first_panel; begin < last_panel; begin += group)
         for (int64_t cut = 0; cut < cuts; ++cut)
             for (int64_t panel = begin; panel < std::min(begin + group, last_panel); ++panel) {
-                const int64_t column = panel * kWidth, value = entry(cut) * kPerEntry<T>;
+                const int64_t column = panel * kWidth, value = entry(cut) * kPerUnit<T>;
                 const int64_t at =
                     of.order == WeightOrder::kOutIn ? column * of.w.row + value : value * of.w.row + column;
                 ETHER_ASSERT(entry(cut + 1) - entry(cut) <= kDepth);
@@ -80,7 +77,7 @@ class Fetch {
     Fetch(const Factors<T>& of, const WeightPart<T>& next, int64_t steps)
         : at_(reinterpret_cast<const char*>(next.data)), stride_(of.w.row * static_cast<int64_t>(sizeof(T))) {
         const bool by_columns = of.order == WeightOrder::kOutIn;
-        const int64_t rows = by_columns ? next.width : next.depth * kPerEntry<T>;
+        const int64_t rows = by_columns ? next.width : next.depth * kPerUnit<T>;
         const int64_t row_bytes = by_columns ? next.depth * 4 : next.width * static_cast<int64_t>(sizeof(T));
         const auto into_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at_) % kLine);
         at_ -= into_line;
@@ -139,9 +136,9 @@ ETHER_INLINE void pack(Isa<bytes> isa, const Factors<T>& of, const WeightPart<T>
     if (of.order == WeightOrder::kOutIn) {
         for (int64_t i = 0; i < part.depth; i += lanes)
             for (int64_t j = 0; j < part.width; j += lanes)
-                transpose(isa, reinterpret_cast<const char*>(part.data + j * of.w.row + i * kPerEntry<T>),
+                transpose(isa, reinterpret_cast<const char*>(part.data + j * of.w.row + i * kPerUnit<T>),
                           of.w.row * static_cast<int64_t>(sizeof(T)), panel + i * kWidth + j);
-    } else if constexpr (kPerEntry<T> == 2) {
+    } else if constexpr (kInPairs<T>) {
         for (int64_t i = 0; i < part.depth; ++i)
             for (int64_t j = 0; j < part.width; j += lanes) {
                 const T* from = part.data + 2 * i * of.w.row + j;
@@ -171,20 +168,20 @@ ETHER_INLINE void round_rows(Isa<bytes>, int64_t rows, int64_t width, Strided<co
 template <typename Step, typename T>
 void multiply_panels(const Factors<T>& of, int64_t first_panel, int64_t last_panel, int64_t first,
                      int64_t last) {
-    using E = Entry<T>;
+    using U = Unit<T>;
     // Sums of bfloat16 are rounded when they are complete.
-    constexpr bool in_place = std::is_same_v<T, float>;
+    constexpr bool in_place = !kInPairs<T>;
     const int64_t rows = last - first;
     const auto panel = std::make_unique_for_overwrite<Line[]>(kDepth * kWidth * 4 / kLine);
     const int64_t group = std::clamp<int64_t>(kSums / (rows * kWidth), 1, last_panel - first_panel);
     const auto wide =
         std::make_unique_for_overwrite<Line[]>(in_place ? 0 : rows * group * kWidth * 4 / kLine);
-    const Strided<const E> w{reinterpret_cast<const E*>(panel.get()), kWidth};
+    const Strided<const U> w{reinterpret_cast<const U*>(panel.get()), kWidth};
     const auto parts = parts_of(of, first_panel, last_panel, group);
     for (size_t i = 0; i < parts.size(); ++i) {
         const auto& part = parts[i];
-        const Strided<const E> x{reinterpret_cast<const E*>(of.x.data + first * of.x.row) + part.entry,
-                                 of.x.row / kPerEntry<T>};
+        const Strided<const U> x{reinterpret_cast<const U*>(of.x.data + first * of.x.row) + part.entry,
+                                 units<T>(of.x.row)};
         const Strided<T> y{of.y + first * of.out + part.column, of.out};
         Strided<float> sums{reinterpret_cast<float*>(wide.get()) + part.sums_column, group * kWidth};
         if constexpr (in_place) sums = y;
@@ -240,7 +237,7 @@ template <typename T>
 bool fits(int64_t out, int64_t in, WeightOrder order) {
     const bool by_columns = order == WeightOrder::kOutIn;
     if (std::is_same_v<T, float> && !by_columns) return false;
-    return out > 0 && in > 0 && out % 16 == 0 && in % ((by_columns ? 16 : 1) * kPerEntry<T>) == 0;
+    return out > 0 && in > 0 && out % 16 == 0 && in % ((by_columns ? 16 : 1) * kPerUnit<T>) == 0;
 }
 
 }  // namespace
@@ -254,9 +251,9 @@ bool has_panel_product(int64_t rows, int64_t out, int64_t in, WeightOrder order)
 template <typename T>
 void panel_product(int64_t rows, int64_t out, int64_t in, Strided<const T> x, Strided<const T> w,
                    WeightOrder order, const T* bias, T* y) {
-    ETHER_ASSERT(fits<T>(out, in, order) && x.column == 1 && w.column == 1 && x.row % kPerEntry<T> == 0);
+    ETHER_ASSERT(fits<T>(out, in, order) && x.column == 1 && w.column == 1 && x.row % kPerUnit<T> == 0);
     if (rows == 0) return;
-    const Factors<T> factors{rows, out, in / kPerEntry<T>, x, w, order, bias, y};
+    const Factors<T> factors{rows, out, units<T>(in), x, w, order, bias, y};
     if constexpr (std::is_same_v<T, float>) return by_threads<Multiply<float>>(factors);
 #if defined(ETHER_DOT_PAIRS)
     else if (has_dot_pairs())

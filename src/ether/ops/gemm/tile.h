@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ether/ops/vector.h"
 
@@ -20,6 +21,22 @@ struct Strided {
 struct Pair {
     c10::BFloat16 first, second;
 };
+
+// S: what operands are stored in.
+template <typename S>
+inline constexpr bool kInPairs = std::is_same_v<S, c10::BFloat16>;
+// What sums are held in.
+template <typename S>
+using Wide = std::conditional_t<kInPairs<S>, float, S>;
+// What tile_product reads.
+template <typename S>
+using Unit = std::conditional_t<kInPairs<S>, Pair, S>;
+
+// Units that hold n values along the sum.
+template <typename S>
+constexpr int64_t units(int64_t n) {
+    return kInPairs<S> ? (n + 1) / 2 : n;
+}
 
 // c (m, n) = alpha * a (m, k) b (k, n), added to what c holds if `accumulate`. Columns of b and c are
 // adjacent. Fastest where n is a multiple of kLanes<T>, slow where it is not one of 16 bytes; a may be
